@@ -1,0 +1,63 @@
+/*
+ * limits - every bound that Aspis puts on what comes from outside, in one place.
+ *
+ * A length, count or time that a guest, registry, CNI plugin or client can choose is checked against
+ * one of these before it is believed. Sizes in bytes unless the name says otherwise.
+ */
+#ifndef ASPIS_BASE_LIMITS_H
+#define ASPIS_BASE_LIMITS_H
+
+#define KiB(n) ((size_t)(n) * 1024U)
+#define MiB(n) ((size_t)(n) * 1024U * 1024U)
+#define GiB(n) ((uint64_t)(n) * 1024U * 1024U * 1024U)
+
+/* CRI (kubelet's own receive limit is 16 MiB: shared/facts/kubelet.md 2). */
+#define LIMIT_GRPC_MESSAGE MiB(16)
+#define LIMIT_CALL_ARENA MiB(64)       /* unpacked request plus reply of one call */
+#define LIMIT_CALLS_AT_ONCE 1024       /* concurrent CRI calls in the daemon */
+#define LIMIT_EXEC_SYNC_OUTPUT MiB(15) /* stdout plus stderr in an ExecSync reply */
+#define LIMIT_NAME 253                 /* sandbox/container name parts, labels' keys */
+#define LIMIT_STRING KiB(256)          /* any other single string in a CRI request */
+#define LIMIT_PATH 4096
+
+/* Link between daemon and agent. */
+#define LIMIT_RPC_MESSAGE MiB(4) /* ttrpc's own limit */
+#define LIMIT_RPC_CALLS 128      /* unanswered calls on one link */
+#define LIMIT_IO_FRAME KiB(64)   /* payload of one stdio frame */
+#define LIMIT_IO_WINDOW KiB(256) /* unacknowledged bytes per stdio stream */
+#define LIMIT_AGENT_EVENTS 4096  /* exit records kept until acknowledged */
+#define LIMIT_GUEST_ERROR KiB(4) /* of a guest's error text put into ours */
+#define LIMIT_CONSOLE_FILE MiB(1)
+#define LIMIT_CONSOLE_TAIL 20 /* lines */
+
+/* CNI. */
+#define LIMIT_CNI_OUTPUT MiB(1)
+#define LIMIT_CNI_CONF MiB(1)
+#define LIMIT_CNI_PLUGINS 64 /* in one list */
+#define LIMIT_NETLINK_OBJECTS 4096
+#define LIMIT_POD_ADDRESSES 64
+#define LIMIT_POD_ROUTES 512
+#define LIMIT_POD_NEIGHBOURS 512
+
+/* Images. */
+#define LIMIT_MANIFEST MiB(4)
+#define LIMIT_IMAGE_CONFIG MiB(8)
+#define LIMIT_IMAGE_LAYERS 127
+#define LIMIT_INDEX_DEPTH 3
+#define LIMIT_INDEX_ENTRIES 1024
+#define LIMIT_HTTP_HEADER KiB(64)
+#define LIMIT_HTTP_ERROR_BODY KiB(64)
+#define LIMIT_REDIRECTS 8
+#define LIMIT_LAYER_ENTRIES 2000000     /* tar members in one layer */
+#define LIMIT_LAYER_UNPACKED GiB(64)    /* default of a configuration key */
+#define LIMIT_XATTR_BYTES KiB(64)       /* of one inode */
+#define LIMIT_SYMLINK 4095
+#define LIMIT_HOSTS_TOML KiB(256)
+
+/* QMP. */
+#define LIMIT_QMP_LINE MiB(1)
+
+/* Container log lines: kubelet and containerd cut at 16 KiB. */
+#define LIMIT_LOG_LINE KiB(16)
+
+#endif

@@ -1,0 +1,95 @@
+/*
+ * frame - codec of the link between daemon and agent: frame headers, preambles, and the parser that finds
+ * them in a byte stream of any cut (proto/README.md, "The link"). No I/O here.
+ *
+ * Memory: the parser owns its input buffer; a frame's payload points into it and is valid until
+ * the next call. Threads: one at a time.
+ */
+#ifndef ASPIS_PROTO_FRAME_H
+#define ASPIS_PROTO_FRAME_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/buf.h"
+#include "base/err.h"
+
+enum frame_type {
+    FRAME_REQUEST = 1,
+    FRAME_RESPONSE = 2,
+    FRAME_DATA = 3,
+    FRAME_CANCEL = 16,
+    FRAME_IO_OPEN = 17,
+    FRAME_IO_DATA = 18,
+    FRAME_IO_ACK = 19,
+    FRAME_IO_RESET = 20,
+};
+
+#define FRAME_FLAG_EOF 0x01U /* of FRAME_IO_DATA */
+
+enum link_channel { LINK_RPC = 0, LINK_IO = 1, LINK_FS = 2 };
+#define LINK_CHANNELS 3
+#define LINK_VSOCK_PORT 1024 /* plus the channel number */
+#define FRAME_HEADER 10
+#define PREAMBLE_SIZE 32
+#define PREAMBLE_NONCE 16
+#define LINK_VERSION 1
+
+const char *link_port_name(enum link_channel ch); /* "org.aspis.rpc", ... */
+
+struct frame {
+    uint32_t stream;
+    uint8_t type;
+    uint8_t flags;
+    const uint8_t *payload;
+    size_t len;
+};
+
+void frame_put_header(uint8_t out[FRAME_HEADER], uint32_t len, uint32_t stream, uint8_t type,
+                      uint8_t flags);
+/* Appends one whole frame. */
+int frame_append(struct buf *out, uint32_t stream, uint8_t type, uint8_t flags, const void *payload,
+                 size_t len);
+/* Appends FRAME_IO_DATA with its offset. */
+int frame_append_io(struct buf *out, uint32_t stream, uint8_t flags, uint64_t offset,
+                    const void *data, size_t len);
+/* Appends FRAME_IO_OPEN or FRAME_IO_ACK. */
+int frame_append_offset(struct buf *out, uint8_t type, uint32_t stream, uint64_t offset);
+/* Reads the leading u64 of an io frame; -1 when it is not there. */
+int frame_offset(const struct frame *f, uint64_t *offset);
+
+void preamble_make(uint8_t out[PREAMBLE_SIZE], enum link_channel ch,
+                   const uint8_t nonce[PREAMBLE_NONCE]);
+/* The agent's answer to a host's preamble. */
+void preamble_answer(uint8_t out[PREAMBLE_SIZE], const uint8_t in[PREAMBLE_SIZE]);
+
+enum parse_result {
+    PARSE_MORE,     /* nothing complete yet */
+    PARSE_FRAME,    /* *f is filled */
+    PARSE_PREAMBLE, /* a host's preamble (agent side): parser->preamble holds it */
+    PARSE_SYNCED,   /* the expected answer arrived (host side): frames follow */
+    PARSE_BROKEN,   /* a header that can be no frame: resync needed (agent: it now scans for a preamble) */
+};
+
+struct frame_parser {
+    struct buf in;
+    size_t used; /* bytes of `in` that the last result covered */
+    size_t max_payload;
+    bool agent;   /* which side we are */
+    bool scanning; /* discarding until a preamble (agent) or the expected answer (host) */
+    uint8_t preamble[PREAMBLE_SIZE]; /* agent: the last one seen; host: the answer waited for */
+};
+
+/* Both sides start scanning. max_payload: LIMIT_RPC_MESSAGE or LIMIT_IO_FRAME + 8. */
+void frame_parser_init(struct frame_parser *p, bool agent, size_t max_payload);
+void frame_parser_clear(struct frame_parser *p);
+/* Drops half-read input and scans again (host: for the answer to this preamble). */
+void frame_parser_resync(struct frame_parser *p, const uint8_t expected_answer[PREAMBLE_SIZE]);
+/* Room to read(2) into: at least 4 KiB; then tell how much arrived. */
+void *frame_parser_room(struct frame_parser *p, size_t *size);
+void frame_parser_fed(struct frame_parser *p, size_t n);
+/* Call until PARSE_MORE. */
+enum parse_result frame_parser_next(struct frame_parser *p, struct frame *f);
+
+#endif
