@@ -1,0 +1,44 @@
+/*
+ * pod - what this guest is: its identity, files, disks and namespaces, as ConfigurePod said.
+ *
+ * Owned by the agent's main; one per guest. Single-threaded.
+ */
+#ifndef ASPIS_AGENT_POD_H
+#define ASPIS_AGENT_POD_H
+
+#include <sys/types.h>
+
+#include "base/err.h"
+#include "base/loop.h"
+#include "proto/agent.pb-c.h"
+
+struct pod;
+
+struct pod *pod_new(struct loop *loop, struct err *err);
+void pod_free(struct pod *p);
+
+/* ConfigurePod. Repeatable. */
+int pod_configure(struct pod *p, const Aspis__Agent__V1__ConfigurePodRequest *req, struct err *err);
+const char *pod_id(const struct pod *p); /* "" before ConfigurePod */
+
+/* Guest path of a pod file by its name in a mount source: "resolv.conf", "hosts", "hostname", "shm"; NULL when unknown. */
+const char *pod_file(const struct pod *p, const char *name);
+
+/* Directory on the scratch disk (or tmpfs) for upper and work directories of containers. */
+const char *pod_scratch_dir(const struct pod *p);
+
+/* Waits (without blocking the loop) until the disk with this virtio-blk serial is there, mounts it as erofs read-only once, and calls
+ * done with the mount point or an error. Each successful call takes a reference that pod_image_release() gives back. */
+typedef void (*pod_image_fn)(void *arg, const char *mountpoint, const struct err *err);
+void pod_image_acquire(struct pod *p, const char *serial, pod_image_fn done, void *arg);
+void pod_image_release(struct pod *p, const char *serial);
+/* Unmounts; PRECONDITION while referenced. */
+int pod_image_detach(struct pod *p, const char *serial, struct err *err);
+/* Serials of mounted image disks, NULL-terminated, valid until the next change. */
+const char *const *pod_images(const struct pod *p);
+
+/* "/proc/<pid>/ns/pid" of the pod's shared process namespace, made on first use: its init is a tiny reaping process
+ * of the agent. NULL with *err. */
+const char *pod_shared_pidns(struct pod *p, struct err *err);
+
+#endif
