@@ -53,6 +53,16 @@
 #define LIMIT_XATTR_BYTES KiB(64)       /* of one inode */
 #define LIMIT_SYMLINK 4095
 #define LIMIT_HOSTS_TOML KiB(256)
+#define LIMIT_TOKEN_REPLY KiB(256)      /* of a registry's token service */
+#define LIMIT_REGISTRY_TEXT 1024        /* of a registry's error text put into ours */
+#define LIMIT_REGISTRY_HOSTS 32         /* mirrors in one hosts.toml */
+#define LIMIT_REFERENCE 1024            /* an image reference */
+
+/* TOML: configuration and hosts.toml. */
+#define LIMIT_TOML MiB(1)
+#define LIMIT_TOML_TABLES 1024
+#define LIMIT_TOML_KEYS 4096 /* in a document; the same for array items */
+#define LIMIT_TOML_DEPTH 8   /* parts of a dotted name, nested arrays */
 
 /* QMP. */
 #define LIMIT_QMP_LINE MiB(1)
