@@ -19,6 +19,10 @@
 #define LIMIT_NAME 253                 /* sandbox/container name parts, labels' keys */
 #define LIMIT_STRING KiB(256)          /* any other single string in a CRI request */
 #define LIMIT_PATH 4096
+#define LIMIT_MESSAGE_DEPTH 16                     /* nesting of messages; CRI's deepest is 8 */
+#define LIMIT_STREAM_QUEUE MiB(1)                  /* packed messages waiting for a slow stream reader */
+#define LIMIT_STREAM_STALL_NS (10LL * 1000000000)  /* no progress for so long ends a stream */
+#define LIMIT_CONFIG_FILE KiB(256)                 /* /etc/aspis/config.toml */
 
 /* Link between daemon and agent. */
 #define LIMIT_RPC_MESSAGE MiB(4) /* ttrpc's own limit */
