@@ -1,6 +1,6 @@
 /*
- * frame - codec of the link between daemon and agent: frame headers, preambles, and the parser that finds
- * them in a byte stream of any cut (proto/README.md, "The link"). No I/O here.
+ * frame - codec of the link between daemon and agent: frame headers, preambles, and the parser that
+ * finds them in a byte stream of any cut (proto/README.md, "The link"). No I/O here.
  *
  * Memory: the parser owns its input buffer; a frame's payload points into it and is valid until
  * the next call. Threads: one at a time.
@@ -34,6 +34,7 @@ enum link_channel { LINK_RPC = 0, LINK_IO = 1, LINK_FS = 2 };
 #define FRAME_HEADER 10
 #define PREAMBLE_SIZE 32
 #define PREAMBLE_NONCE 16
+#define PREAMBLE_FIXED (PREAMBLE_SIZE - PREAMBLE_NONCE)
 #define LINK_VERSION 1
 
 const char *link_port_name(enum link_channel ch); /* "org.aspis.rpc", ... */
@@ -63,20 +64,28 @@ void preamble_make(uint8_t out[PREAMBLE_SIZE], enum link_channel ch,
                    const uint8_t nonce[PREAMBLE_NONCE]);
 /* The agent's answer to a host's preamble. */
 void preamble_answer(uint8_t out[PREAMBLE_SIZE], const uint8_t in[PREAMBLE_SIZE]);
+/* The first place in data that holds the fixed part of a host's preamble; NULL when there is none.
+ */
+const void *preamble_find(const void *data, size_t len);
+/* How much of data the host may put into one frame: no frame to the agent holds the fixed part of a
+ * preamble, so that the agent can tell a new connection even in the middle of a frame. */
+size_t preamble_safe_len(const void *data, size_t len);
 
 enum parse_result {
     PARSE_MORE,     /* nothing complete yet */
     PARSE_FRAME,    /* *f is filled */
     PARSE_PREAMBLE, /* a host's preamble (agent side): parser->preamble holds it */
     PARSE_SYNCED,   /* the expected answer arrived (host side): frames follow */
-    PARSE_BROKEN,   /* a header that can be no frame: resync needed (agent: it now scans for a preamble) */
+    PARSE_BROKEN,   /* a header that can be no frame: resync needed (agent: it now scans for a
+                       preamble) */
 };
 
 struct frame_parser {
     struct buf in;
-    size_t used; /* bytes of `in` that the last result covered */
+    size_t used;    /* bytes of `in` that the results so far covered */
+    size_t scanned; /* bytes after them already searched for a preamble (agent) */
     size_t max_payload;
-    bool agent;   /* which side we are */
+    bool agent;    /* which side we are */
     bool scanning; /* discarding until a preamble (agent) or the expected answer (host) */
     uint8_t preamble[PREAMBLE_SIZE]; /* agent: the last one seen; host: the answer waited for */
 };
@@ -86,7 +95,8 @@ void frame_parser_init(struct frame_parser *p, bool agent, size_t max_payload);
 void frame_parser_clear(struct frame_parser *p);
 /* Drops half-read input and scans again (host: for the answer to this preamble). */
 void frame_parser_resync(struct frame_parser *p, const uint8_t expected_answer[PREAMBLE_SIZE]);
-/* Room to read(2) into: at least 4 KiB; then tell how much arrived. */
+/* Room to read(2) into: at least 4 KiB (0 and NULL only when memory is out); then tell how much
+ * arrived. */
 void *frame_parser_room(struct frame_parser *p, size_t *size);
 void frame_parser_fed(struct frame_parser *p, size_t n);
 /* Call until PARSE_MORE. */
