@@ -22,6 +22,7 @@
 #define LIMIT_MESSAGE_DEPTH 16                     /* nesting of messages; CRI's deepest is 8 */
 #define LIMIT_STREAM_QUEUE MiB(1)                  /* packed messages waiting for a slow stream reader */
 #define LIMIT_STREAM_STALL_NS (10LL * 1000000000)  /* no progress for so long ends a stream */
+#define LIMIT_STATUS_TEXT KiB(4)                   /* of an error in a gRPC status: a header, which clients bound */
 #define LIMIT_CONFIG_FILE KiB(256)                 /* /etc/aspis/config.toml */
 
 /* Link between daemon and agent. */
@@ -30,6 +31,7 @@
 #define LIMIT_IO_FRAME KiB(64)   /* payload of one stdio frame */
 #define LIMIT_IO_WINDOW KiB(256) /* unacknowledged bytes per stdio stream */
 #define LIMIT_AGENT_EVENTS 4096  /* exit records kept until acknowledged */
+#define LIMIT_DEVICE_WAIT_MS 10000 /* guest: until a disk or NIC that a call names must be there */
 #define LIMIT_GUEST_ERROR KiB(4) /* of a guest's error text put into ours */
 #define LIMIT_CONSOLE_FILE MiB(1)
 #define LIMIT_CONSOLE_TAIL 20 /* lines */
@@ -42,6 +44,14 @@
 #define LIMIT_POD_ADDRESSES 64
 #define LIMIT_POD_ROUTES 512
 #define LIMIT_POD_NEIGHBOURS 512
+#define LIMIT_POD_INTERFACES 16
+#define LIMIT_CNI_INTERFACES 64 /* in one result */
+#define LIMIT_NETINFO_TEXT MiB(1)
+#define LIMIT_CNI_STDERR KiB(64)
+#define LIMIT_CNI_ERROR KiB(4)     /* of a plugin's own words put into our error */
+#define LIMIT_CNI_CACHE MiB(4)     /* one file of the result cache */
+#define LIMIT_CNI_FILES 256        /* looked at in the configuration directory */
+#define LIMIT_CNI_AT_ONCE 16       /* plugin chains running at the same time */
 
 /* Images. */
 #define LIMIT_MANIFEST MiB(4)
@@ -56,6 +66,8 @@
 #define LIMIT_LAYER_UNPACKED GiB(64)    /* default of a configuration key */
 #define LIMIT_XATTR_BYTES KiB(64)       /* of one inode */
 #define LIMIT_SYMLINK 4095
+#define LIMIT_TREE_BYTES MiB(768)       /* memory for the names and attributes of a layer or image */
+#define LIMIT_TREE_DEPTH 2048           /* directories in one another */
 #define LIMIT_HOSTS_TOML KiB(256)
 #define LIMIT_TOKEN_REPLY KiB(256)      /* of a registry's token service */
 #define LIMIT_REGISTRY_TEXT 1024        /* of a registry's error text put into ours */
