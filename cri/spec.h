@@ -1,0 +1,38 @@
+/*
+ * spec - the OCI runtime spec of a container, made from what CRI and the image say.
+ *
+ * The spec is complete but for what only the guest knows (root path, resolved user, namespace paths, cgroup path), which the agent
+ * fills in (proto/agent.proto, CreateContainerRequest.oci_spec). What this release cannot honour is refused here by name, never
+ * ignored. Threads: any; nothing is kept.
+ */
+#ifndef ASPIS_CRI_SPEC_H
+#define ASPIS_CRI_SPEC_H
+
+#include "base/err.h"
+#include "cri/image/image.h"
+#include "proto/agent.pb-c.h"
+#include "proto/cri/v1/api.pb-c.h"
+
+/* PRECONDITION/UNIMPLEMENTED/INVALID naming the field that cannot be served by a VM pod. */
+int spec_check_sandbox(const Runtime__V1__PodSandboxConfig *pod, struct err *err);
+int spec_check_container(const Runtime__V1__ContainerConfig *c,
+                         const Runtime__V1__PodSandboxConfig *pod, struct err *err);
+
+/* JSON text, the caller's. `hostname` is the pod's. */
+char *spec_make(const Runtime__V1__ContainerConfig *c, const Runtime__V1__PodSandboxConfig *pod,
+                const struct image_config *image, struct err *err);
+
+/* Fills the message's fields; strings are borrowed from c or image. */
+int spec_user(const Runtime__V1__ContainerConfig *c, const struct image_config *image,
+              Aspis__Agent__V1__User *user, struct err *err);
+
+/* Whether the container shares the pod's process namespace. */
+bool spec_shared_pid(const Runtime__V1__ContainerConfig *c);
+
+/* The effective stop signal: the container's, else the image's, else SIGTERM; as a number and its name ("SIGTERM"). */
+int spec_stop_signal(const Runtime__V1__ContainerConfig *c, const struct image_config *image,
+                     char name[16]);
+/* The number of "SIGTERM", "TERM", "15", "SIGRTMIN+3"; -1 when it is none. */
+int spec_signal_number(const char *name);
+
+#endif
