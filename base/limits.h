@@ -32,7 +32,16 @@
 #define LIMIT_IO_WINDOW KiB(256) /* unacknowledged bytes per stdio stream */
 #define LIMIT_AGENT_EVENTS 4096  /* exit records kept until acknowledged */
 #define LIMIT_DEVICE_WAIT_MS 10000 /* guest: until a disk or NIC that a call names must be there */
+#define LIMIT_SYSCTL_VALUE KiB(4)
+#define LIMIT_POD_SYSCTLS 256
+#define LIMIT_POD_INTERFACES 32
+#define LIMIT_POD_FILE KiB(256) /* resolv.conf, hosts */
 #define LIMIT_GUEST_ERROR KiB(4) /* of a guest's error text put into ours */
+#define LIMIT_AGENT_CONTAINERS 512 /* in one guest */
+#define LIMIT_AGENT_PROCESSES 4096 /* in one guest, ended ones not yet removed included */
+#define LIMIT_CONTAINER_ID 128     /* container and exec ids */
+#define LIMIT_USER_FILE MiB(4)     /* /etc/passwd or /etc/group of an image */
+#define LIMIT_USER_GROUPS 1024     /* supplementary groups of one process */
 #define LIMIT_CONSOLE_FILE MiB(1)
 #define LIMIT_CONSOLE_TAIL 20 /* lines */
 
