@@ -15,20 +15,35 @@
 struct pod;
 
 struct pod *pod_new(struct loop *loop, struct err *err);
+/* For an agent that is not a guest's init (tests): the pod's files live below `dir`, and nothing of
+ * the machine is touched (clock, hostname, entropy, sysctls, network, mounts). Before the first
+ * pod_configure(). */
+void pod_use_dir(struct pod *p, const char *dir);
 void pod_free(struct pod *p);
 
-/* ConfigurePod. Repeatable. */
-int pod_configure(struct pod *p, const Aspis__Agent__V1__ConfigurePodRequest *req, struct err *err);
+/* ConfigurePod. Repeatable. Waits without blocking the loop for the scratch disk and the NICs that
+ * the request names, at most 10 s, then calls done once: err is NULL or says what failed. done may
+ * run before this returns. req must live until then. A second request while the first waits ends
+ * the first with ABORTED. */
+typedef void (*pod_configured_fn)(void *arg, const struct err *err);
+void pod_configure(struct pod *p, const Aspis__Agent__V1__ConfigurePodRequest *req,
+                   pod_configured_fn done, void *arg);
 const char *pod_id(const struct pod *p); /* "" before ConfigurePod */
 
-/* Guest path of a pod file by its name in a mount source: "resolv.conf", "hosts", "hostname", "shm"; NULL when unknown. */
+/* From main: a device appeared (uevent), and a child was reaped. */
+void pod_device_appeared(struct pod *p);
+void pod_reaped(struct pod *p, pid_t pid);
+
+/* Guest path of a pod file by its name in a mount source: "resolv.conf", "hosts", "hostname",
+ * "shm"; NULL when unknown. */
 const char *pod_file(const struct pod *p, const char *name);
 
 /* Directory on the scratch disk (or tmpfs) for upper and work directories of containers. */
 const char *pod_scratch_dir(const struct pod *p);
 
-/* Waits (without blocking the loop) until the disk with this virtio-blk serial is there, mounts it as erofs read-only once, and calls
- * done with the mount point or an error. Each successful call takes a reference that pod_image_release() gives back. */
+/* Waits (without blocking the loop) until the disk with this virtio-blk serial is there, mounts it
+ * as erofs read-only once, and calls done with the mount point or an error. Each successful call
+ * takes a reference that pod_image_release() gives back. */
 typedef void (*pod_image_fn)(void *arg, const char *mountpoint, const struct err *err);
 void pod_image_acquire(struct pod *p, const char *serial, pod_image_fn done, void *arg);
 void pod_image_release(struct pod *p, const char *serial);
@@ -37,8 +52,8 @@ int pod_image_detach(struct pod *p, const char *serial, struct err *err);
 /* Serials of mounted image disks, NULL-terminated, valid until the next change. */
 const char *const *pod_images(const struct pod *p);
 
-/* "/proc/<pid>/ns/pid" of the pod's shared process namespace, made on first use: its init is a tiny reaping process
- * of the agent. NULL with *err. */
+/* "/proc/<pid>/ns/pid" of the pod's shared process namespace, made on first use: its init is a tiny
+ * reaping process of the agent. NULL with *err. */
 const char *pod_shared_pidns(struct pod *p, struct err *err);
 
 #endif

@@ -1,0 +1,269 @@
+#include "agent/disk.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/queue.h>
+#include <sys/stat.h>
+
+#include "base/cleanup.h"
+#include "base/fs.h"
+#include "base/limits.h"
+#include "base/log.h"
+#include "base/str.h"
+
+#define WAIT_NS (LIMIT_DEVICE_WAIT_MS * INT64_C(1000000))
+
+struct image {
+    LIST_ENTRY(image) link;
+    char *serial;
+    char *mountpoint;
+    unsigned refs;
+};
+
+struct waiter {
+    LIST_ENTRY(waiter) link;
+    struct disks *disks;
+    char *serial;
+    struct loop_source *deadline;
+    disk_image_fn done;
+    void *arg;
+};
+
+struct disks {
+    struct loop *loop;
+    char *dir;
+    LIST_HEAD(, image) images;
+    LIST_HEAD(, waiter) waiters;
+    unsigned n_waiters;
+    const char **names; /* result of disks_mounted() */
+};
+
+bool disk_serial_valid(const char *serial)
+{
+    size_t n = serial ? strlen(serial) : 0;
+    return n > 0 && n <= DISK_SERIAL_MAX && serial[0] != '.' &&
+           strspn(serial, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-") == n;
+}
+
+char *disk_find(const char *sysfs, const char *serial)
+{
+    auto_free char *block = fs_format("%s/block", sysfs);
+    auto_closedir DIR *dir = opendir(block);
+    if (dir == NULL)
+        return NULL;
+    const struct dirent *e;
+    while ((e = readdir(dir)) != NULL) {
+        if (e->d_name[0] == '.')
+            continue;
+        auto_free char *path = fs_format("%s/%s/serial", block, e->d_name);
+        size_t len = 0;
+        auto_free char *text = fs_read(path, 64, &len, NULL);
+        if (text == NULL)
+            continue; /* not a virtio disk */
+        text[strcspn(text, "\n")] = '\0';
+        if (strcmp(text, serial) == 0)
+            return fs_format("/dev/%s", e->d_name);
+    }
+    return NULL;
+}
+
+static struct image *image_find(struct disks *d, const char *serial)
+{
+    struct image *i;
+    LIST_FOREACH(i, &d->images, link)
+    {
+        if (strcmp(i->serial, serial) == 0)
+            return i;
+    }
+    return NULL;
+}
+
+static void image_free(struct image *i)
+{
+    LIST_REMOVE(i, link);
+    free(i->serial);
+    free(i->mountpoint);
+    free(i);
+}
+
+/* Mounts the image on `dev`; NULL with *err. */
+static struct image *image_mount(struct disks *d, const char *serial, const char *dev,
+                                 struct err *err)
+{
+    auto_free char *mountpoint = fs_format("%s/%s", d->dir, serial);
+    if (fs_mkdir_p(mountpoint, 0700, err) < 0)
+        return NULL;
+    if (mount(dev, mountpoint, "erofs", MS_RDONLY | MS_NODEV | MS_NOSUID | MS_NOATIME, NULL) < 0) {
+        err_sys(err, errno, "image disk %s: mount %s as erofs", serial, dev);
+        (void)rmdir(mountpoint);
+        return NULL;
+    }
+    struct image *i = xcalloc(1, sizeof(*i));
+    i->serial = xstrdup(serial);
+    i->mountpoint = take(mountpoint);
+    LIST_INSERT_HEAD(&d->images, i, link);
+    return i;
+}
+
+static void waiter_end(struct waiter *w, const char *mountpoint, const struct err *err)
+{
+    LIST_REMOVE(w, link);
+    w->disks->n_waiters--;
+    loop_remove(w->deadline);
+    w->done(w->arg, mountpoint, err);
+    free(w->serial);
+    free(w);
+}
+
+static void waiter_timeout(struct loop_source *src, void *arg)
+{
+    struct waiter *w = arg;
+    (void)src;
+    auto_err struct err err = ERR_INIT;
+    err_set(&err, ERR_DEADLINE, "image disk %s did not appear within %d ms", w->serial,
+            LIMIT_DEVICE_WAIT_MS);
+    waiter_end(w, NULL, &err);
+}
+
+struct disks *disks_new(struct loop *loop, const char *dir)
+{
+    struct disks *d = xcalloc(1, sizeof(*d));
+    d->loop = loop;
+    d->dir = xstrdup(dir);
+    LIST_INIT(&d->images);
+    LIST_INIT(&d->waiters);
+    return d;
+}
+
+void disks_free(struct disks *d)
+{
+    if (d == NULL)
+        return;
+    auto_err struct err err = ERR_INIT;
+    err_set(&err, ERR_CANCELLED, "the agent is ending");
+    while (!LIST_EMPTY(&d->waiters))
+        waiter_end(LIST_FIRST(&d->waiters), NULL, &err);
+    while (!LIST_EMPTY(&d->images))
+        image_free(LIST_FIRST(&d->images));
+    free(d->names);
+    free(d->dir);
+    free(d);
+}
+
+/* Whether the image is there; then calls done, with it or with why it cannot be mounted. */
+static bool try_now(struct disks *d, const char *serial, struct image **out, struct err *err)
+{
+    *out = image_find(d, serial);
+    if (*out != NULL)
+        return true;
+    auto_free char *dev = disk_find("/sys", serial);
+    if (dev == NULL)
+        return false;
+    *out = image_mount(d, serial, dev, err);
+    return true;
+}
+
+void disks_acquire(struct disks *d, const char *serial, disk_image_fn done, void *arg)
+{
+    auto_err struct err err = ERR_INIT;
+    struct image *i = NULL;
+    if (!disk_serial_valid(serial)) {
+        err_set(&err, ERR_INVALID, "image disk: not a disk serial: \"%.40s\"",
+                serial ? serial : "");
+    } else if (try_now(d, serial, &i, &err)) {
+        if (i != NULL) {
+            i->refs++;
+            done(arg, i->mountpoint, NULL);
+            return;
+        }
+    } else if (d->n_waiters >= LIMIT_RPC_CALLS) {
+        err_set(&err, ERR_EXHAUSTED, "image disk %s: too many calls wait for disks", serial);
+    } else {
+        struct waiter *w = xcalloc(1, sizeof(*w));
+        w->disks = d;
+        w->deadline = loop_add_timer(d->loop, WAIT_NS, waiter_timeout, w, &err);
+        if (w->deadline != NULL) {
+            w->serial = xstrdup(serial);
+            w->done = done;
+            w->arg = arg;
+            LIST_INSERT_HEAD(&d->waiters, w, link);
+            d->n_waiters++;
+            return;
+        }
+        free(w);
+    }
+    done(arg, NULL, &err);
+}
+
+void disks_rescan(struct disks *d)
+{
+    /* A callback may acquire again or end other waiters, so after each one the list is read anew.
+     */
+    bool again = true;
+    while (again) {
+        again = false;
+        struct waiter *w;
+        LIST_FOREACH(w, &d->waiters, link)
+        {
+            auto_err struct err err = ERR_INIT;
+            struct image *i = NULL;
+            if (!try_now(d, w->serial, &i, &err))
+                continue;
+            if (i != NULL)
+                i->refs++;
+            waiter_end(w, i ? i->mountpoint : NULL, i ? NULL : &err);
+            again = true;
+            break;
+        }
+    }
+}
+
+void disks_release(struct disks *d, const char *serial)
+{
+    struct image *i = serial ? image_find(d, serial) : NULL;
+    if (i == NULL || i->refs == 0) {
+        log_error("image disk released more often than acquired", LOG_STR("serial", serial));
+        return;
+    }
+    i->refs--;
+}
+
+int disks_detach(struct disks *d, const char *serial, struct err *err)
+{
+    if (!disk_serial_valid(serial))
+        return err_set(err, ERR_INVALID, "not a disk serial: \"%.40s\"", serial ? serial : "");
+    const struct waiter *w;
+    LIST_FOREACH(w, &d->waiters, link)
+    {
+        if (strcmp(w->serial, serial) == 0)
+            return err_set(err, ERR_PRECONDITION, "disk %s: a container waits for it", serial);
+    }
+    struct image *i = image_find(d, serial);
+    if (i == NULL)
+        return 0;
+    if (i->refs > 0)
+        return err_set(err, ERR_PRECONDITION, "disk %s: %u containers use it", serial, i->refs);
+    if (umount2(i->mountpoint, UMOUNT_NOFOLLOW) < 0) {
+        if (errno == EBUSY)
+            return err_set(err, ERR_PRECONDITION, "disk %s: its file system is in use", serial);
+        return err_sys(err, errno, "disk %s: unmount %s", serial, i->mountpoint);
+    }
+    (void)rmdir(i->mountpoint);
+    image_free(i);
+    return 0;
+}
+
+const char *const *disks_mounted(struct disks *d)
+{
+    size_t n = 0;
+    const struct image *i;
+    LIST_FOREACH(i, &d->images, link) n++;
+    free(d->names);
+    d->names = xcalloc(n + 1, sizeof(*d->names));
+    n = 0;
+    LIST_FOREACH(i, &d->images, link) d->names[n++] = i->serial;
+    d->names[n] = NULL;
+    return d->names;
+}

@@ -1,0 +1,379 @@
+#include "agent/pod.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "agent/disk.h"
+#include "agent/identity.h"
+#include "agent/net.h"
+#include "agent/pidns.h"
+#include "base/cleanup.h"
+#include "base/fs.h"
+#include "base/limits.h"
+#include "base/log.h"
+#include "base/str.h"
+
+#define RUN_DIR "/run/aspis"
+#define SHM_DEFAULT MiB(64)
+#define WAIT_NS (LIMIT_DEVICE_WAIT_MS * INT64_C(1000000))
+
+typedef Aspis__Agent__V1__ConfigurePodRequest request;
+
+struct pod {
+    struct loop *loop;
+    bool guest; /* we are this machine's init, so the machine is ours */
+    char *id;
+    char *file_resolv, *file_hosts, *file_hostname, *dir_shm, *dir_scratch, *dir_images;
+    uint64_t shm_bytes; /* 0: not mounted */
+    bool scratch_mounted;
+    char *scratch_serial; /* what is mounted there; "" for tmpfs */
+    struct disks *disks;
+
+    pid_t pidns_init; /* 0: none */
+    char *pidns_path;
+
+    /* The ConfigurePod that waits for devices. */
+    const request *waiting;
+    pod_configured_fn done;
+    void *done_arg;
+    struct loop_source *deadline;
+};
+
+static void set_dirs(struct pod *p, const char *dir)
+{
+    free(p->file_resolv);
+    free(p->file_hosts);
+    free(p->file_hostname);
+    free(p->dir_shm);
+    free(p->dir_scratch);
+    free(p->dir_images);
+    p->file_resolv = fs_format("%s/pod/resolv.conf", dir);
+    p->file_hosts = fs_format("%s/pod/hosts", dir);
+    p->file_hostname = fs_format("%s/pod/hostname", dir);
+    p->dir_shm = fs_format("%s/pod/shm", dir);
+    p->dir_scratch = fs_format("%s/scratch", dir);
+    p->dir_images = fs_format("%s/images", dir);
+    disks_free(p->disks);
+    p->disks = disks_new(p->loop, p->dir_images);
+}
+
+static void deadline_passed(struct loop_source *src, void *arg);
+
+struct pod *pod_new(struct loop *loop, struct err *err)
+{
+    struct pod *p = xcalloc(1, sizeof(*p));
+    p->loop = loop;
+    p->guest = true;
+    p->id = xstrdup("");
+    p->deadline = loop_add_timer(loop, -1, deadline_passed, p, err);
+    if (p->deadline == NULL) {
+        free(p->id);
+        free(p);
+        return NULL;
+    }
+    set_dirs(p, RUN_DIR);
+    return p;
+}
+
+void pod_use_dir(struct pod *p, const char *dir)
+{
+    p->guest = false;
+    set_dirs(p, dir);
+}
+
+static void end_waiting(struct pod *p, const struct err *err)
+{
+    if (p->waiting == NULL)
+        return;
+    p->waiting = NULL;
+    loop_set_timer(p->deadline, -1);
+    p->done(p->done_arg, err);
+}
+
+void pod_free(struct pod *p)
+{
+    if (p == NULL)
+        return;
+    auto_err struct err err = ERR_INIT;
+    err_set(&err, ERR_CANCELLED, "the agent is ending");
+    end_waiting(p, &err);
+    if (p->pidns_init > 0)
+        (void)kill(p->pidns_init, SIGKILL);
+    loop_remove(p->deadline);
+    disks_free(p->disks);
+    free(p->id);
+    free(p->file_resolv);
+    free(p->file_hosts);
+    free(p->file_hostname);
+    free(p->dir_shm);
+    free(p->dir_scratch);
+    free(p->dir_images);
+    free(p->scratch_serial);
+    free(p->pidns_path);
+    free(p);
+}
+
+const char *pod_id(const struct pod *p)
+{
+    return p->id;
+}
+
+const char *pod_file(const struct pod *p, const char *name)
+{
+    if (strcmp(name, "resolv.conf") == 0)
+        return p->file_resolv;
+    if (strcmp(name, "hosts") == 0)
+        return p->file_hosts;
+    if (strcmp(name, "hostname") == 0)
+        return p->file_hostname;
+    if (strcmp(name, "shm") == 0)
+        return p->dir_shm;
+    return NULL;
+}
+
+const char *pod_scratch_dir(const struct pod *p)
+{
+    return p->dir_scratch;
+}
+
+/* --- ConfigurePod ------------------------------------------------------------------------- */
+
+static int check(const struct pod *p, const request *req, struct err *err)
+{
+    size_t n = strlen(req->sandbox_id);
+    if (n == 0 || n > LIMIT_NAME)
+        return err_set(err, ERR_INVALID, "sandbox_id of %zu bytes", n);
+    if (*p->id && strcmp(p->id, req->sandbox_id) != 0)
+        return err_set(err, ERR_PRECONDITION, "this machine already is sandbox %s", p->id);
+    if (identity_check_hostname(req->hostname, err) < 0)
+        return -1;
+    if (req->entropy.len < IDENTITY_ENTROPY_MIN || req->entropy.len > IDENTITY_ENTROPY_MAX)
+        return err_set(err, ERR_INVALID, "entropy of %zu bytes", req->entropy.len);
+    if (req->machine_id.len != IDENTITY_MACHINE_ID)
+        return err_set(err, ERR_INVALID, "machine_id of %zu bytes", req->machine_id.len);
+    if (req->resolv_conf.len > LIMIT_POD_FILE || req->hosts.len > LIMIT_POD_FILE)
+        return err_set(err, ERR_INVALID, "resolv.conf of %zu and hosts of %zu bytes",
+                       req->resolv_conf.len, req->hosts.len);
+    if (req->n_sysctls > LIMIT_POD_SYSCTLS)
+        return err_set(err, ERR_INVALID, "%zu sysctls", req->n_sysctls);
+    for (size_t i = 0; i < req->n_sysctls; i++) {
+        auto_free char *path = identity_sysctl_path(req->sysctls[i]->key, err);
+        if (path == NULL)
+            return -1;
+    }
+    if (*req->scratch_disk && !disk_serial_valid(req->scratch_disk))
+        return err_set(err, ERR_INVALID, "scratch_disk: not a disk serial: \"%.40s\"",
+                       req->scratch_disk);
+    if (p->scratch_mounted && strcmp(p->scratch_serial, req->scratch_disk) != 0)
+        return err_set(err, ERR_PRECONDITION, "the scratch disk is \"%s\" already",
+                       p->scratch_serial);
+    return net_check(req, err);
+}
+
+/* Rewrites the file in place: containers have this very inode mounted. */
+static int write_file(const char *path, const void *data, size_t len, struct err *err)
+{
+    auto_close int fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0644);
+    if (fd < 0)
+        return err_sys(err, errno, "open %s", path);
+    if (fs_write_fd(fd, data, len, err) < 0)
+        return err_wrap(err, "%s", path);
+    if (ftruncate(fd, (off_t)len) < 0)
+        return err_sys(err, errno, "truncate %s", path);
+    return 0;
+}
+
+static int write_files(struct pod *p, const request *req, struct err *err)
+{
+    auto_free char *hostname = fs_format("%s\n", req->hostname);
+    if (fs_mkdir_p(p->dir_shm, 0755, err) < 0 ||
+        write_file(p->file_resolv, req->resolv_conf.data, req->resolv_conf.len, err) < 0 ||
+        write_file(p->file_hosts, req->hosts.data, req->hosts.len, err) < 0 ||
+        write_file(p->file_hostname, hostname, strlen(hostname), err) < 0)
+        return -1;
+    return 0;
+}
+
+static int mount_shm(struct pod *p, uint64_t bytes, struct err *err)
+{
+    if (bytes == 0)
+        bytes = SHM_DEFAULT;
+    if (!p->guest || p->shm_bytes == bytes)
+        return 0;
+    auto_free char *options = fs_format("mode=1777,size=%" PRIu64, bytes);
+    unsigned long flags = MS_NOSUID | MS_NODEV | MS_NOEXEC;
+    if (p->shm_bytes != 0)
+        flags |= MS_REMOUNT;
+    if (mount("shm", p->dir_shm, "tmpfs", flags, options) < 0)
+        return err_sys(err, errno, "mount %" PRIu64 " bytes of shm", bytes);
+    p->shm_bytes = bytes;
+    return 0;
+}
+
+/* What needs no device. */
+static int configure_identity(struct pod *p, const request *req, struct err *err)
+{
+    if (p->guest) {
+        if (req->wall_clock_ns != 0 && identity_set_clock(req->wall_clock_ns, err) < 0)
+            return -1;
+        if (identity_seed(req->entropy.data, req->entropy.len, err) < 0 ||
+            identity_set_hostname(req->hostname, err) < 0)
+            return -1;
+        if (fs_mkdir_p("/etc", 0755, err) < 0 ||
+            identity_write_machine_id("/etc/machine-id", req->machine_id.data, err) < 0)
+            return -1;
+    }
+    return write_files(p, req, err) < 0 ? -1 : mount_shm(p, req->shm_bytes, err);
+}
+
+/* 1: mounted; 0: the disk is not there yet. */
+static int mount_scratch(struct pod *p, const request *req, struct err *err)
+{
+    if (p->scratch_mounted)
+        return 1;
+    const char *serial = req->scratch_disk;
+    if (fs_mkdir_p(p->dir_scratch, 0700, err) < 0)
+        return -1;
+    if (p->guest && *serial == '\0') {
+        if (mount("scratch", p->dir_scratch, "tmpfs", MS_NOATIME, "mode=0700") < 0)
+            return err_sys(err, errno, "mount a tmpfs as scratch space");
+    } else if (p->guest) {
+        auto_free char *dev = disk_find("/sys", serial);
+        if (dev == NULL) {
+            err_set(err, ERR_NOT_FOUND, "scratch disk %s is not there", serial);
+            return 0;
+        }
+        if (mount(dev, p->dir_scratch, "ext4", MS_NOATIME, "discard") < 0)
+            return err_sys(err, errno, "scratch disk %s: mount %s as ext4", serial, dev);
+    }
+    p->scratch_mounted = true;
+    p->scratch_serial = xstrdup(serial);
+    return 1;
+}
+
+/* What needs devices. 1: done; 0: something is missing, which *err names. */
+static int configure_devices(struct pod *p, const request *req, struct err *err)
+{
+    int r = mount_scratch(p, req, err);
+    if (r <= 0 || !p->guest)
+        return r;
+    r = net_ready(req, err);
+    if (r <= 0)
+        return r;
+    if (net_apply(req, err) < 0)
+        return err_wrap(err, "network");
+    for (size_t i = 0; i < req->n_sysctls; i++) {
+        if (identity_set_sysctl(req->sysctls[i]->key, req->sysctls[i]->value, err) < 0)
+            return -1;
+    }
+    return 1;
+}
+
+/* Goes on with the waiting request as far as it goes now. */
+static void try_devices(struct pod *p, bool last)
+{
+    auto_err struct err err = ERR_INIT;
+    const request *req = p->waiting;
+    int r = configure_devices(p, req, &err);
+    if (r == 0 && !last)
+        return;
+    if (r > 0 && *p->id == '\0') {
+        free(p->id);
+        p->id = xstrdup(req->sandbox_id);
+        log_info("configured", LOG_STR("sandbox", p->id), LOG_STR("hostname", req->hostname));
+    }
+    if (r == 0) {
+        auto_err struct err late = ERR_INIT;
+        err_set(&late, ERR_DEADLINE, "%s after %d ms", err_msg(&err), LIMIT_DEVICE_WAIT_MS);
+        err_move(&err, &late);
+    }
+    end_waiting(p, r > 0 ? NULL : &err);
+}
+
+static void deadline_passed(struct loop_source *src, void *arg)
+{
+    struct pod *p = arg;
+    (void)src;
+    if (p->waiting != NULL)
+        try_devices(p, true);
+}
+
+void pod_configure(struct pod *p, const request *req, pod_configured_fn done, void *arg)
+{
+    auto_err struct err err = ERR_INIT;
+    if (p->waiting != NULL) {
+        err_set(&err, ERR_ABORTED, "another ConfigurePod came");
+        end_waiting(p, &err);
+        err_clear(&err);
+    }
+    if (check(p, req, &err) < 0 || configure_identity(p, req, &err) < 0 ||
+        loop_set_timer(p->deadline, WAIT_NS) < 0) {
+        if (err.code == ERR_OK)
+            err_set(&err, ERR_INTERNAL, "set the deadline for devices");
+        done(arg, &err);
+        return;
+    }
+    p->waiting = req;
+    p->done = done;
+    p->done_arg = arg;
+    try_devices(p, false);
+}
+
+void pod_device_appeared(struct pod *p)
+{
+    if (p->waiting != NULL)
+        try_devices(p, false);
+    disks_rescan(p->disks);
+}
+
+/* --- images and namespaces ---------------------------------------------------------------- */
+
+void pod_image_acquire(struct pod *p, const char *serial, pod_image_fn done, void *arg)
+{
+    disks_acquire(p->disks, serial, done, arg);
+}
+
+void pod_image_release(struct pod *p, const char *serial)
+{
+    disks_release(p->disks, serial);
+}
+
+int pod_image_detach(struct pod *p, const char *serial, struct err *err)
+{
+    return disks_detach(p->disks, serial, err);
+}
+
+const char *const *pod_images(const struct pod *p)
+{
+    return disks_mounted(p->disks);
+}
+
+const char *pod_shared_pidns(struct pod *p, struct err *err)
+{
+    if (p->pidns_init == 0) {
+        pid_t pid = pidns_start(err);
+        if (pid < 0)
+            return NULL;
+        p->pidns_init = pid;
+        p->pidns_path = fs_format("/proc/%d/ns/pid", (int)pid);
+    }
+    return p->pidns_path;
+}
+
+void pod_reaped(struct pod *p, pid_t pid)
+{
+    if (p->pidns_init == 0 || pid != p->pidns_init)
+        return;
+    /* With its init the namespace is dead and so are all its processes; the next container gets a
+     * new one. */
+    log_error("the shared process namespace's init is gone", LOG_INT("pid", pid));
+    p->pidns_init = 0;
+    free(p->pidns_path);
+    p->pidns_path = NULL;
+}
