@@ -51,11 +51,12 @@ struct container {
     struct oplock op;
     pthread_mutex_t save;
     bool deleted; /* under save: the record is gone and stays gone */
-    struct container_log *log; /* set under op; closed by the finisher */
+    struct container_log *log; /* from create to remove; changed under op and lock */
     int exited_fd;             /* eventfd: readable once EXITED is visible */
     bool stopping;             /* a StopContainer was asked for: tells a kill from a crash in the log */
     /* the end, put together from the exit event and the log's completion */
     bool exit_seen, log_done, finishing;
+    struct loop_source *late; /* worker loop: the log takes too long to complete */
     uint64_t exit_seq;
     uint32_t exit_code;
     bool oom_killed;

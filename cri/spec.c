@@ -156,7 +156,7 @@ int spec_stop_signal(const Container *c, const struct image_config *image, char 
     if (sig < 32)
         (void)snprintf(name, 16, "SIG%s", sigabbrev_np(sig));
     else
-        (void)snprintf(name, 16, "SIGRTMIN+%d", sig - 34);
+        (void)snprintf(name, 16, "SIGRTMIN+%u", (unsigned)(sig - 34) % 31);
     return sig;
 }
 

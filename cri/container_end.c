@@ -1,0 +1,232 @@
+#include "cri/container_end.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+
+#include "base/limits.h"
+#include "base/log.h"
+#include "base/str.h"
+#include "cri/container_ops.h"
+#include "cri/sandbox_ops.h"
+
+/* A full disk may keep a log from completing for ever; the end is shown after this. The rest of the log is written
+ * when there is room. */
+#define LOG_PATIENCE_NS (10LL * 1000000000)
+
+/* Under the lock: makes c EXITED unless it is already. */
+static bool mark_exited(struct container *c, uint32_t code, const char *reason, const char *message,
+                        int64_t at)
+{
+    if (c->rec.phase == CONTAINER_EXITED || c->rec.phase == CONTAINER_REMOVING)
+        return false;
+    c->rec.phase = CONTAINER_EXITED;
+    c->rec.exit_code = code;
+    int64_t now = wall_ns();
+    c->rec.finished_at = at <= 0 || at > now ? now : at;
+    if (c->rec.finished_at < c->rec.started_at)
+        c->rec.finished_at = c->rec.started_at;
+    free(c->rec.reason);
+    free(c->rec.message);
+    c->rec.reason = xstrdup(reason);
+    c->rec.message = xstrdup(message);
+    return true;
+}
+
+/* Record, show, acknowledge. On any thread that may write records. */
+static void publish(struct container *c)
+{
+    auto_err struct err err = ERR_INIT;
+    if (container_save(c, &err) < 0) {
+        /* not acknowledged: the agent keeps the exit and a later daemon gets it again */
+        log_error("cannot record end of container", LOG_STR("container", c->rec.id),
+                  LOG_STR("error", err_msg(&err)));
+    } else {
+        (void)pthread_mutex_lock(&c->rt->lock);
+        c->exit_seq = 0;
+        (void)pthread_mutex_unlock(&c->rt->lock);
+    }
+    (void)eventfd_write(c->exited_fd, 1);
+    sandbox_ack_events(c->sandbox);
+}
+
+static void finish(void *arg)
+{
+    struct container *c = arg;
+    (void)pthread_mutex_lock(&c->rt->lock);
+    struct loop_source *late = c->late;
+    c->late = NULL;
+    const char *reason = c->oom_killed ? "OOMKilled" : c->exit_code == 0 ? "Completed" : "Error";
+    bool fresh = mark_exited(c, c->exit_code, reason, "", c->exited_at);
+    (void)pthread_mutex_unlock(&c->rt->lock);
+    if (late != NULL) {
+        loop_remove(late);
+        container_unref(c);
+    }
+    publish(c);
+    if (fresh)
+        log_info("container exited", LOG_STR("container", c->rec.id),
+                 LOG_INT("code", c->rec.exit_code), LOG_STR("reason", c->rec.reason));
+    container_unref(c);
+}
+
+/* Under the lock: true when the caller is to post finish() with a reference. */
+static bool ready_to_finish(struct container *c, bool impatient)
+{
+    if (!c->exit_seen || c->finishing || (!c->log_done && !impatient))
+        return false;
+    c->finishing = true;
+    (void)container_ref(c);
+    return true;
+}
+
+static void on_late(struct loop_source *src, void *arg)
+{
+    (void)src;
+    struct container *c = arg;
+    (void)pthread_mutex_lock(&c->rt->lock);
+    bool go = ready_to_finish(c, true);
+    (void)pthread_mutex_unlock(&c->rt->lock);
+    if (go) {
+        log_warn("container ended but its log cannot be completed",
+                 LOG_STR("container", c->rec.id), LOG_STR("path", c->rec.log_path));
+        finish(c);
+    }
+}
+
+/* On the worker loop, with a reference that the timer keeps. */
+static void be_patient(void *arg)
+{
+    struct container *c = arg;
+    (void)pthread_mutex_lock(&c->rt->lock);
+    bool needed = !c->finishing && c->late == NULL;
+    if (needed)
+        c->late = loop_add_timer(c->rt->worker, LOG_PATIENCE_NS, on_late, c, NULL);
+    needed = needed && c->late != NULL;
+    (void)pthread_mutex_unlock(&c->rt->lock);
+    if (!needed)
+        container_unref(c);
+}
+
+void container_log_is_done(struct container *c)
+{
+    (void)pthread_mutex_lock(&c->rt->lock);
+    c->log_done = true;
+    bool go = ready_to_finish(c, false);
+    (void)pthread_mutex_unlock(&c->rt->lock);
+    if (go)
+        loop_post(c->rt->worker, finish, c);
+}
+
+/* The guest chose the ids and numbers in here: only what we know counts, and only in range. */
+static void on_container_exit(struct sandbox *s, uint64_t seq, const Aspis__Agent__V1__Exit *e)
+{
+    struct container *c = NULL;
+    bool go = false;
+    bool wait = false;
+    (void)pthread_mutex_lock(&s->rt->lock);
+    TAILQ_FOREACH(c, &s->containers, link)
+    {
+        if (strcmp(c->rec.id, e->container_id) == 0)
+            break;
+    }
+    if (c != NULL && !c->exit_seen) {
+        c->exit_seen = true;
+        c->exit_seq = seq;
+        c->exit_code = e->exit_code & 0xff;
+        c->oom_killed = e->oom_killed;
+        c->exited_at = e->exited_at_ns > INT64_MAX ? 0 : (int64_t)e->exited_at_ns;
+        if (c->log == NULL && c->rec.phase != CONTAINER_CREATING)
+            c->log_done = true;
+        go = ready_to_finish(c, false);
+        wait = !go;
+        if (wait)
+            (void)container_ref(c);
+    }
+    (void)pthread_mutex_unlock(&s->rt->lock);
+    if (go)
+        loop_post(s->rt->worker, finish, c);
+    else if (wait)
+        loop_post(s->rt->worker, be_patient, c);
+}
+
+static void on_exec_exit(struct sandbox *s, const Aspis__Agent__V1__Exit *e)
+{
+    struct exec *x;
+    (void)pthread_mutex_lock(&s->rt->lock);
+    TAILQ_FOREACH(x, &s->execs, link)
+    {
+        if (strcmp(x->container_id, e->container_id) != 0 || strcmp(x->exec_id, e->exec_id) != 0)
+            continue;
+        x->ended = true;
+        x->exit_code = e->exit_code & 0xff;
+        (void)eventfd_write(x->ended_fd, 1);
+    }
+    (void)pthread_mutex_unlock(&s->rt->lock);
+}
+
+void container_on_event(struct sandbox *s, const Aspis__Agent__V1__Event *event)
+{
+    (void)pthread_mutex_lock(&s->rt->lock);
+    if (event->seq > s->last_seq)
+        s->last_seq = event->seq;
+    (void)pthread_mutex_unlock(&s->rt->lock);
+    if (event->what_case == ASPIS__AGENT__V1__EVENT__WHAT_EXIT && event->exit != NULL) {
+        if (event->exit->exec_id[0] == '\0')
+            on_container_exit(s, event->seq, event->exit);
+        else
+            on_exec_exit(s, event->exit);
+    }
+    sandbox_ack_events(s);
+}
+
+void containers_lost(struct sandbox *s, const char *reason)
+{
+    struct exec *x;
+    (void)pthread_mutex_lock(&s->rt->lock);
+    TAILQ_FOREACH(x, &s->execs, link)
+    {
+        x->lost = true;
+        (void)eventfd_write(x->ended_fd, 1);
+    }
+    (void)pthread_mutex_unlock(&s->rt->lock);
+    size_t n = 0;
+    struct container **list = model_containers_of(s, &n);
+    for (size_t i = 0; i < n; i++) {
+        struct container *c = list[i];
+        (void)pthread_mutex_lock(&s->rt->lock);
+        struct container_log *log = c->rec.phase == CONTAINER_EXITED ? NULL : c->log;
+        (void)pthread_mutex_unlock(&s->rt->lock);
+        /* the log lives until the container is removed, which needs the sandbox's or the container's op lock */
+        if (log != NULL)
+            container_log_flush(log);
+        (void)pthread_mutex_lock(&s->rt->lock);
+        bool changed = false;
+        if (c->rec.phase == CONTAINER_CREATING)
+            ;
+        else if (c->exit_seen)
+            changed = mark_exited(c, c->exit_code,
+                                  c->oom_killed        ? "OOMKilled"
+                                  : c->exit_code == 0 ? "Completed"
+                                                      : "Error",
+                                  "", c->exited_at);
+        else if (*reason == '\0')
+            changed = mark_exited(c, 137, "Error", "killed when its sandbox was stopped", 0);
+        else
+            changed = mark_exited(c, 255, "Unknown", reason, 0);
+        (void)pthread_mutex_unlock(&s->rt->lock);
+        if (changed)
+            publish(c);
+        container_unref(c);
+    }
+    free(list);
+}
+
+void container_finish_start_error(struct container *c, const char *message)
+{
+    (void)pthread_mutex_lock(&c->rt->lock);
+    bool changed = mark_exited(c, 128, "StartError", message, 0);
+    (void)pthread_mutex_unlock(&c->rt->lock);
+    if (changed)
+        publish(c);
+}

@@ -1,0 +1,17 @@
+/*
+ * container_end - how containers end: exit events, completion of logs, lost machines, failed starts.
+ *
+ * See container_ops.h for the order in which an end becomes visible. The finishing itself runs on the runtime's worker
+ * loop, since it writes records.
+ */
+#ifndef ASPIS_CRI_CONTAINER_END_H
+#define ASPIS_CRI_CONTAINER_END_H
+
+#include "cri/model.h"
+
+/* From the log; on the io loop. */
+void container_log_is_done(struct container *c);
+/* StartContainer failed for good: EXITED, 128, StartError. */
+void container_finish_start_error(struct container *c, const char *message);
+
+#endif

@@ -1,0 +1,451 @@
+#include "cri/container_ops.h"
+
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+
+#include "base/failpoint.h"
+#include "base/fs.h"
+#include "base/limits.h"
+#include "base/log.h"
+#include "base/str.h"
+#include "cri/container_end.h"
+#include "cri/sandbox_ops.h"
+#include "cri/spec.h"
+
+/* How long a killed container may take to disappear before StopContainer gives up. */
+#define KILL_NS (30LL * 1000000000)
+#define UNDO_NS (60LL * 1000000000)
+
+static void set_text(struct container *c, char **field, const char *text)
+{
+    (void)pthread_mutex_lock(&c->rt->lock);
+    free(*field);
+    *field = xstrdup(text);
+    (void)pthread_mutex_unlock(&c->rt->lock);
+}
+
+static int set_phase(struct container *c, enum container_phase phase, struct err *err)
+{
+    (void)pthread_mutex_lock(&c->rt->lock);
+    c->rec.phase = phase;
+    (void)pthread_mutex_unlock(&c->rt->lock);
+    return container_save(c, err);
+}
+
+/* A call to the agent about this container whose answer is empty. */
+static int agent_call(struct container *c, const char *method, const ProtobufCMessage *req,
+                      struct cancel *cancel, struct err *err)
+{
+    struct machine *m = sandbox_use_machine(c->sandbox, err);
+    if (m == NULL)
+        return -1;
+    auto_arena struct arena *a = arena_new(LIMIT_CALL_ARENA);
+    const ProtobufCMessage *reply =
+        a == NULL ? NULL
+                  : link_call(machine_link(m), method, req, &aspis__agent__v1__empty__descriptor, a,
+                              cancel, err);
+    sandbox_release_machine(c->sandbox);
+    return reply == NULL ? -1 : 0;
+}
+
+/* --- create --- */
+
+static int resolve_log_path(struct container *c, struct err *err)
+{
+    const char *dir = c->sandbox->config->log_directory;
+    const char *name = c->config->log_path;
+    if (str_empty(dir) || str_empty(name))
+        return 0;
+    if (strlen(dir) + strlen(name) + 2 > LIMIT_PATH)
+        return err_set(err, ERR_INVALID, "log path is longer than %d bytes", LIMIT_PATH);
+    if (dir[0] != '/')
+        return err_set(err, ERR_INVALID, "log_directory \"%.200s\" is not absolute", dir);
+    /* a client is root's equal, but a path that climbs out of the log directory is a mistake */
+    auto_free char *probe = fs_format("/%s/", name);
+    if (probe == NULL || strstr(probe, "/../") != NULL)
+        return err_set(err, ERR_INVALID, "log_path \"%.200s\" leaves the log directory", name);
+    auto_free char *path = fs_format("%s/%s", dir, name);
+    auto_free char *parent = xstrdup(path);
+    *strrchr(parent, '/') = '\0';
+    if (fs_mkdir_p(parent, 0755, err) < 0)
+        return err_wrap(err, "log directory");
+    set_text(c, &c->rec.log_path, path);
+    return 0;
+}
+
+static void on_log_done(void *arg)
+{
+    container_log_is_done(arg);
+}
+
+/* A log handle for c. It stays open until the container is removed. */
+static struct container_log *open_log(struct container *c, struct err *err)
+{
+    auto_free char *state = container_log_state_path(c);
+    auto_free char *dir = fs_format("%s/logs", c->rt->deps.run_root);
+    if (fs_mkdir_p(dir, 0700, err) < 0)
+        return NULL;
+    struct container_log_options o = {.path = c->rec.log_path,
+                                      .state_path = state,
+                                      .container_id = c->rec.id,
+                                      .io = c->rt->deps.io,
+                                      .on_done = on_log_done,
+                                      .arg = c};
+    struct container_log *log = container_log_open(&o, err);
+    if (log != NULL)
+        (void)container_ref(c); /* the log calls back; given back when it is closed */
+    return log;
+}
+
+void container_close_log(struct container *c, bool forget)
+{
+    (void)pthread_mutex_lock(&c->rt->lock);
+    struct container_log *log = c->log;
+    c->log = NULL;
+    (void)pthread_mutex_unlock(&c->rt->lock);
+    auto_free char *state = container_log_state_path(c);
+    if (forget)
+        (void)unlink(state);
+    if (log == NULL)
+        return;
+    container_log_close(log);
+    container_unref(c);
+}
+
+int container_resume_log(struct container *c, struct link *link, struct err *err)
+{
+    struct container_log *log = open_log(c, err);
+    if (log == NULL)
+        return -1;
+    (void)pthread_mutex_lock(&c->rt->lock);
+    c->log = log;
+    (void)pthread_mutex_unlock(&c->rt->lock);
+    return container_log_attach(log, link, c->rec.stdout_id, c->rec.stderr_id, err);
+}
+
+/* The image, its disk in the VM, and what the record says of it. */
+static int bring_image(struct container *c, struct machine *m, struct image *image, char serial[21],
+                       struct cancel *cancel, struct err *err)
+{
+    set_text(c, &c->rec.image_id, image->id);
+    set_text(c, &c->rec.image_ref, image->repo_digests.n > 0 ? image->repo_digests.v[0] : image->id);
+    struct image_disk disk = {0};
+    if (image_disk_open(c->rt->deps.images, image->id, &disk, err) < 0)
+        return err_wrap(err, "open image %.19s", image->id);
+    struct disk_part *parts = xcalloc(disk.n_parts, sizeof(*parts));
+    for (size_t i = 0; i < disk.n_parts; i++)
+        parts[i] = (struct disk_part){.fd = disk.parts[i].fd, .size = disk.parts[i].size};
+    int rc = FAILPOINT("container.disk", err);
+    if (rc == 0)
+        rc = machine_attach_image(m, disk.serial, parts, disk.n_parts, cancel, err);
+    (void)snprintf(serial, 21, "%s", disk.serial);
+    free(parts);
+    image_disk_clear(&disk);
+    return rc < 0 ? err_wrap(err, "attach image %.19s", image->id) : 0;
+}
+
+static void keep_reply(struct container *c, const Aspis__Agent__V1__CreateContainerResponse *r)
+{
+    auto_buf struct buf groups = BUF_INIT(KiB(16));
+    (void)pthread_mutex_lock(&c->rt->lock);
+    if (r->streams != NULL) {
+        c->rec.stdin_id = r->streams->stdin_id;
+        c->rec.stdout_id = r->streams->stdout_id;
+        c->rec.stderr_id = r->streams->stderr_id;
+    }
+    if (r->user != NULL) {
+        c->rec.uid = r->user->uid;
+        c->rec.gid = r->user->gid;
+        for (size_t i = 0; i < r->user->n_supplemental_groups; i++)
+            (void)buf_printf(&groups, "%s%u", i > 0 ? " " : "", r->user->supplemental_groups[i]);
+    }
+    free(c->rec.groups);
+    c->rec.groups = xstrdup(buf_str(&groups));
+    (void)pthread_mutex_unlock(&c->rt->lock);
+}
+
+static int create_in_guest(struct container *c, struct machine *m, struct image *image,
+                           const char *serial, struct cancel *cancel, struct err *err)
+{
+    auto_arena struct arena *a = arena_new(LIMIT_CALL_ARENA);
+    if (a == NULL)
+        return err_sys(err, ENOMEM, "create in guest");
+    auto_free char *spec = spec_make(c->config, c->sandbox->config, &image->config, err);
+    if (spec == NULL)
+        return -1;
+    Aspis__Agent__V1__User user;
+    aspis__agent__v1__user__init(&user);
+    if (spec_user(c->config, &image->config, &user, err) < 0)
+        return -1;
+    Aspis__Agent__V1__CreateContainerRequest req;
+    aspis__agent__v1__create_container_request__init(&req);
+    req.container_id = c->rec.id;
+    req.oci_spec = (ProtobufCBinaryData){strlen(spec), (uint8_t *)spec};
+    req.image_disk = arena_strdup(a, serial);
+    req.user = &user;
+    req.tty = c->config->tty;
+    req.stdin = c->config->stdin;
+    req.shared_pid = spec_shared_pid(c->config);
+    const Runtime__V1__LinuxContainerConfig *l = c->config->linux;
+    req.readonly_rootfs =
+        l != NULL && l->security_context != NULL && l->security_context->readonly_rootfs;
+    const ProtobufCMessage *reply =
+        FAILPOINT("container.agent", err) < 0
+            ? NULL
+            : link_call(machine_link(m), "CreateContainer", &req.base,
+                        &aspis__agent__v1__create_container_response__descriptor, a, cancel, err);
+    if (reply == NULL)
+        return -1;
+    keep_reply(c, (const Aspis__Agent__V1__CreateContainerResponse *)reply);
+    return 0;
+}
+
+static int build(struct container *c, struct image *image, struct cancel *cancel, struct err *err)
+{
+    char serial[21];
+    char signal_name[16];
+    (void)spec_stop_signal(c->config, &image->config, signal_name);
+    set_text(c, &c->rec.stop_signal, signal_name);
+    if (resolve_log_path(c, err) < 0 || container_save(c, err) < 0 ||
+        FAILPOINT("container.record", err) < 0)
+        return -1;
+    struct machine *m = sandbox_use_machine(c->sandbox, err);
+    if (m == NULL)
+        return -1;
+    int rc = bring_image(c, m, image, serial, cancel, err);
+    if (rc == 0)
+        rc = create_in_guest(c, m, image, serial, cancel, err);
+    /* the ids of the streams must be on record before a byte of them is acknowledged */
+    if (rc == 0)
+        rc = container_save(c, err);
+    if (rc == 0)
+        rc = container_resume_log(c, machine_link(m), err);
+    sandbox_release_machine(c->sandbox);
+    return rc < 0 ? -1 : set_phase(c, CONTAINER_CREATED, err);
+}
+
+/* Removes what a failed create may have left in the guest and here. */
+static void undo_create(struct container *c)
+{
+    Aspis__Agent__V1__RemoveContainerRequest req;
+    aspis__agent__v1__remove_container_request__init(&req);
+    auto_cancel struct cancel *own = cancel_new(mono_ns() + UNDO_NS, NULL);
+    auto_err struct err err = ERR_INIT;
+    req.container_id = c->rec.id;
+    if (agent_call(c, "RemoveContainer", &req.base, own, &err) < 0 && err.code != ERR_PRECONDITION)
+        log_warn("cannot remove failed container from guest", LOG_STR("container", c->rec.id),
+                 LOG_STR("error", err_msg(&err)));
+    container_close_log(c, true);
+    (void)container_delete(c, NULL);
+    model_remove_container(c->rt, c);
+}
+
+struct container *container_create(struct sandbox *s, const Runtime__V1__ContainerConfig *config,
+                                   struct cancel *cancel, struct err *err)
+{
+    char title[200];
+    char id[65];
+    fs_random_hex(id, 64);
+    auto_image struct image *image = image_find(s->rt->deps.images, config->image->image, err);
+    if (image == NULL) {
+        (void)err_wrap(err, "create container %.64s in %s", config->metadata->name,
+                       sandbox_title(s, title));
+        return NULL;
+    }
+    auto_container struct container *c = container_new(s, id, config, err);
+    if (c == NULL)
+        return NULL;
+    if (model_add_container(s->rt, c, err) < 0) {
+        (void)err_wrap(err, "create %s", container_title(c, title));
+        return NULL;
+    }
+    if (build(c, image, cancel, err) < 0) {
+        (void)err_wrap(err, "create %s", container_title(c, title));
+        undo_create(c);
+        return NULL;
+    }
+    return take(c);
+}
+
+/* --- start --- */
+
+static int start_locked(struct container *c, struct cancel *cancel, struct err *err)
+{
+    if (container_phase(c) != CONTAINER_CREATED)
+        return err_set(err, ERR_PRECONDITION, "it is not in state CREATED");
+    struct machine *m = sandbox_use_machine(c->sandbox, err);
+    if (m == NULL)
+        return -1;
+    auto_arena struct arena *a = arena_new(LIMIT_CALL_ARENA);
+    Aspis__Agent__V1__StartContainerRequest req;
+    aspis__agent__v1__start_container_request__init(&req);
+    req.container_id = c->rec.id;
+    const ProtobufCMessage *reply =
+        a == NULL || FAILPOINT("container.start", err) < 0
+            ? NULL
+            : link_call(machine_link(m), "StartContainer", &req.base,
+                        &aspis__agent__v1__start_container_response__descriptor, a, cancel, err);
+    sandbox_release_machine(c->sandbox);
+    if (reply == NULL)
+        return -1;
+    (void)pthread_mutex_lock(&c->rt->lock);
+    c->rec.started_at = wall_ns();
+    /* a process that ended before this reply has its end recorded already */
+    if (c->rec.phase == CONTAINER_CREATED)
+        c->rec.phase = CONTAINER_RUNNING;
+    (void)pthread_mutex_unlock(&c->rt->lock);
+    return container_save(c, err);
+}
+
+int container_start(struct container *c, struct cancel *cancel, struct err *err)
+{
+    char title[200];
+    if (oplock_take(&c->op, cancel, err) < 0)
+        return err_wrap(err, "start %s", container_title(c, title));
+    auto_oplock struct oplock *held = &c->op;
+    auto_err struct err why = ERR_INIT;
+    if (start_locked(c, cancel, &why) == 0)
+        return 0;
+    /* what failed for good is shown as containerd does: EXITED, 128, StartError. A start that was cancelled or never reached
+     * the guest may be tried again. */
+    bool final = why.code != ERR_PRECONDITION && why.code != ERR_CANCELLED &&
+                 why.code != ERR_DEADLINE && why.code != ERR_UNAVAILABLE;
+    if (final)
+        container_finish_start_error(c, err_msg(&why));
+    (void)err_move(err, &why);
+    return err_wrap(err, "start %s", container_title(c, title));
+}
+
+/* --- stop --- */
+
+static int send_signal(struct container *c, int sig, bool all, struct cancel *cancel,
+                       struct err *err)
+{
+    Aspis__Agent__V1__SignalContainerRequest req;
+    aspis__agent__v1__signal_container_request__init(&req);
+    req.container_id = c->rec.id;
+    req.signal = (uint32_t)sig;
+    req.all = all;
+    return agent_call(c, "SignalContainer", &req.base, cancel, err);
+}
+
+/* 1: it ended; 0: time is up. */
+static int wait_exit(struct container *c, int64_t ns, struct cancel *cancel, struct err *err)
+{
+    int64_t ms = ns / 1000000;
+    int rc = cancel_poll(cancel, c->exited_fd, POLLIN, ms > INT32_MAX ? INT32_MAX : (int)ms, err);
+    return rc < 0 ? -1 : rc > 0;
+}
+
+/* A call that fails because the container or its machine ended meanwhile is what we wanted. */
+static int signal_or_gone(struct container *c, int sig, bool all, struct cancel *cancel,
+                          struct err *err)
+{
+    auto_err struct err why = ERR_INIT;
+    if (send_signal(c, sig, all, cancel, &why) == 0 || why.code == ERR_NOT_FOUND ||
+        why.code == ERR_PRECONDITION || why.code == ERR_UNAVAILABLE)
+        return 0;
+    return err_move(err, &why);
+}
+
+static int kill_and_wait(struct container *c, struct cancel *cancel, struct err *err)
+{
+    if (signal_or_gone(c, SIGKILL, true, cancel, err) < 0)
+        return -1;
+    int rc = wait_exit(c, KILL_NS, cancel, err);
+    if (rc == 0)
+        return err_set(err, ERR_DEADLINE, "still running %lld s after SIGKILL",
+                       KILL_NS / 1000000000);
+    return rc < 0 ? -1 : 0;
+}
+
+static int stop_locked(struct container *c, int64_t timeout, struct cancel *cancel, struct err *err)
+{
+    enum container_phase phase = container_phase(c);
+    if (phase == CONTAINER_EXITED || phase == CONTAINER_REMOVING)
+        return 0;
+    (void)pthread_mutex_lock(&c->rt->lock);
+    c->stopping = true;
+    (void)pthread_mutex_unlock(&c->rt->lock);
+    int sig = spec_signal_number(c->rec.stop_signal);
+    /* a container that never started has nobody to ask */
+    if (phase == CONTAINER_RUNNING && timeout > 0 && sig != SIGKILL) {
+        if (signal_or_gone(c, sig, false, cancel, err) < 0)
+            return -1;
+        int64_t ns = timeout > INT32_MAX ? INT64_MAX / 2 : timeout * 1000000000;
+        int rc = wait_exit(c, ns, cancel, err);
+        if (rc != 0)
+            return rc < 0 ? -1 : 0;
+    }
+    return kill_and_wait(c, cancel, err);
+}
+
+int container_stop(struct container *c, int64_t timeout, struct cancel *cancel, struct err *err)
+{
+    char title[200];
+    /* a second stop with a shorter grace must not wait for the first: no op lock while waiting */
+    if (stop_locked(c, timeout, cancel, err) < 0)
+        return err_wrap(err, "stop %s", container_title(c, title));
+    return 0;
+}
+
+int container_remove(struct container *c, struct cancel *cancel, struct err *err)
+{
+    char title[200];
+    if (oplock_take(&c->op, cancel, err) < 0)
+        return err_wrap(err, "remove %s", container_title(c, title));
+    auto_oplock struct oplock *held = &c->op;
+    if (container_phase(c) == CONTAINER_RUNNING && stop_locked(c, 0, cancel, err) < 0)
+        return err_wrap(err, "remove %s", container_title(c, title));
+    if (set_phase(c, CONTAINER_REMOVING, err) < 0 || FAILPOINT("container.remove", err) < 0)
+        return err_wrap(err, "remove %s", container_title(c, title));
+    Aspis__Agent__V1__RemoveContainerRequest req;
+    aspis__agent__v1__remove_container_request__init(&req);
+    req.container_id = c->rec.id;
+    auto_err struct err why = ERR_INIT;
+    if (agent_call(c, "RemoveContainer", &req.base, cancel, &why) < 0 &&
+        why.code != ERR_PRECONDITION && why.code != ERR_UNAVAILABLE) {
+        (void)err_move(err, &why);
+        return err_wrap(err, "remove %s", container_title(c, title));
+    }
+    container_close_log(c, true);
+    if (container_delete(c, err) < 0)
+        return err_wrap(err, "remove %s", container_title(c, title));
+    (void)eventfd_write(c->exited_fd, 1);
+    model_remove_container(c->rt, c);
+    sandbox_ack_events(c->sandbox);
+    return 0;
+}
+
+void containers_kill_all(struct sandbox *s, struct cancel *cancel)
+{
+    size_t n = 0;
+    struct container **list = model_containers_of(s, &n);
+    for (size_t i = 0; i < n; i++) {
+        if (container_phase(list[i]) == CONTAINER_RUNNING)
+            (void)signal_or_gone(list[i], SIGKILL, true, cancel, NULL);
+    }
+    for (size_t i = 0; i < n; i++) {
+        if (container_phase(list[i]) == CONTAINER_RUNNING)
+            (void)wait_exit(list[i], 2000000000LL, cancel, NULL);
+        container_unref(list[i]);
+    }
+    free(list);
+}
+
+int container_reopen_log(struct container *c, struct cancel *cancel, struct err *err)
+{
+    char title[200];
+    if (oplock_take(&c->op, cancel, err) < 0)
+        return err_wrap(err, "reopen log of %s", container_title(c, title));
+    auto_oplock struct oplock *held = &c->op;
+    if (container_phase(c) != CONTAINER_RUNNING || c->log == NULL)
+        (void)err_set(err, ERR_PRECONDITION, "it is not running");
+    else if (container_log_reopen(c->log, err) == 0)
+        return 0;
+    return err_wrap(err, "reopen log of %s", container_title(c, title));
+}
