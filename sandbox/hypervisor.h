@@ -1,0 +1,98 @@
+/*
+ * hypervisor - what machine.c asks of the program that runs a VM, so that QEMU is one driver of
+ * several.
+ *
+ * A driver starts its program in a jail, owns its process and its control connection, and says once
+ * when the VM is over. Nothing here knows pods, agents or records.
+ *
+ * Threads: launch() to quit() block and may be called from any thread but the loops' own, on_dead
+ * comes on the control loop. Memory: a struct hv is freed by free(), which does not touch a running
+ * VM.
+ */
+#ifndef ASPIS_SANDBOX_HYPERVISOR_H
+#define ASPIS_SANDBOX_HYPERVISOR_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "base/cancel.h"
+#include "base/err.h"
+#include "base/loop.h"
+#include "sandbox/machine.h"
+
+struct hv; /* a VM */
+
+/* Files a driver keeps in run_dir. The channels' sockets are named as link_transport wants them. */
+#define HV_SOCKET_CONTROL "ctl"
+#define HV_SOCKET_CONSOLE "con"
+#define HV_CONSOLE_FILE "console.log"
+#define HV_OUTPUT_FILE "hypervisor.log" /* what the program itself prints */
+
+/* All borrowed for the call. */
+struct hv_spec {
+    const char *name;    /* for people: shows in ps */
+    const char *run_dir; /* exists, root's */
+    const char *binary, *kernel, *initrd, *jail_helper;
+    const char *const *cgroups; /* directories to join, NULL-terminated */
+    uint32_t uid;
+    enum accel accel;      /* KVM or TCG */
+    uint64_t tsc_khz;      /* of the host; 0: unknown */
+    uint64_t memory_bytes; /* multiple of 1 MiB */
+    uint64_t max_memory_bytes;
+    uint32_t vcpus, max_vcpus;
+    int tap_fd; /* -1: no NIC */
+    const char *mac;
+    int scratch_fd;
+    const char *scratch_serial;
+    uint32_t cid; /* 0: three virtio-serial ports on unix sockets in run_dir */
+};
+
+struct hv_callbacks {
+    /* The VM is over and its process gone. Once. The reason names what happened, and the last words
+     * of the hypervisor and the console. */
+    void (*on_dead)(void *arg, const char *reason);
+    void *arg;
+};
+
+struct hv_process {
+    pid_t pid;
+    uint64_t start_time; /* /proc/<pid>/stat field 22 */
+};
+
+struct hv_ops {
+    const char *name;
+    /* "7.2.22 (Debian ...)": runs the binary. Owned by the caller. */
+    char *(*version)(const char *binary, struct cancel *cancel, struct err *err);
+    /* Returns when the VM's vCPUs run. */
+    struct hv *(*launch)(const struct hv_spec *spec, struct loop *control,
+                         const struct hv_callbacks *cb, struct cancel *cancel, struct err *err);
+    /* A VM that an earlier daemon launched. NOT_FOUND: its process is gone (or the pid is
+     * another's). */
+    struct hv *(*adopt)(const struct hv_process *process, const char *run_dir, const char *binary,
+                        struct loop *control, const struct hv_callbacks *cb, struct cancel *cancel,
+                        struct err *err);
+    /* A read-only disk of the parts one after the other. Already there: success. */
+    int (*add_disk)(struct hv *hv, const char *serial, const struct disk_part *parts,
+                    size_t n_parts, struct cancel *cancel, struct err *err);
+    /* Not there: success. */
+    int (*remove_disk)(struct hv *hv, const char *serial, struct cancel *cancel, struct err *err);
+    /* 0 while the vCPUs run, else an error that says what they do instead. */
+    int (*query)(struct hv *hv, struct cancel *cancel, struct err *err);
+    /* Asks, then kills; returns when the process is gone and reaped. No on_dead follows.
+     * Idempotent. */
+    int (*quit)(struct hv *hv, struct cancel *cancel, struct err *err);
+    struct hv_process (*process)(struct hv *hv);
+    /* The guest's last console lines, printable; the caller's. */
+    char *(*console_tail)(struct hv *hv);
+    /* Lets go without touching the VM; no callback follows once it has returned. */
+    void (*free)(struct hv *hv);
+};
+
+extern const struct hv_ops qemu_hv;
+
+/* Start time of a process, 0 when it is gone. */
+uint64_t hv_start_time(pid_t pid);
+
+#endif

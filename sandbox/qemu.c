@@ -1,0 +1,587 @@
+/*
+ * The QEMU driver: process, control connection, and the end of the VM.
+ *
+ * A VM is over when its process has exited and QMP's last events have been read; then on_dead says
+ * why, from the best witness: what QMP announced (guest panic or reset, an internal error), else
+ * the exit status, and in any case the last lines of QEMU and of the guest's console.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base/buf.h"
+#include "base/cleanup.h"
+#include "base/failpoint.h"
+#include "base/fs.h"
+#include "base/limits.h"
+#include "base/str.h"
+#include "proto/frame.h"
+#include "sandbox/jail.h"
+#include "sandbox/qemu_vm.h"
+
+#define LINGER_NS INT64_C(1000000000)
+#define QUIT_GRACE_NS INT64_C(1000000000)
+#define QEMU_NOFILE 16384 /* 31 disks of up to 129 descriptors, each opened twice */
+
+/* --- the end --- */
+
+static char *exit_text(struct hv *hv)
+{
+    char text[64];
+    if (hv->why != NULL)
+        return xstrdup(hv->why);
+    if (!hv->child)
+        return xstrdup("qemu ended");
+    return fs_format("qemu ended with %s", spawn_status_text(hv->status, text, sizeof(text)));
+}
+
+/* Loop thread. */
+static void report_if_over(struct hv *hv)
+{
+    (void)pthread_mutex_lock(&hv->lock);
+    bool now = hv->exited && hv->qmp_closed && !hv->reported && !hv->quiet;
+    (void)pthread_mutex_unlock(&hv->lock);
+    if (!now)
+        return;
+    hv->reported = true;
+    console_drain(hv->console);
+    console_drain(hv->output);
+    auto_free char *what = exit_text(hv);
+    auto_free char *said = console_tail(hv->output, LIMIT_GUEST_ERROR / 2);
+    auto_free char *console = console_tail(hv->console, LIMIT_GUEST_ERROR / 2);
+    auto_buf struct buf text = BUF_INIT(2 * LIMIT_GUEST_ERROR);
+    (void)buf_puts(&text, what);
+    if (!str_empty(said))
+        (void)buf_printf(&text, "; qemu: %s", said);
+    if (!str_empty(console))
+        (void)buf_printf(&text, "; console: %s", console);
+    hv->cb.on_dead(hv->cb.arg, buf_str(&text));
+}
+
+static void note(struct hv *hv, const char *why)
+{
+    if (hv->why == NULL)
+        hv->why = xstrdup(why);
+}
+
+static void kill_process(struct hv *hv)
+{
+    (void)pthread_mutex_lock(&hv->lock);
+    if (!hv->exited && hv->proc.pidfd >= 0)
+        (void)syscall(SYS_pidfd_send_signal, hv->proc.pidfd, SIGKILL, NULL, 0);
+    (void)pthread_mutex_unlock(&hv->lock);
+}
+
+static void on_exit_fd(struct loop_source *src, uint32_t events, void *arg)
+{
+    struct hv *hv = arg;
+    (void)events;
+    loop_remove(src);
+    hv->exit_src = NULL;
+    (void)pthread_mutex_lock(&hv->lock);
+    int status = 0;
+    if (hv->child && waitpid(hv->proc.pid, &status, 0) == hv->proc.pid)
+        hv->status = status;
+    hv->exited = true;
+    (void)eventfd_write(hv->gone, 1);
+    (void)pthread_mutex_unlock(&hv->lock);
+    report_if_over(hv);
+}
+
+static void on_event(void *arg, const char *event, const json_t *data)
+{
+    struct hv *hv = arg;
+    if (strcmp(event, "GUEST_PANICKED") == 0) {
+        note(hv, "the guest kernel panicked");
+        kill_process(hv);
+    } else if (strcmp(event, "SHUTDOWN") == 0) {
+        const char *reason = json_string_value(json_object_get(data, "reason"));
+        if (reason != NULL && strcmp(reason, "guest-reset") == 0)
+            note(hv, "the guest reset itself (kernel panic or end of its init)");
+        else if (reason != NULL && strcmp(reason, "guest-shutdown") == 0)
+            note(hv, "the guest powered off");
+    } else if (strcmp(event, "STOP") == 0) {
+        /* nothing of ours stops a VM: QEMU does on an internal error (KVM cannot run the guest) */
+        note(hv, "qemu stopped the vm after an internal error");
+        kill_process(hv);
+    }
+}
+
+static void on_linger(struct loop_source *src, void *arg)
+{
+    (void)src;
+    kill_process(arg);
+}
+
+static void on_closed(void *arg, const char *reason)
+{
+    struct hv *hv = arg;
+    hv->qmp_closed = true;
+    if (strstr(reason, "closed by qemu") != NULL) {
+        /* it is on its way out and should be left to say with which status */
+        hv->linger = loop_add_timer(hv->control, LINGER_NS, on_linger, hv, NULL);
+    } else {
+        note(hv, reason);
+        kill_process(hv);
+    }
+    report_if_over(hv);
+}
+
+/* --- sockets --- */
+
+/* The directory is reached by descriptor so that its length does not count against sun_path. */
+static int address(const char *run_dir, const char *name, int *dir, struct sockaddr_un *sa,
+                   struct err *err)
+{
+    *dir = open(run_dir, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (*dir < 0)
+        return err_sys(err, errno, "open %s", run_dir);
+    *sa = (struct sockaddr_un){.sun_family = AF_UNIX};
+    (void)snprintf(sa->sun_path, sizeof(sa->sun_path), "/proc/self/fd/%d/%s", *dir, name);
+    return 0;
+}
+
+static int make_socket(struct err *err)
+{
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0)
+        (void)err_sys(err, errno, "make socket");
+    return fd;
+}
+
+static int listen_at(const char *run_dir, const char *name, struct err *err)
+{
+    auto_close int dir = -1;
+    auto_close int fd = make_socket(err);
+    struct sockaddr_un sa;
+    if (fd < 0 || address(run_dir, name, &dir, &sa, err) < 0)
+        return -1;
+    if ((unlinkat(dir, name, 0) < 0 && errno != ENOENT) ||
+        bind(fd, (struct sockaddr *)&sa, sizeof(sa)) < 0 || listen(fd, 4) < 0)
+        return err_sys(err, errno, "listen at %s/%s", run_dir, name);
+    return take_fd(&fd);
+}
+
+static int connect_at(const char *run_dir, const char *name, struct err *err)
+{
+    auto_close int dir = -1;
+    auto_close int fd = make_socket(err);
+    struct sockaddr_un sa;
+    if (fd < 0 || address(run_dir, name, &dir, &sa, err) < 0)
+        return -1;
+    /* a unix socket connects at once or not at all; a full backlog of a stopped QEMU must not block
+     */
+    if (fcntl(fd, F_SETFL, O_NONBLOCK) < 0 || connect(fd, (struct sockaddr *)&sa, sizeof(sa)) < 0)
+        return err_sys(err, errno, "connect to %s/%s", run_dir, name);
+    return take_fd(&fd);
+}
+
+/* --- making and freeing --- */
+
+static struct hv *make(const char *run_dir, struct loop *control, const struct hv_callbacks *cb,
+                       struct err *err)
+{
+    struct hv *hv = xcalloc(1, sizeof(*hv));
+    hv->control = control;
+    hv->cb = *cb;
+    hv->run_dir = xstrdup(run_dir);
+    hv->proc = (struct spawn_proc)SPAWN_PROC_INIT;
+    hv->scratch_fd = -1;
+    (void)pthread_mutex_init(&hv->lock, NULL);
+    (void)pthread_mutex_init(&hv->disks, NULL);
+    hv->gone = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (hv->gone < 0) {
+        (void)err_sys(err, errno, "make eventfd");
+        qemu_hv.free(hv);
+        return NULL;
+    }
+    return hv;
+}
+
+static void stop_watching(void *arg)
+{
+    struct hv *hv = arg;
+    loop_remove(hv->exit_src);
+    loop_remove(hv->linger);
+    hv->exit_src = hv->linger = NULL;
+}
+
+static void set_quiet(struct hv *hv)
+{
+    (void)pthread_mutex_lock(&hv->lock);
+    hv->quiet = true;
+    (void)pthread_mutex_unlock(&hv->lock);
+}
+
+static void qemu_free(struct hv *hv)
+{
+    if (hv == NULL)
+        return;
+    set_quiet(hv);
+    qmp_close(hv->qmp, "the daemon let go of the vm");
+    loop_call(hv->control, stop_watching, hv);
+    qmp_unref(hv->qmp);
+    console_free(hv->console);
+    console_free(hv->output);
+    cleanup_closep(&hv->proc.pidfd); /* not spawn_clear(): a running VM goes on */
+    cleanup_closep(&hv->gone);
+    for (size_t i = 0; i < ARRAY_LEN(hv->slots); i++)
+        free(hv->slots[i]);
+    (void)pthread_mutex_destroy(&hv->lock);
+    (void)pthread_mutex_destroy(&hv->disks);
+    free(hv->why);
+    free(hv->run_dir);
+    free(hv);
+}
+
+static void watch_exit(void *arg)
+{
+    struct hv *hv = arg;
+    (void)pthread_mutex_lock(&hv->lock);
+    hv->exit_src = loop_add_fd(hv->control, hv->proc.pidfd, EPOLLIN, on_exit_fd, hv, NULL);
+    hv->watched = hv->exit_src != NULL;
+    (void)pthread_mutex_unlock(&hv->lock);
+}
+
+static int start_watching(struct hv *hv, struct err *err)
+{
+    loop_call(hv->control, watch_exit, hv);
+    (void)pthread_mutex_lock(&hv->lock);
+    bool ok = hv->watched;
+    (void)pthread_mutex_unlock(&hv->lock);
+    if (ok)
+        return 0;
+    if (hv->child)
+        spawn_clear(&hv->proc); /* nobody else would reap it */
+    return err_set(err, ERR_INTERNAL, "watch the process");
+}
+
+static int open_console(struct hv *hv, struct err *err)
+{
+    int fd = connect_at(hv->run_dir, HV_SOCKET_CONSOLE, err);
+    if (fd < 0)
+        return -1;
+    auto_free char *path = fs_format("%s/%s", hv->run_dir, HV_CONSOLE_FILE);
+    hv->console = console_new(hv->control, fd, path, err);
+    return hv->console != NULL ? 0 : -1;
+}
+
+static int open_output(struct hv *hv, int fd, struct err *err)
+{
+    auto_free char *path = fs_format("%s/%s", hv->run_dir, HV_OUTPUT_FILE);
+    hv->output = console_new(hv->control, fd, path, err);
+    return hv->output != NULL ? 0 : -1;
+}
+
+static int open_control(struct hv *hv, struct err *err)
+{
+    int fd = connect_at(hv->run_dir, HV_SOCKET_CONTROL, err);
+    if (fd < 0)
+        return -1;
+    struct qmp_callbacks cb = {.on_event = on_event, .on_closed = on_closed, .arg = hv};
+    hv->qmp = qmp_new(hv->control, fd, &cb, err);
+    return hv->qmp != NULL ? 0 : -1;
+}
+
+/* --- launch --- */
+
+struct endpoints {
+    int control, console, channel[LINK_CHANNELS], output[2], vhost;
+};
+
+static void close_endpoints(struct endpoints *e)
+{
+    cleanup_closep(&e->control);
+    cleanup_closep(&e->console);
+    for (int i = 0; i < LINK_CHANNELS; i++)
+        cleanup_closep(&e->channel[i]);
+    cleanup_closep(&e->output[0]);
+    cleanup_closep(&e->output[1]);
+    cleanup_closep(&e->vhost);
+}
+
+static int make_endpoints(const struct hv_spec *s, struct endpoints *e, struct err *err)
+{
+    static const char *const names[LINK_CHANNELS] = {"rpc", "io", "fs"};
+    if ((e->control = listen_at(s->run_dir, HV_SOCKET_CONTROL, err)) < 0 ||
+        (e->console = listen_at(s->run_dir, HV_SOCKET_CONSOLE, err)) < 0)
+        return -1;
+    for (int i = 0; s->cid == 0 && i < LINK_CHANNELS; i++) {
+        if ((e->channel[i] = listen_at(s->run_dir, names[i], err)) < 0)
+            return -1;
+    }
+    if (s->cid != 0 && (e->vhost = open("/dev/vhost-vsock", O_RDWR | O_CLOEXEC)) < 0)
+        return err_sys(err, errno, "open /dev/vhost-vsock");
+    if (pipe2(e->output, O_CLOEXEC) < 0)
+        return err_sys(err, errno, "make pipe");
+    return 0;
+}
+
+static int start_process(struct hv *hv, const struct hv_spec *s, const struct endpoints *e,
+                         struct cancel *cancel, struct err *err)
+{
+    const struct qemu_arch *arch = qemu_arch_host();
+    auto_strv struct strv argv = {0};
+    if (arch == NULL)
+        return err_set(err, ERR_UNIMPLEMENTED, "qemu is not supported on this architecture");
+    if (qemu_argv(s, arch, &argv, err) < 0)
+        return -1;
+    struct jail_bind binds[16];
+    size_t n = 0;
+    for (; n < JAIL_LIBRARIES_N; n++)
+        binds[n] = JAIL_LIBRARIES[n];
+    binds[n++] = (struct jail_bind){.src = s->binary};
+    binds[n++] = (struct jail_bind){.src = "/usr/share/qemu"};
+    binds[n++] = (struct jail_bind){.src = "/usr/share/seabios", .optional = true};
+    binds[n++] = (struct jail_bind){.src = s->kernel, .dst = QEMU_JAIL_KERNEL};
+    binds[n++] = (struct jail_bind){.src = s->initrd, .dst = QEMU_JAIL_INITRD};
+    struct spawn_fd fds[16];
+    size_t n_fds = 0;
+    fds[n_fds++] = (struct spawn_fd){1, e->output[1]};
+    fds[n_fds++] = (struct spawn_fd){2, e->output[1]};
+    fds[n_fds++] = (struct spawn_fd){QEMU_FD_CONTROL, e->control};
+    fds[n_fds++] = (struct spawn_fd){QEMU_FD_CONSOLE, e->console};
+    for (int i = 0; s->cid == 0 && i < LINK_CHANNELS; i++)
+        fds[n_fds++] = (struct spawn_fd){QEMU_FD_CHANNEL + i, e->channel[i]};
+    if (s->tap_fd >= 0)
+        fds[n_fds++] = (struct spawn_fd){QEMU_FD_TAP, s->tap_fd};
+    if (s->scratch_fd >= 0)
+        fds[n_fds++] = (struct spawn_fd){QEMU_FD_SCRATCH, s->scratch_fd};
+    if (e->vhost >= 0)
+        fds[n_fds++] = (struct spawn_fd){QEMU_FD_VHOST, e->vhost};
+    const struct jail_rlimit limits[] = {{"nofile", QEMU_NOFILE}, {"core", 0}};
+    const char *devices[] = {s->accel == ACCEL_KVM ? "/dev/kvm" : NULL, NULL};
+    struct jail_opts jail = {
+        .helper = s->jail_helper,
+        .uid = s->uid,
+        .cgroups = s->cgroups,
+        .binds = binds,
+        .n_binds = n,
+        .devices = devices,
+        .rlimits = limits,
+        .n_rlimits = ARRAY_LEN(limits),
+        .argv = (const char *const *)argv.v,
+        .fds = fds,
+        .n_fds = n_fds,
+    };
+    struct spawn_proc proc;
+    if (jail_spawn(&jail, cancel, &proc, err) < 0)
+        return -1;
+    hv->proc = proc;
+    hv->child = true;
+    hv->start_time = hv_start_time(proc.pid);
+    return 0;
+}
+
+/* QEMU's own words say more than "connection closed". */
+static void explain(struct hv *hv, struct err *err)
+{
+    if (hv->child && err->code == ERR_UNAVAILABLE) {
+        auto_cancel struct cancel *c = cancel_new(mono_ns() + LINGER_NS, NULL);
+        (void)cancel_poll(c, hv->gone, POLLIN, -1, NULL);
+        auto_free char *said = console_tail(hv->output, LIMIT_GUEST_ERROR / 2);
+        if (!str_empty(said))
+            (void)err_append(err, ": %s", said);
+    }
+}
+
+static int launch_steps(struct hv *hv, const struct hv_spec *s, struct endpoints *e,
+                        struct cancel *cancel, struct err *err)
+{
+    if (FAILPOINT("machine.sockets", err) < 0 || make_endpoints(s, e, err) < 0)
+        return -1;
+    if (open_control(hv, err) < 0 || open_console(hv, err) < 0)
+        return -1;
+    if (open_output(hv, take_fd(&e->output[0]), err) < 0)
+        return -1;
+    if (FAILPOINT("machine.spawn", err) < 0 || start_process(hv, s, e, cancel, err) < 0)
+        return -1;
+    close_endpoints(e); /* only QEMU holds them now, so its death is seen as end of stream */
+    if (start_watching(hv, err) < 0)
+        return -1;
+    if (FAILPOINT("machine.qmp", err) < 0 || qmp_wait_ready(hv->qmp, cancel, err) < 0) {
+        explain(hv, err);
+        return -1;
+    }
+    return 0;
+}
+
+static struct hv *qemu_launch(const struct hv_spec *spec, struct loop *control,
+                              const struct hv_callbacks *cb, struct cancel *cancel, struct err *err)
+{
+    struct endpoints e = {-1, -1, {-1, -1, -1}, {-1, -1}, -1};
+    struct hv *hv = make(spec->run_dir, control, cb, err);
+    if (hv == NULL)
+        return NULL;
+    int ret = launch_steps(hv, spec, &e, cancel, err);
+    close_endpoints(&e);
+    if (ret < 0) {
+        set_quiet(hv);
+        (void)qemu_hv.quit(hv, NULL, NULL);
+        qemu_free(hv);
+        (void)err_wrap(err, "start qemu");
+        return NULL;
+    }
+    return hv;
+}
+
+/* --- adopt --- */
+
+uint64_t hv_start_time(pid_t pid)
+{
+    char path[64];
+    (void)snprintf(path, sizeof(path), "/proc/%d/stat", (int)pid);
+    auto_free char *text = fs_read(path, KiB(4), NULL, NULL);
+    /* the name in parentheses may hold anything; fields 3... follow its last ')' */
+    char *p = text != NULL ? strrchr(text, ')') : NULL;
+    if (p == NULL)
+        return 0;
+    char *save = NULL;
+    char *field = strtok_r(p + 1, " ", &save);
+    for (int i = 3; field != NULL && i < 22; i++)
+        field = strtok_r(NULL, " ", &save);
+    uint64_t t = 0;
+    return field != NULL && str_to_u64(field, &t) == 0 ? t : 0;
+}
+
+/* comm is the first 15 bytes of the program's name */
+static bool same_program(pid_t pid, const char *binary)
+{
+    char path[64];
+    (void)snprintf(path, sizeof(path), "/proc/%d/comm", (int)pid);
+    auto_free char *comm = fs_read(path, 256, NULL, NULL);
+    const char *slash = strrchr(binary, '/');
+    const char *base = slash != NULL ? slash + 1 : binary;
+    return comm != NULL && strncmp(comm, base, strnlen(base, 15)) == 0;
+}
+
+static int adopt_process(struct hv *hv, const struct hv_process *p, const char *binary,
+                         struct err *err)
+{
+    hv->proc.pid = p->pid;
+    hv->proc.pidfd = p->pid > 1 ? (int)syscall(SYS_pidfd_open, p->pid, 0) : -1;
+    /* checked after the pidfd is open: from here on the pid cannot become another's */
+    if (hv->proc.pidfd < 0 || hv_start_time(p->pid) != p->start_time ||
+        !same_program(p->pid, binary)) {
+        cleanup_closep(&hv->proc.pidfd);
+        return err_set(err, ERR_NOT_FOUND, "qemu process %d is gone", (int)p->pid);
+    }
+    hv->start_time = p->start_time;
+    return 0;
+}
+
+static int adopt_steps(struct hv *hv, const struct hv_process *process, const char *binary,
+                       struct cancel *cancel, struct err *err)
+{
+    if (adopt_process(hv, process, binary, err) < 0)
+        return -1;
+    if (FAILPOINT("machine.adopt", err) < 0 || open_control(hv, err) < 0 ||
+        open_console(hv, err) < 0 || start_watching(hv, err) < 0)
+        return -1;
+    if (qmp_wait_ready(hv->qmp, cancel, err) < 0)
+        return -1;
+    return qemu_hv.query(hv, cancel, err) < 0 ? -1 : qemu_list_disks(hv, cancel, err);
+}
+
+static struct hv *qemu_adopt(const struct hv_process *process, const char *run_dir,
+                             const char *binary, struct loop *control,
+                             const struct hv_callbacks *cb, struct cancel *cancel, struct err *err)
+{
+    struct hv *hv = make(run_dir, control, cb, err);
+    if (hv == NULL)
+        return NULL;
+    if (adopt_steps(hv, process, binary, cancel, err) < 0) {
+        qemu_free(hv);
+        (void)err_wrap(err, "adopt qemu");
+        return NULL;
+    }
+    return hv;
+}
+
+/* --- the rest --- */
+
+static int qemu_query(struct hv *hv, struct cancel *cancel, struct err *err)
+{
+    json_auto_t *r = qmp_call(hv->qmp, "query-status", NULL, -1, cancel, err);
+    if (r == NULL)
+        return -1;
+    const char *status = json_string_value(json_object_get(r, "status"));
+    if (status == NULL || strcmp(status, "running") != 0)
+        return err_set(err, ERR_UNAVAILABLE, "the vm is %s", status != NULL ? status : "unknown");
+    return 0;
+}
+
+static int qemu_quit(struct hv *hv, struct cancel *cancel, struct err *err)
+{
+    set_quiet(hv);
+    if (hv->proc.pidfd < 0)
+        return 0;
+    (void)pthread_mutex_lock(&hv->lock);
+    bool over = hv->exited;
+    (void)pthread_mutex_unlock(&hv->lock);
+    if (!over && hv->qmp != NULL && cancel_check(cancel, NULL) == 0) {
+        auto_cancel struct cancel *c = cancel_child(cancel, mono_ns() + QUIT_GRACE_NS, NULL);
+        if (qmp_run(hv->qmp, "quit", NULL, -1, c, NULL) == 0)
+            (void)cancel_poll(c, hv->gone, POLLIN, -1, NULL);
+    }
+    kill_process(hv);
+    /* a killed process is gone in a moment unless the kernel holds it in uninterruptible I/O */
+    if (cancel_poll(cancel, hv->gone, POLLIN, -1, err) < 0)
+        return err_wrap(err, "wait for qemu's end");
+    return 0;
+}
+
+static struct hv_process qemu_process(struct hv *hv)
+{
+    return (struct hv_process){.pid = hv->proc.pid, .start_time = hv->start_time};
+}
+
+static char *qemu_console_tail(struct hv *hv)
+{
+    return console_tail(hv->console, LIMIT_GUEST_ERROR / 2);
+}
+
+static char *qemu_version(const char *binary, struct cancel *cancel, struct err *err)
+{
+    const char *argv[] = {binary, "--version", NULL};
+    const char *env[] = {NULL};
+    struct spawn_opts o = {.path = binary, .argv = argv, .env = env};
+    auto_buf struct buf out = BUF_INIT(KiB(4));
+    int status = 0;
+    if (spawn_run(&o, NULL, 0, &out, NULL, cancel, &status, err) < 0)
+        return NULL;
+    static const char prefix[] = "QEMU emulator version ";
+    const char *text = buf_str(&out);
+    if (status != 0 || !str_starts(text, prefix)) {
+        (void)err_set(err, ERR_INTERNAL, "%s --version: not understood", binary);
+        return NULL;
+    }
+    text += sizeof(prefix) - 1;
+    return xstrndup(text, strcspn(text, "\n"));
+}
+
+const struct hv_ops qemu_hv = {
+    .name = "qemu",
+    .version = qemu_version,
+    .launch = qemu_launch,
+    .adopt = qemu_adopt,
+    .add_disk = qemu_add_disk,
+    .remove_disk = qemu_remove_disk,
+    .query = qemu_query,
+    .quit = qemu_quit,
+    .process = qemu_process,
+    .console_tail = qemu_console_tail,
+    .free = qemu_free,
+};

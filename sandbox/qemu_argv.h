@@ -1,0 +1,37 @@
+/*
+ * qemu_argv - QEMU's command line: the device tree of a pod's VM as text. Pure; no I/O.
+ *
+ * Every file, socket and tap is a descriptor of a fixed number inside the jail, and the kernel lies
+ * at a fixed path there, so the only strings from outside are the name and the MAC.
+ */
+#ifndef ASPIS_SANDBOX_QEMU_ARGV_H
+#define ASPIS_SANDBOX_QEMU_ARGV_H
+
+#include "base/err.h"
+#include "base/str.h"
+#include "sandbox/hypervisor.h"
+#include "sandbox/qemu_arch.h"
+
+/* Descriptors in the jail. */
+enum {
+    QEMU_FD_CONTROL = 3,
+    QEMU_FD_CONSOLE,
+    QEMU_FD_CHANNEL, /* three */
+    QEMU_FD_TAP = QEMU_FD_CHANNEL + 3,
+    QEMU_FD_SCRATCH,
+    QEMU_FD_VHOST,
+};
+
+#define QEMU_JAIL_KERNEL "/aspis/vmlinuz"
+#define QEMU_JAIL_INITRD "/aspis/initrd"
+#define QEMU_PLUG_BUS "plug"
+#define QEMU_PLUG_SLOTS 31 /* 1..31 on the bridge */
+#define QEMU_SCRATCH_FDSET 1
+
+/* Appends the whole argument vector. INVALID when the MAC is none. */
+int qemu_argv(const struct hv_spec *spec, const struct qemu_arch *arch, struct strv *argv,
+              struct err *err);
+/* QEMU's option syntax: a comma in a value is written twice. The caller's. */
+char *qemu_escape(const char *value);
+
+#endif

@@ -1,0 +1,306 @@
+/*
+ * Image disks of a running QEMU: hot-plugged virtio-blk on the bridge, read-only, whose contents
+ * are several files one after the other.
+ *
+ * One file is a `raw` node. More are a VMDK of flat extents: a text file in a sealed memfd that
+ * names the parts by their descriptor sets, so that an image of forty layers is one device in one
+ * slot. QEMU's VMDK parser takes "RW" extents only (the node is read-only all the same) and
+ * misreads a list that follows an empty line.
+ *
+ * Names: device "disk<slot>-<serial>", node "disk<slot>", descriptor sets (slot << 8) + n.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/buf.h"
+#include "base/cleanup.h"
+#include "base/failpoint.h"
+#include "base/fs.h"
+#include "base/limits.h"
+#include "base/str.h"
+#include "sandbox/qemu_vm.h"
+
+#define SECTOR 512
+#define MAX_PARTS                                                                                  \
+    200 /* sets of one slot; an image has at most LIMIT_IMAGE_LAYERS and its erofs                 \
+         */
+#define DESCRIPTOR_SET 255
+#define UNDO_NS INT64_C(5000000000)
+
+static int set_id(int slot, size_t n)
+{
+    return (slot << 8) + (int)n;
+}
+
+static int lock_disks(struct hv *hv, struct cancel *cancel, struct err *err)
+{
+    int64_t at = cancel != NULL ? cancel_deadline(cancel) : 0;
+    int rc;
+    if (at == 0) {
+        rc = pthread_mutex_lock(&hv->disks);
+    } else {
+        struct timespec ts = {.tv_sec = at / 1000000000, .tv_nsec = at % 1000000000};
+        rc = pthread_mutex_clocklock(&hv->disks, CLOCK_MONOTONIC, &ts);
+    }
+    return rc == 0 ? 0 : err_sys(err, rc, "wait for another disk of this vm");
+}
+
+static int find_slot(const struct hv *hv, const char *serial)
+{
+    for (int i = 1; i <= QEMU_PLUG_SLOTS; i++) {
+        if (hv->slots[i] != NULL && strcmp(hv->slots[i], serial) == 0)
+            return i;
+    }
+    return 0;
+}
+
+static int free_slot(const struct hv *hv)
+{
+    for (int i = 1; i <= QEMU_PLUG_SLOTS; i++) {
+        if (hv->slots[i] == NULL)
+            return i;
+    }
+    return 0;
+}
+
+/* Letters, digits and '-', as machine.h says: it is part of ids. */
+static int check_serial(const char *serial, struct err *err)
+{
+    size_t n = strlen(serial);
+    if (n == 0 || n > 20 || strspn(serial, "abcdefghijklmnopqrstuvwxyz0123456789-") != n)
+        return err_set(err, ERR_INVALID, "disk serial \"%s\" is malformed", serial);
+    return 0;
+}
+
+/* QEMU's descriptor sets match by access mode, so a part must be open for reading only. */
+static int read_only_fd(int fd, struct err *err)
+{
+    char path[64];
+    (void)snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+    int ro = open(path, O_RDONLY | O_CLOEXEC);
+    if (ro < 0)
+        (void)err_sys(err, errno, "open a disk part read-only");
+    return ro;
+}
+
+static int add_fd(struct hv *hv, int set, int fd, struct cancel *cancel, struct err *err)
+{
+    return qmp_run(hv->qmp, "add-fd", json_pack("{s:i}", "fdset-id", set), fd, cancel, err);
+}
+
+/* Which sets a slot has is QEMU's to say: an earlier daemon may have made them. */
+static void remove_fds(struct hv *hv, int slot, struct cancel *cancel)
+{
+    json_auto_t *sets = qmp_call(hv->qmp, "query-fdsets", NULL, -1, cancel, NULL);
+    size_t i;
+    json_t *set;
+    json_array_foreach(sets, i, set)
+    {
+        json_int_t id = json_integer_value(json_object_get(set, "fdset-id"));
+        if (id >> 8 == slot)
+            (void)qmp_run(hv->qmp, "remove-fd", json_pack("{s:I}", "fdset-id", id), -1, cancel,
+                          NULL);
+    }
+}
+
+static int make_descriptor(int slot, const struct disk_part *parts, size_t n, struct err *err)
+{
+    auto_buf struct buf text = BUF_INIT(KiB(64));
+    (void)buf_puts(&text, "# Disk DescriptorFile\nversion=1\nCID=00000001\nparentCID=ffffffff\n"
+                          "createType=\"monolithicFlat\"\n");
+    for (size_t i = 0; i < n; i++)
+        (void)buf_printf(&text, "RW %" PRIu64 " FLAT \"/dev/fdset/%d\" 0\n", parts[i].size / SECTOR,
+                         set_id(slot, i));
+    if (!buf_ok(&text))
+        return err_set(err, ERR_EXHAUSTED, "disk has too many parts");
+    auto_close int fd = memfd_create("aspis-disk", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (fd < 0)
+        return err_sys(err, errno, "make disk descriptor");
+    if (fs_write_fd(fd, text.data, text.len, err) < 0)
+        return -1;
+    if (fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_SEAL) < 0)
+        return err_sys(err, errno, "seal disk descriptor");
+    return read_only_fd(fd, err);
+}
+
+static json_t *file_node(int set)
+{
+    char path[32];
+    (void)snprintf(path, sizeof(path), "/dev/fdset/%d", set);
+    return json_pack("{s:s,s:s,s:b}", "driver", "file", "filename", path, "read-only", 1);
+}
+
+static int hand_over(struct hv *hv, int slot, const struct disk_part *parts, size_t n,
+                     struct cancel *cancel, struct err *err)
+{
+    for (size_t i = 0; i < n; i++) {
+        struct stat st;
+        if (fstat(parts[i].fd, &st) < 0 || !S_ISREG(st.st_mode) ||
+            (uint64_t)st.st_size < parts[i].size || parts[i].size == 0 ||
+            parts[i].size % SECTOR != 0)
+            return err_set(err, ERR_INVALID, "disk part %zu is not a file of its size", i);
+        auto_close int fd = read_only_fd(parts[i].fd, err);
+        if (fd < 0 || add_fd(hv, set_id(slot, i), fd, cancel, err) < 0)
+            return -1;
+    }
+    if (n == 1)
+        return 0;
+    auto_close int fd = make_descriptor(slot, parts, n, err);
+    return fd < 0 ? -1 : add_fd(hv, set_id(slot, DESCRIPTOR_SET), fd, cancel, err);
+}
+
+static int add_node(struct hv *hv, int slot, const struct disk_part *parts, size_t n,
+                    struct cancel *cancel, struct err *err)
+{
+    char node[32];
+    (void)snprintf(node, sizeof(node), "disk%d", slot);
+    json_t *args =
+        n == 1 ? json_pack("{s:s,s:s,s:b,s:I,s:o}", "driver", "raw", "node-name", node, "read-only",
+                           1, "size", (json_int_t)parts[0].size, "file", file_node(set_id(slot, 0)))
+               : json_pack("{s:s,s:s,s:b,s:o}", "driver", "vmdk", "node-name", node, "read-only", 1,
+                           "file", file_node(set_id(slot, DESCRIPTOR_SET)));
+    return qmp_run(hv->qmp, "blockdev-add", args, -1, cancel, err);
+}
+
+static int del_node(struct hv *hv, int slot, struct cancel *cancel, struct err *err)
+{
+    char node[32];
+    (void)snprintf(node, sizeof(node), "disk%d", slot);
+    return qmp_run(hv->qmp, "blockdev-del", json_pack("{s:s}", "node-name", node), -1, cancel, err);
+}
+
+static int add_device(struct hv *hv, int slot, const char *serial, struct cancel *cancel,
+                      struct err *err)
+{
+    char id[64];
+    char node[32];
+    char addr[8];
+    (void)snprintf(id, sizeof(id), "disk%d-%s", slot, serial);
+    (void)snprintf(node, sizeof(node), "disk%d", slot);
+    (void)snprintf(addr, sizeof(addr), "0x%x", slot);
+    return qmp_run(hv->qmp, "device_add",
+                   json_pack("{s:s,s:s,s:s,s:s,s:s,s:s,s:s}", "driver", "virtio-blk-pci", "id", id,
+                             "bus", QEMU_PLUG_BUS, "addr", addr, "drive", node, "serial", serial,
+                             "romfile", ""),
+                   -1, cancel, err);
+}
+
+/* Takes back what a failed or cancelled plug() may have done; the caller's token is no measure for
+ * that. */
+static void undo(struct hv *hv, int slot)
+{
+    auto_cancel struct cancel *c = cancel_new(mono_ns() + UNDO_NS, NULL);
+    (void)del_node(hv, slot, c, NULL);
+    remove_fds(hv, slot, c);
+}
+
+static int plug(struct hv *hv, const char *serial, const struct disk_part *parts, size_t n,
+                struct cancel *cancel, struct err *err)
+{
+    int slot = free_slot(hv);
+    if (slot == 0)
+        return err_set(err, ERR_EXHAUSTED, "all %d disk slots are taken", QEMU_PLUG_SLOTS);
+    int ret = FAILPOINT("machine.attach.fds", err);
+    if (ret == 0)
+        ret = hand_over(hv, slot, parts, n, cancel, err);
+    if (ret == 0 && (ret = FAILPOINT("machine.attach.node", err)) == 0)
+        ret = add_node(hv, slot, parts, n, cancel, err);
+    if (ret < 0) {
+        undo(hv, slot);
+        return -1;
+    }
+    ret = FAILPOINT("machine.attach.device", err);
+    if (ret == 0)
+        ret = add_device(hv, slot, serial, cancel, err);
+    /* A cancelled device_add may still happen: the slot then stays ours, and detaching the serial
+     * empties it. */
+    bool unsure = ret < 0 && (err->code == ERR_CANCELLED || err->code == ERR_DEADLINE);
+    if (ret == 0 || unsure) {
+        hv->slots[slot] = xstrdup(serial);
+        return ret;
+    }
+    undo(hv, slot);
+    return -1;
+}
+
+int qemu_add_disk(struct hv *hv, const char *serial, const struct disk_part *parts, size_t n_parts,
+                  struct cancel *cancel, struct err *err)
+{
+    auto_err struct err local = ERR_INIT; /* plug() looks at the code */
+    if (check_serial(serial, err) < 0)
+        return -1;
+    if (n_parts == 0 || n_parts > MAX_PARTS)
+        return err_set(err, ERR_INVALID, "disk %s: %zu parts", serial, n_parts);
+    if (lock_disks(hv, cancel, err) < 0)
+        return -1;
+    int ret = find_slot(hv, serial) != 0 ? 0 : plug(hv, serial, parts, n_parts, cancel, &local);
+    (void)pthread_mutex_unlock(&hv->disks);
+    if (ret < 0) {
+        (void)err_wrap(&local, "attach disk %s", serial);
+        return err_move(err, &local);
+    }
+    return 0;
+}
+
+static int unplug(struct hv *hv, int slot, struct cancel *cancel, struct err *err)
+{
+    char id[64];
+    (void)snprintf(id, sizeof(id), "disk%d-%s", slot, hv->slots[slot]);
+    auto_qmp_expect struct qmp_expect *gone =
+        qmp_expect(hv->qmp, "DEVICE_DELETED", "device", id, err);
+    if (gone == NULL)
+        return -1;
+    auto_err struct err e = ERR_INIT;
+    int ret = qmp_run(hv->qmp, "device_del", json_pack("{s:s}", "id", id), -1, cancel, &e);
+    /* NOT_FOUND: gone already. An earlier try that was given up may still be in progress: wait on.
+     */
+    bool pending = ret < 0 && strstr(err_msg(&e), "in the process of unplug") != NULL;
+    if (ret < 0 && e.code != ERR_NOT_FOUND && !pending)
+        return err_move(err, &e);
+    if ((ret == 0 || pending) && qmp_expect_wait(gone, cancel, err) < 0)
+        return -1;
+    err_clear(&e);
+    if (del_node(hv, slot, cancel, &e) < 0 && strstr(err_msg(&e), "find") == NULL)
+        return err_move(err, &e);
+    remove_fds(hv, slot, cancel);
+    free(take(hv->slots[slot]));
+    return 0;
+}
+
+int qemu_remove_disk(struct hv *hv, const char *serial, struct cancel *cancel, struct err *err)
+{
+    if (lock_disks(hv, cancel, err) < 0)
+        return -1;
+    int slot = find_slot(hv, serial);
+    int ret = slot == 0 ? 0 : unplug(hv, slot, cancel, err);
+    (void)pthread_mutex_unlock(&hv->disks);
+    return ret < 0 ? err_wrap(err, "detach disk %s", serial) : 0;
+}
+
+int qemu_list_disks(struct hv *hv, struct cancel *cancel, struct err *err)
+{
+    json_auto_t *list = qmp_call(
+        hv->qmp, "qom-list", json_pack("{s:s}", "path", "/machine/peripheral"), -1, cancel, err);
+    if (list == NULL)
+        return -1;
+    size_t i;
+    json_t *item;
+    json_array_foreach(list, i, item)
+    {
+        const char *name = json_string_value(json_object_get(item, "name"));
+        int slot = 0;
+        int used = 0;
+        if (name != NULL && sscanf(name, "disk%d-%n", &slot, &used) == 1 && used > 0 && slot >= 1 &&
+            slot <= QEMU_PLUG_SLOTS && check_serial(name + used, NULL) == 0 &&
+            hv->slots[slot] == NULL)
+            hv->slots[slot] = xstrdup(name + used);
+    }
+    return 0;
+}

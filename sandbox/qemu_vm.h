@@ -1,0 +1,54 @@
+/*
+ * qemu_vm - what the parts of the QEMU driver share: struct hv. Private to qemu*.c.
+ */
+#ifndef ASPIS_SANDBOX_QEMU_VM_H
+#define ASPIS_SANDBOX_QEMU_VM_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <sys/types.h>
+
+#include "base/loop.h"
+#include "base/spawn.h"
+#include "sandbox/console.h"
+#include "sandbox/hypervisor.h"
+#include "sandbox/qemu_argv.h"
+#include "sandbox/qmp.h"
+
+struct hv {
+    struct loop *control;
+    struct hv_callbacks cb;
+    char *run_dir;
+    struct qmp *qmp; /* fixed after launch or adopt */
+    struct console *console, *output;
+    int scratch_fd;
+
+    /* loop thread only */
+    struct loop_source *exit_src;
+    struct loop_source *linger; /* timer: control connection closed, process still there */
+    bool qmp_closed;
+    bool reported;
+    char *why; /* first thing that QMP told about the end */
+
+    /* under lock */
+    pthread_mutex_t lock;
+    struct spawn_proc proc; /* pid -1 once reaped; adopted: not our child */
+    bool child;
+    bool watched;
+    bool exited;
+    int status; /* wait status when exited and child */
+    uint64_t start_time;
+    int gone;   /* eventfd: exited */
+    bool quiet; /* quit() or free(): no on_dead any more */
+
+    pthread_mutex_t disks;            /* held while a disk is plugged or unplugged */
+    char *slots[QEMU_PLUG_SLOTS + 1]; /* serial of the disk in each slot; 0 unused. Under disks */
+};
+
+int qemu_add_disk(struct hv *hv, const char *serial, const struct disk_part *parts, size_t n_parts,
+                  struct cancel *cancel, struct err *err);
+int qemu_remove_disk(struct hv *hv, const char *serial, struct cancel *cancel, struct err *err);
+/* After adopt: learns which slots are taken. */
+int qemu_list_disks(struct hv *hv, struct cancel *cancel, struct err *err);
+
+#endif
