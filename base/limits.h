@@ -31,6 +31,8 @@
 #define LIMIT_IO_FRAME KiB(64)   /* payload of one stdio frame */
 #define LIMIT_IO_WINDOW KiB(256) /* unacknowledged bytes per stdio stream */
 #define LIMIT_AGENT_EVENTS 4096  /* exit records kept until acknowledged */
+#define LIMIT_LINK_JUNK 4096          /* unasked-for frames on a channel within a second */
+#define LIMIT_LINK_STALE MiB(64)      /* bytes on a connection before its preamble is answered */
 #define LIMIT_AGENT_CALL_ARENA MiB(16) /* one unpacked request in the guest */
 #define LIMIT_PIPE MiB(1)              /* what a pipe can hold (fs.pipe-max-size) */
 #define LIMIT_DEVICE_WAIT_MS 10000 /* guest: until a disk or NIC that a call names must be there */
