@@ -79,7 +79,7 @@
 #define LIMIT_XATTR_BYTES KiB(64)       /* of one inode */
 #define LIMIT_SYMLINK 4095
 #define LIMIT_TREE_BYTES MiB(768)       /* memory for the names and attributes of a layer or image */
-#define LIMIT_TREE_DEPTH 1024           /* directories in one another */
+#define LIMIT_TREE_DEPTH 512           /* directories in one another */
 #define LIMIT_HOSTS_TOML KiB(256)
 #define LIMIT_TOKEN_REPLY KiB(256)      /* of a registry's token service */
 #define LIMIT_REGISTRY_TEXT 1024        /* of a registry's error text put into ours */
