@@ -130,14 +130,14 @@ static void on_container_exit(struct sandbox *s, uint64_t seq, const Aspis__Agen
         if (strcmp(c->rec.id, e->container_id) == 0)
             break;
     }
-    if (c != NULL && !c->exit_seen) {
+    /* an end that is on record already only wants its acknowledgement */
+    if (c != NULL && !c->exit_seen && c->rec.phase != CONTAINER_EXITED &&
+        c->rec.phase != CONTAINER_REMOVING) {
         c->exit_seen = true;
         c->exit_seq = seq;
         c->exit_code = e->exit_code & 0xff;
         c->oom_killed = e->oom_killed;
         c->exited_at = e->exited_at_ns > INT64_MAX ? 0 : (int64_t)e->exited_at_ns;
-        if (c->log == NULL && c->rec.phase != CONTAINER_CREATING)
-            c->log_done = true;
         go = ready_to_finish(c, false);
         wait = !go;
         if (wait)
@@ -222,11 +222,21 @@ void containers_lost(struct sandbox *s, const char *reason)
     free(list);
 }
 
-void container_finish_start_error(struct container *c, const char *message)
+static void finish_now(struct container *c, uint32_t code, const char *reason, const char *message)
 {
     (void)pthread_mutex_lock(&c->rt->lock);
-    bool changed = mark_exited(c, 128, "StartError", message, 0);
+    bool changed = mark_exited(c, code, reason, message, 0);
     (void)pthread_mutex_unlock(&c->rt->lock);
     if (changed)
         publish(c);
+}
+
+void container_finish_start_error(struct container *c, const char *message)
+{
+    finish_now(c, 128, "StartError", message);
+}
+
+void container_finish_lost(struct container *c, const char *message)
+{
+    finish_now(c, 255, "Unknown", message);
 }

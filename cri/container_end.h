@@ -13,5 +13,7 @@
 void container_log_is_done(struct container *c);
 /* StartContainer failed for good: EXITED, 128, StartError. */
 void container_finish_start_error(struct container *c, const char *message);
+/* Its machine, or the guest's memory of it, is gone: EXITED, 255, Unknown. */
+void container_finish_lost(struct container *c, const char *message);
 
 #endif

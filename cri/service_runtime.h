@@ -1,0 +1,37 @@
+/*
+ * service_runtime - the handlers of CRI's RuntimeService: translation between messages and operations.
+ *
+ * Handlers (cri/call.h); call->daemon is a struct daemon. They validate what the client sent, call sandbox_ops.h and
+ * container_ops.h, and build replies in the call's arena. Lists and statuses take the runtime's lock for moments only.
+ */
+#ifndef ASPIS_CRI_SERVICE_RUNTIME_H
+#define ASPIS_CRI_SERVICE_RUNTIME_H
+
+#include "cri/call.h"
+
+#define DECLARE_HANDLER(name)                                                                      \
+    int name(struct call *call, const ProtobufCMessage *req, ProtobufCMessage **reply,             \
+             struct err *err)
+
+/* service_status.c */
+DECLARE_HANDLER(cri_version);
+DECLARE_HANDLER(cri_status);
+DECLARE_HANDLER(cri_runtime_config);
+DECLARE_HANDLER(cri_update_runtime_config);
+/* service_sandbox.c */
+DECLARE_HANDLER(cri_run_pod_sandbox);
+DECLARE_HANDLER(cri_stop_pod_sandbox);
+DECLARE_HANDLER(cri_remove_pod_sandbox);
+DECLARE_HANDLER(cri_pod_sandbox_status);
+DECLARE_HANDLER(cri_list_pod_sandbox);
+/* service_container.c */
+DECLARE_HANDLER(cri_create_container);
+DECLARE_HANDLER(cri_start_container);
+DECLARE_HANDLER(cri_stop_container);
+DECLARE_HANDLER(cri_remove_container);
+DECLARE_HANDLER(cri_container_status);
+DECLARE_HANDLER(cri_list_containers);
+DECLARE_HANDLER(cri_reopen_container_log);
+DECLARE_HANDLER(cri_exec_sync);
+
+#endif
