@@ -1,9 +1,11 @@
 /*
- * containers - containers and their processes: created, started, signalled and removed through libcrun, one forked child
- * per operation, so that nothing libcrun does (exit, waitpid(-1), setrlimit, chdir) can touch PID 1.
+ * containers - containers and their processes: created, started, signalled and removed through
+ * libcrun, one forked child per operation, so that nothing libcrun does (exit, waitpid(-1),
+ * setrlimit, chdir) can touch PID 1.
  *
- * Single-threaded, on the agent's loop; handlers answer when their child has ended. The table keeps every process until RemoveContainer or
- * RemoveProcess, and every exit event until it is acknowledged.
+ * Single-threaded, on the agent's loop; handlers answer when their child has ended. The table keeps
+ * every process until RemoveContainer or RemoveProcess, and every exit event until it is
+ * acknowledged.
  */
 #ifndef ASPIS_AGENT_CONTAINERS_H
 #define ASPIS_AGENT_CONTAINERS_H
@@ -23,12 +25,13 @@ struct containers *containers_new(struct loop *loop, struct pod *pod, struct std
                                   const char *state_dir, struct err *err);
 void containers_free(struct containers *c);
 
-/* Every child that main's reaper collected, ours or a stranger's. May come before the pid is known to belong to
- * anything: recent unknown (pid, status) pairs are kept. */
+/* Every child that main's reaper collected, ours or a stranger's. May come before the pid is known
+ * to belong to anything: recent unknown (pid, status) pairs are kept. */
 void containers_reaped(struct containers *c, pid_t pid, int status);
 
-/* Rows for main's method table: CreateContainer, StartContainer, SignalContainer, RemoveContainer, Exec, SignalProcess, RemoveProcess,
- * ResizeTty, ListState, Events, AckEvents. Terminated by a NULL name; arg is `c`. Owned by c. */
+/* Rows for main's method table: CreateContainer, StartContainer, SignalContainer, RemoveContainer,
+ * Exec, SignalProcess, RemoveProcess, ResizeTty, ListState, Events, AckEvents. Terminated by a NULL
+ * name; arg is `c`. Owned by c. */
 const struct rpc_method *containers_methods(struct containers *c);
 
 #endif

@@ -1,0 +1,271 @@
+#include "agent/container_jobs.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "agent/container_cgroup.h"
+#include "agent/container_spec.h"
+#include "agent/crun.h"
+#include "agent/user.h"
+#include "base/cleanup.h"
+#include "base/fs.h"
+#include "base/str.h"
+
+char *job_state_root(const char *state_dir)
+{
+    return fs_format("%s/.crun", state_dir);
+}
+
+static char *bundle_path(const struct job_paths *at, const char *name)
+{
+    return fs_format("%s/%s%s", at->state_dir, at->id, name);
+}
+
+static char *scratch_path(const struct job_paths *at, const char *name)
+{
+    return fs_format("%s/%s%s", at->scratch_dir, at->id, name);
+}
+
+/* The root directory of an overlay is the upper one: it gets the image's mode and owner. */
+static int copy_root_attributes(const char *image, const char *upper, struct err *err)
+{
+    struct stat st;
+
+    if (stat(image, &st) < 0)
+        return err_sys(err, errno, "image at %s", image);
+    if (chown(upper, st.st_uid, st.st_gid) < 0 || chmod(upper, st.st_mode & 07777) < 0)
+        return err_sys(err, errno, "%s", upper);
+    return 0;
+}
+
+static int mount_rootfs(const struct create_job *job, const char *rootfs, struct err *err)
+{
+    const struct job_paths *at = &job->at;
+
+    if (str_empty(at->scratch_dir))
+        return err_set(err, ERR_PRECONDITION, "the pod is not configured");
+    auto_free char *upper = scratch_path(at, "/upper");
+    auto_free char *work = scratch_path(at, "/work");
+    if (fs_mkdir_p(upper, 0755, err) < 0 || fs_mkdir_p(work, 0700, err) < 0 ||
+        fs_mkdir_p(rootfs, 0755, err) < 0 || copy_root_attributes(job->image_mount, upper, err) < 0)
+        return -1;
+    /* volatile: what a pod writes outside its volumes does not outlive its VM, so nobody needs
+     * fsync to reach the disk. */
+    auto_free char *options =
+        fs_format("lowerdir=%s,upperdir=%s,workdir=%s,volatile", job->image_mount, upper, work);
+    if (mount("overlay", rootfs, "overlay", 0, options) == 0)
+        return 0;
+    if (errno != EINVAL)
+        return err_sys(err, errno, "mount the container's root");
+    options[strlen(options) - strlen(",volatile")] = '\0';
+    if (mount("overlay", rootfs, "overlay", 0, options) < 0)
+        return err_sys(err, errno, "mount the container's root");
+    return 0;
+}
+
+static int resolve_user(const struct create_job *job, const char *rootfs, struct user_ids *ids,
+                        struct err *err)
+{
+    const Aspis__Agent__V1__User *u = job->req->user;
+    struct user_request req = {.user = ""};
+
+    if (u != NULL)
+        req = (struct user_request){.user = u->user,
+                                    .has_group = u->has_group,
+                                    .group = u->group,
+                                    .groups = u->supplemental_groups,
+                                    .n_groups = u->n_supplemental_groups,
+                                    .strict = u->strict_groups};
+    auto_close int fd = open(rootfs, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0)
+        return err_sys(err, errno, "%s", rootfs);
+    return user_resolve(fd, &req, ids, err);
+}
+
+static const char *pod_file_of(void *arg, const char *name)
+{
+    return pod_file(arg, name);
+}
+
+/* The console socket: libcrun connects to it and sends the terminal's master. Both ends are this
+ * operation's, so the connection just waits in the backlog until libcrun is done. */
+static int console_listen(const char *path, struct err *err)
+{
+    struct sockaddr_un addr = {.sun_family = AF_UNIX};
+
+    if (strlen(path) >= sizeof(addr.sun_path))
+        return err_set(err, ERR_INTERNAL, "console socket %s: path too long", path);
+    memcpy(addr.sun_path, path, strlen(path));
+    auto_close int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    (void)unlink(path); /* of an operation that was killed */
+    if (fd < 0 || bind(fd, (struct sockaddr *)&addr, sizeof(addr)) < 0 || listen(fd, 1) < 0)
+        return err_sys(err, errno, "console socket %s", path);
+    return take_fd(&fd);
+}
+
+static int console_receive(int listener, struct err *err)
+{
+    union {
+        struct cmsghdr align;
+        char space[CMSG_SPACE(sizeof(int))];
+    } control;
+    char text[256];
+    struct iovec iov = {.iov_base = text, .iov_len = sizeof(text)};
+    struct msghdr msg = {.msg_iov = &iov,
+                         .msg_iovlen = 1,
+                         .msg_control = control.space,
+                         .msg_controllen = sizeof(control.space)};
+    auto_close int conn = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    int fd = -1;
+
+    if (conn < 0 || recvmsg(conn, &msg, MSG_CMSG_CLOEXEC) < 0)
+        return err_sys(err, errno, "receive the terminal");
+    struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
+    if (c == NULL || c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS ||
+        c->cmsg_len != CMSG_LEN(sizeof(int)))
+        return err_set(err, ERR_INTERNAL, "no terminal was sent");
+    memcpy(&fd, CMSG_DATA(c), sizeof(int));
+    return fd;
+}
+
+static int read_pid(const char *path, int32_t *pid, struct err *err)
+{
+    auto_free char *text = fs_read(path, 32, NULL, err);
+    int64_t n;
+
+    if (text == NULL)
+        return -1;
+    if (str_to_i64(text, &n) < 0 || n <= 1 || n > INT32_MAX)
+        return err_set(err, ERR_INTERNAL, "%s holds no process id", path);
+    *pid = (int32_t)n;
+    return 0;
+}
+
+int create_job_run(void *arg, struct op_result *res, int *fd_out, struct err *err)
+{
+    const struct create_job *job = arg;
+    const Aspis__Agent__V1__CreateContainerRequest *req = job->req;
+    auto_free char *bundle = bundle_path(&job->at, "");
+    auto_free char *rootfs = bundle_path(&job->at, "/rootfs");
+    auto_free char *config = bundle_path(&job->at, "/config.json");
+    auto_free char *pid_file = bundle_path(&job->at, "/pid");
+    auto_free char *console = fs_format("%s/.tty-%d", job->at.state_dir, (int)getpid());
+    auto_free char *state_root = job_state_root(job->at.state_dir);
+    auto_free char *cgroup = cgroup_spec_path(job->at.id);
+    auto_free struct user_ids *ids = xcalloc(1, sizeof(*ids));
+    auto_close int listener = -1;
+
+    if (fs_mkdir_p(bundle, 0700, err) < 0 || fs_mkdir_p(state_root, 0700, err) < 0 ||
+        mount_rootfs(job, rootfs, err) < 0 || resolve_user(job, rootfs, ids, err) < 0)
+        return -1;
+    struct spec_changes changes = {.root_path = rootfs,
+                                   .readonly_rootfs = req->readonly_rootfs,
+                                   .user = ids,
+                                   .tty = req->tty,
+                                   .rows = req->tty_rows,
+                                   .cols = req->tty_cols,
+                                   .pidns = job->pidns,
+                                   .cgroups_path = cgroup,
+                                   .pod_file = pod_file_of,
+                                   .pod_file_arg = job->pod};
+    auto_free char *spec = spec_for_create(req->oci_spec.data, req->oci_spec.len, &changes, err);
+    if (spec == NULL || fs_write_atomic(config, spec, strlen(spec), 0600, false, err) < 0)
+        return -1;
+    if (req->tty && (listener = console_listen(console, err)) < 0)
+        return -1;
+
+    struct crun_ctx ctx = {.state_root = state_root,
+                           .id = job->at.id,
+                           .bundle = bundle,
+                           .pid_file = pid_file,
+                           .console_socket = req->tty ? console : NULL};
+    int created = crun_create(&ctx, spec, err);
+    if (req->tty)
+        (void)unlink(console);
+    if (created < 0 || read_pid(pid_file, &res->pid, err) < 0 ||
+        (req->tty && (*fd_out = console_receive(listener, err)) < 0))
+        return -1;
+    res->uid = ids->uid;
+    res->gid = ids->gid;
+    res->n_groups = (uint32_t)ids->n_groups;
+    memcpy(res->groups, ids->groups, ids->n_groups * sizeof(ids->groups[0]));
+    return 0;
+}
+
+static int exec_in(const struct exec_job *job, const char *pid_file, const char *console,
+                   struct op_result *res, int *fd_out, struct err *err)
+{
+    const Aspis__Agent__V1__ExecRequest *req = job->req;
+    auto_free char *bundle = bundle_path(&job->at, "");
+    auto_free char *config = bundle_path(&job->at, "/config.json");
+    auto_free char *state_root = job_state_root(job->at.state_dir);
+    auto_close int listener = -1;
+    size_t len = 0;
+    struct spec_exec exec = {.args = req->args,
+                             .n_args = req->n_args,
+                             .env = req->env,
+                             .n_env = req->n_env,
+                             .cwd = req->cwd,
+                             .tty = req->tty,
+                             .rows = req->tty_rows,
+                             .cols = req->tty_cols};
+    auto_free char *json = fs_read(config, LIMIT_RPC_MESSAGE * 2, &len, err);
+    auto_free char *spec = json != NULL ? spec_for_exec(json, len, &exec, err) : NULL;
+
+    if (spec == NULL || (req->tty && (listener = console_listen(console, err)) < 0))
+        return -1;
+    struct crun_ctx ctx = {.state_root = state_root,
+                           .id = job->at.id,
+                           .bundle = bundle,
+                           .pid_file = pid_file,
+                           .console_socket = req->tty ? console : NULL};
+    if (crun_exec(&ctx, spec, err) < 0 || read_pid(pid_file, &res->pid, err) < 0)
+        return -1;
+    if (req->tty && (*fd_out = console_receive(listener, err)) < 0)
+        return -1;
+    return 0;
+}
+
+int exec_job_run(void *arg, struct op_result *res, int *fd_out, struct err *err)
+{
+    const struct exec_job *job = arg;
+    auto_free char *suffix = fs_format("/%s.pid", job->tag);
+    auto_free char *pid_file = bundle_path(&job->at, suffix);
+    /* Not below the bundle: a socket's path has to be short. */
+    auto_free char *console = fs_format("%s/.tty-%s", job->at.state_dir, job->tag);
+
+    int r = exec_in(job, pid_file, console, res, fd_out, err);
+    (void)unlink(pid_file);
+    (void)unlink(console);
+    return r;
+}
+
+int remove_job_run(void *arg, struct op_result *res, int *fd_out, struct err *err)
+{
+    const struct job_paths *at = arg;
+    auto_free char *bundle = bundle_path(at, "");
+    auto_free char *rootfs = bundle_path(at, "/rootfs");
+    auto_free char *state_root = job_state_root(at->state_dir);
+    struct crun_ctx ctx = {.state_root = state_root, .id = at->id, .bundle = bundle};
+
+    (void)res;
+    (void)fd_out;
+    if (crun_delete(&ctx, err) < 0)
+        return -1;
+    cgroup_remove(at->id);
+    if (umount2(rootfs, MNT_DETACH) < 0 && errno != EINVAL && errno != ENOENT)
+        return err_sys(err, errno, "unmount %s", rootfs);
+    if (!str_empty(at->scratch_dir)) {
+        auto_free char *scratch = scratch_path(at, "");
+        if (fs_rm_rf(scratch, err) < 0)
+            return -1;
+    }
+    return fs_rm_rf(bundle, err);
+}

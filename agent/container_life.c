@@ -1,0 +1,403 @@
+/* A container's life: image, create, start, end, removal. */
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "agent/container_cgroup.h"
+#include "agent/container_jobs.h"
+#include "agent/container_table.h"
+#include "agent/crun.h"
+#include "base/cancel.h"
+#include "base/cleanup.h"
+#include "base/limits.h"
+#include "base/log.h"
+#include "base/str.h"
+
+static struct job_paths paths_of(const struct container *c)
+{
+    return (struct job_paths){.id = c->id,
+                              .state_dir = c->table->state_dir,
+                              .scratch_dir = pod_scratch_dir(c->table->pod)};
+}
+
+static void close_child_fds(int fds[3])
+{
+    for (int i = 0; i < 3; i++)
+        cleanup_closep(&fds[i]);
+}
+
+/* The create call's answer is an error; what there is already is taken away first, so that the same
+ * id works again at once. */
+static void create_failed(struct container *c, const struct err *err)
+{
+    err_set(&c->create_err, err->code, "%s", err_msg(err));
+    if (c->init != NULL)
+        c->init->silent = true;
+    c->phase = CONTAINER_ENDED;
+    c->remove_wanted = true;
+    container_progress(c);
+}
+
+static void create_reply(struct container *c, const struct op_result *res)
+{
+    struct rpc_call *call = take(c->create_call);
+    Aspis__Agent__V1__CreateContainerResponse reply;
+    aspis__agent__v1__create_container_response__init(&reply);
+    Aspis__Agent__V1__ResolvedUser user;
+    aspis__agent__v1__resolved_user__init(&user);
+    Aspis__Agent__V1__Streams streams = process_streams(c->init);
+    uint32_t groups[LIMIT_USER_GROUPS];
+
+    memcpy(groups, res->groups, sizeof(groups));
+    user.uid = res->uid;
+    user.gid = res->gid;
+    user.n_supplemental_groups = res->n_groups;
+    user.supplemental_groups = groups;
+    reply.user = &user;
+    reply.streams = &streams;
+    reply.pid = (uint32_t)res->pid;
+    c->create_req = NULL;
+    rpc_reply(call, &reply.base);
+}
+
+static void create_done(void *arg, const struct op_result *res, int fd, const struct err *err)
+{
+    struct container *c = arg;
+    struct process *p = c->init;
+    auto_err struct err local = ERR_INIT;
+    auto_close int terminal = fd;
+    int status;
+
+    c->op = NULL;
+    c->table->ops--;
+    if (err != NULL) {
+        err_set(&local, err->code, "%s", err_msg(err));
+        const char *more = process_trace_text(p);
+        if (*more != '\0' && strstr(err_msg(err), more) == NULL)
+            err_append(&local, ": %s", more);
+        create_failed(c, &local);
+        return;
+    }
+    p->pid = res->pid;
+    p->state = PROCESS_CREATED;
+    c->phase = CONTAINER_CREATED;
+    bool gone = containers_claim(c->table, p->pid, c->reaps_before, &status);
+    if (c->create_req->tty &&
+        process_attach_tty(p, take_fd(&terminal), c->create_req->stdin, c->create_req->tty_rows,
+                           c->create_req->tty_cols, &local) < 0) {
+        create_failed(c, &local);
+    } else if (c->remove_wanted) {
+        err_set(&local, ERR_ABORTED, "the container is being removed");
+        create_failed(c, &local);
+    } else {
+        container_oom_watch(c);
+        create_reply(c, res);
+    }
+    if (gone)
+        container_process_reaped(p, status);
+}
+
+static void create_run(struct container *c)
+{
+    const Aspis__Agent__V1__CreateContainerRequest *req = c->create_req;
+    struct containers *t = c->table;
+    auto_err struct err err = ERR_INIT;
+    int child_fds[3] = {-1, -1, -1};
+    int trace = -1;
+    struct create_job job = {
+        .at = paths_of(c), .req = req, .image_mount = c->image_mount, .pod = t->pod};
+
+    if (req->shared_pid) {
+        job.pidns = pod_shared_pidns(t->pod, &err);
+        if (job.pidns == NULL) {
+            create_failed(c, &err);
+            return;
+        }
+    }
+    if (!req->tty && process_open_pipes(c->init, req->stdin, child_fds, &err) < 0) {
+        close_child_fds(child_fds);
+        create_failed(c, &err);
+        return;
+    }
+    c->phase = CONTAINER_CREATING;
+    c->reaps_before = t->reaps;
+    c->op = op_start(child_fds, create_job_run, &job, create_done, c, &trace, &err);
+    close_child_fds(child_fds);
+    if (c->op == NULL) {
+        create_failed(c, &err);
+        return;
+    }
+    t->ops++;
+    process_set_trace(c->init, trace);
+}
+
+static void image_ready(void *arg, const char *mountpoint, const struct err *err)
+{
+    struct container *c = arg;
+    auto_err struct err local = ERR_INIT;
+
+    if (err != NULL) {
+        create_failed(c, err);
+        return;
+    }
+    c->has_image = true;
+    c->image_mount = xstrdup(mountpoint);
+    if (c->remove_wanted) {
+        err_set(&local, ERR_ABORTED, "the container is being removed");
+        create_failed(c, &local);
+        return;
+    }
+    create_run(c);
+}
+
+void handle_create(struct rpc_call *call, const ProtobufCMessage *request, void *arg)
+{
+    struct containers *t = arg;
+    const Aspis__Agent__V1__CreateContainerRequest *req =
+        (const Aspis__Agent__V1__CreateContainerRequest *)request;
+
+    if (!container_id_valid(req->container_id)) {
+        fail_call(call, ERR_INVALID, "container id");
+        return;
+    }
+    if (container_find(t, req->container_id) != NULL) {
+        fail_call(call, ERR_EXISTS, "the container exists");
+        return;
+    }
+    if (t->n >= LIMIT_AGENT_CONTAINERS || t->n_processes >= LIMIT_AGENT_PROCESSES) {
+        fail_call(call, ERR_EXHAUSTED, "too many containers in one pod");
+        return;
+    }
+    struct container *c = xcalloc(1, sizeof(*c));
+    c->table = t;
+    c->id = xstrdup(req->container_id);
+    c->image = xstrdup(req->image_disk);
+    c->oom_watch = -1;
+    c->create_call = call;
+    c->create_req = req;
+    TAILQ_INIT(&c->execs);
+    STAILQ_INIT(&c->removers);
+    c->init = process_new(t->loop, t->io, "", c);
+    TAILQ_INSERT_TAIL(&t->list, c, link);
+    t->n++;
+    t->n_processes++;
+    pod_image_acquire(t->pod, c->image, image_ready, c);
+}
+
+/* The init either executed its command or said why not. */
+static void init_executed(struct process *p, const char *text, void *arg)
+{
+    struct container *c = arg;
+    struct rpc_call *call = take(p->call);
+
+    if (*text != '\0') {
+        p->silent = true;
+        fail_call(call, ERR_UNKNOWN, text);
+        return;
+    }
+    Aspis__Agent__V1__StartContainerResponse reply;
+    aspis__agent__v1__start_container_response__init(&reply);
+    p->started_at_ns = wall_ns();
+    p->state = PROCESS_RUNNING;
+    c->phase = CONTAINER_RUNNING;
+    reply.started_at_ns = (uint64_t)p->started_at_ns;
+    rpc_reply(call, &reply.base);
+}
+
+void handle_start(struct rpc_call *call, const ProtobufCMessage *request, void *arg)
+{
+    struct containers *t = arg;
+    const Aspis__Agent__V1__StartContainerRequest *req =
+        (const Aspis__Agent__V1__StartContainerRequest *)request;
+    struct container *c = container_find(t, req->container_id);
+    auto_err struct err err = ERR_INIT;
+    auto_free char *state_root = job_state_root(t->state_dir);
+
+    if (c == NULL) {
+        fail_call(call, ERR_NOT_FOUND, "no such container");
+        return;
+    }
+    if (c->phase != CONTAINER_CREATED || c->remove_wanted || c->init->reaped) {
+        fail_call(call, ERR_PRECONDITION, "the container is not waiting to be started");
+        return;
+    }
+    if (crun_release(state_root, c->id, &err) < 0) {
+        rpc_fail(call, &err);
+        return;
+    }
+    c->phase = CONTAINER_STARTING;
+    c->init->call = call;
+    if (process_watch_exec(c->init, init_executed, c, &err) < 0) {
+        c->init->call = NULL;
+        rpc_fail(call, &err);
+    }
+}
+
+static void exit_event(struct container *c, const struct process *p)
+{
+    Aspis__Agent__V1__Exit ev;
+    aspis__agent__v1__exit__init(&ev);
+
+    ev.container_id = c->id;
+    ev.exec_id = p->exec_id;
+    ev.exit_code = p->exit_code;
+    ev.signal = p->signal;
+    ev.oom_killed = p->oom_killed;
+    ev.exited_at_ns = (uint64_t)p->exited_at_ns;
+    (void)events_exit(c->table->events, &ev);
+}
+
+static void init_ended(struct process *p, void *arg)
+{
+    struct container *c = arg;
+
+    if (p->silent)
+        p->exit_code = 128; /* never ran its command: as the daemon reports a start error */
+    if (c->phase < CONTAINER_ENDED)
+        c->phase = CONTAINER_ENDED;
+    if (!p->silent)
+        exit_event(c, p);
+    container_progress(c);
+}
+
+static void exec_ended(struct process *p, void *arg)
+{
+    struct container *c = arg;
+
+    if (!p->silent)
+        exit_event(c, p);
+    if (p->silent || p->remove_wanted)
+        exec_forget(p);
+    container_progress(c);
+}
+
+void container_process_reaped(struct process *p, int status)
+{
+    struct container *c = p->owner;
+    auto_err struct err err = ERR_INIT;
+    bool is_init = p == c->init;
+
+    if (p->reaped)
+        return;
+    uint64_t oom = cgroup_oom_kills(c->id);
+    process_settle_exec(p); /* answers a start that is waiting */
+    if (is_init) {
+        /* The rest of the container goes with its init, also where they share the pod's pid
+         * namespace. */
+        if (cgroup_kill(c->id, &err) < 0)
+            log_warn("cannot kill what is left of a container", LOG_STR("container", c->id),
+                     LOG_STR("error", err_msg(&err)));
+        process_ended(p, status, oom > 0, init_ended, c);
+    } else {
+        bool killed = WIFSIGNALED(status) && oom > p->oom_before;
+        process_ended(p, status, killed, exec_ended, c);
+    }
+}
+
+static void answer_removers(struct container *c, const struct err *err)
+{
+    while (!STAILQ_EMPTY(&c->removers)) {
+        struct waiting_call *w = STAILQ_FIRST(&c->removers);
+        STAILQ_REMOVE_HEAD(&c->removers, link);
+        if (err != NULL)
+            rpc_fail(w->call, err);
+        else
+            reply_empty(w->call);
+        free(w);
+    }
+}
+
+static void remove_done(void *arg, const struct op_result *res, int fd, const struct err *err)
+{
+    struct container *c = arg;
+
+    (void)res;
+    (void)fd;
+    c->op = NULL;
+    c->table->ops--;
+    if (c->create_call != NULL) {
+        if (err != NULL)
+            log_warn("cannot clean up after a failed create", LOG_STR("container", c->id),
+                     LOG_STR("error", err_msg(err)));
+        rpc_fail(take(c->create_call), &c->create_err);
+        c->create_req = NULL;
+    }
+    if (err != NULL) {
+        /* Kept, so that removing can be tried again. */
+        c->phase = CONTAINER_ENDED;
+        c->remove_wanted = false;
+        answer_removers(c, err);
+        return;
+    }
+    answer_removers(c, NULL);
+    container_free(c);
+}
+
+/* True when the process is no longer in a removal's way. */
+static bool out_of_the_way(struct process *p)
+{
+    if (p->op != NULL)
+        return false;
+    if (p->pid == 0)
+        return true;
+    if (!p->reaped)
+        return false;
+    if (p->state != PROCESS_EXITED)
+        process_end_now(p);
+    return true;
+}
+
+void container_progress(struct container *c)
+{
+    struct process *p;
+    struct process *next;
+    auto_err struct err err = ERR_INIT;
+
+    if (!c->remove_wanted || c->op != NULL || c->phase == CONTAINER_IMAGE ||
+        c->phase == CONTAINER_REMOVING)
+        return;
+    /* From here on the ends of processes must not come back here. */
+    c->remove_wanted = false;
+    bool clear = out_of_the_way(c->init);
+    for (p = TAILQ_FIRST(&c->execs); p != NULL; p = next) {
+        next = TAILQ_NEXT(p, link);
+        clear = out_of_the_way(p) && clear;
+    }
+    c->remove_wanted = true;
+    if (!clear) {
+        if (cgroup_kill(c->id, &err) < 0)
+            log_warn("cannot kill a container", LOG_STR("container", c->id),
+                     LOG_STR("error", err_msg(&err)));
+        if (c->init->pid > 0 && !c->init->reaped)
+            (void)kill(c->init->pid, SIGKILL);
+        return;
+    }
+    struct job_paths paths = paths_of(c);
+    container_oom_unwatch(c);
+    c->phase = CONTAINER_REMOVING;
+    int none[3] = {-1, -1, -1};
+    c->op = op_start(none, remove_job_run, &paths, remove_done, c, NULL, &err);
+    c->table->ops++;
+    if (c->op == NULL)
+        remove_done(c, NULL, -1, &err);
+}
+
+void handle_remove(struct rpc_call *call, const ProtobufCMessage *request, void *arg)
+{
+    struct containers *t = arg;
+    const Aspis__Agent__V1__RemoveContainerRequest *req =
+        (const Aspis__Agent__V1__RemoveContainerRequest *)request;
+    struct container *c = container_find(t, req->container_id);
+
+    if (c == NULL) {
+        reply_empty(call);
+        return;
+    }
+    struct waiting_call *w = xcalloc(1, sizeof(*w));
+    w->call = call;
+    STAILQ_INSERT_TAIL(&c->removers, w, link);
+    c->remove_wanted = true;
+    container_progress(c);
+}

@@ -1,0 +1,54 @@
+/*
+ * container_spec - the OCI runtime spec as the daemon sent it, turned into the one libcrun gets.
+ *
+ * Changed: root, process.user, process.terminal and console size, HOME when the environment has
+ * none, the pid namespace's path, cgroupsPath, and mount sources "aspis:<name>". Refused: what is
+ * no valid JSON object, hooks (they would run in the guest's own namespaces), an empty command.
+ * Annotations "run.oci.*" steer libcrun and are dropped, but for the compiled seccomp filter.
+ *
+ * No state; strings returned are the caller's to free.
+ */
+#ifndef ASPIS_AGENT_CONTAINER_SPEC_H
+#define ASPIS_AGENT_CONTAINER_SPEC_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "agent/user.h"
+#include "base/err.h"
+
+struct spec_changes {
+    const char *root_path;
+    bool readonly_rootfs;
+    const struct user_ids *user;
+    bool tty;
+    uint32_t rows; /* 0 with cols 0: no size */
+    uint32_t cols;
+    const char *pidns;        /* path of the namespace to join; NULL: as the spec says */
+    const char *cgroups_path; /* "/pod/<id>" */
+    /* Path of a file of the pod, NULL when unknown. */
+    const char *(*pod_file)(void *arg, const char *name);
+    void *pod_file_arg;
+};
+
+/* JSON text for libcrun. */
+char *spec_for_create(const void *json, size_t len, const struct spec_changes *changes,
+                      struct err *err);
+
+struct spec_exec {
+    char *const *args;
+    size_t n_args;
+    char *const *env; /* none: as the container's process */
+    size_t n_env;
+    const char *cwd; /* "": as the container's process */
+    bool tty;
+    uint32_t rows;
+    uint32_t cols;
+};
+
+/* json: what spec_for_create() made. Returns the same spec with `process` being the new process:
+ * same user, capabilities, limits and no_new_privileges. */
+char *spec_for_exec(const char *json, size_t len, const struct spec_exec *exec, struct err *err);
+
+#endif

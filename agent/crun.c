@@ -1,0 +1,128 @@
+#include "agent/crun.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <libcrun/container.h>
+#include <libcrun/error.h>
+#include <libcrun/status.h>
+
+#include "base/cleanup.h"
+#include "base/fs.h"
+
+/* libcrun's constructor calls this to re-execute the program from a copy of itself, so that a
+ * container cannot write to the runtime's binary through /proc/self/exe. The agent needs no copy: a
+ * running PID 1 lies on the guest's own read-only or memory file system and the kernel refuses to
+ * write to it while it runs. */
+int ensure_cloned_binary(void);
+int ensure_cloned_binary(void)
+{
+    return 0;
+}
+
+/* Warnings are about things the agent decided on purpose. */
+static void output(int errno_, const char *msg, bool warning, void *arg)
+{
+    (void)arg;
+    if (warning)
+        return;
+    if (errno_ != 0)
+        (void)fprintf(stderr, "%s: %s\n", msg, strerror(errno_));
+    else
+        (void)fprintf(stderr, "%s\n", msg);
+}
+
+static libcrun_context_t context(const struct crun_ctx *ctx)
+{
+    libcrun_context_t c;
+
+    memset(&c, 0, sizeof(c));
+    c.id = ctx->id;
+    c.bundle = ctx->bundle;
+    c.state_root = ctx->state_root;
+    c.pid_file = ctx->pid_file;
+    c.console_socket = ctx->console_socket;
+    c.fifo_exec_wait_fd = -1;
+    c.no_new_keyring = true;
+    c.detach = true;
+    c.output_handler = output;
+    return c;
+}
+
+static int fail(struct err *err, libcrun_error_t *e, const char *step)
+{
+    if (e == NULL || *e == NULL)
+        return err_set(err, ERR_INTERNAL, "%s failed", step);
+    if ((*e)->status != 0)
+        (void)err_sys(err, (*e)->status, "%s", (*e)->msg);
+    else
+        (void)err_set(err, ERR_INTERNAL, "%s", (*e)->msg);
+    (void)libcrun_error_release(e);
+    return -1;
+}
+
+int crun_create(const struct crun_ctx *ctx, const char *spec, struct err *err)
+{
+    libcrun_error_t e = NULL;
+    libcrun_context_t c = context(ctx);
+    libcrun_container_t *container;
+
+    if (chdir(ctx->bundle) < 0)
+        return err_sys(err, errno, "%s", ctx->bundle);
+    container = libcrun_container_load_from_memory(spec, &e);
+    if (container == NULL)
+        return fail(err, &e, "load the spec");
+    if (libcrun_container_create(&c, container, 0, &e) < 0)
+        return fail(err, &e, "create");
+    return 0; /* the process ends soon: nothing is freed */
+}
+
+int crun_release(const char *state_root, const char *id, struct err *err)
+{
+    /* As libcrun_container_start() does, but without its wait for a reader that may have died. */
+    auto_free char *path = fs_format("%s/%s/exec.fifo", state_root, id);
+    if (path == NULL)
+        return err_set(err, ERR_EXHAUSTED, "out of memory");
+    auto_close int fd = open(path, O_WRONLY | O_NONBLOCK | O_CLOEXEC);
+    if (fd < 0 && (errno == ENXIO || errno == ENOENT))
+        return err_set(err, ERR_PRECONDITION, "the container's process no longer waits");
+    if (fd < 0)
+        return err_sys(err, errno, "%s", path);
+    (void)unlink(path); /* its absence is libcrun's sign for "started" */
+    if (write(fd, "", 1) != 1)
+        return err_sys(err, errno, "%s", path);
+    return 0;
+}
+
+int crun_exec(const struct crun_ctx *ctx, const char *spec, struct err *err)
+{
+    libcrun_error_t e = NULL;
+    libcrun_context_t c = context(ctx);
+    libcrun_container_t *container = libcrun_container_load_from_memory(spec, &e);
+
+    if (container == NULL)
+        return fail(err, &e, "load the spec");
+    /* Only a second load from its state tells libcrun about the container itself. */
+    int r = libcrun_container_exec(&c, ctx->id, container->container_def->process, &e);
+    if (r < 0)
+        return fail(err, &e, "exec");
+    return 0;
+}
+
+int crun_delete(const struct crun_ctx *ctx, struct err *err)
+{
+    libcrun_error_t e = NULL;
+    libcrun_context_t c = context(ctx);
+    auto_free char *dir = fs_format("%s/%s", ctx->state_root, ctx->id);
+
+    if (dir == NULL || !fs_exists(dir))
+        return 0;
+    if (libcrun_container_delete(&c, NULL, ctx->id, false, &e) < 0)
+        return fail(err, &e, "delete");
+    return 0;
+}

@@ -1,0 +1,166 @@
+#include "agent/events.h"
+
+#include <stdbool.h>
+#include <stdlib.h>
+#include <sys/queue.h>
+
+#include "base/limits.h"
+#include "base/log.h"
+#include "base/str.h"
+
+struct event {
+    TAILQ_ENTRY(event) link;
+    uint64_t seq;
+    bool oom; /* else an exit */
+    char *container_id;
+    char *exec_id;
+    Aspis__Agent__V1__Exit exit; /* its strings are the two above */
+};
+
+struct events {
+    TAILQ_HEAD(, event) list; /* ascending seq */
+    size_t n;
+    uint64_t last_seq;
+    struct rpc_call *reader;
+    uint64_t sent; /* to the reader */
+};
+
+struct events *events_new(void)
+{
+    struct events *e = xcalloc(1, sizeof(*e));
+    TAILQ_INIT(&e->list);
+    return e;
+}
+
+static void drop_first(struct events *e)
+{
+    struct event *ev = TAILQ_FIRST(&e->list);
+
+    TAILQ_REMOVE(&e->list, ev, link);
+    e->n--;
+    free(ev->container_id);
+    free(ev->exec_id);
+    free(ev);
+}
+
+static void end_reader(struct events *e)
+{
+    struct rpc_call *call = e->reader;
+
+    if (call == NULL)
+        return;
+    Aspis__Agent__V1__Empty empty;
+    aspis__agent__v1__empty__init(&empty);
+    e->reader = NULL;
+    rpc_call_notify(call, NULL, NULL, NULL);
+    rpc_reply(call, &empty.base);
+}
+
+void events_free(struct events *e)
+{
+    if (e == NULL)
+        return;
+    end_reader(e);
+    while (e->n > 0)
+        drop_first(e);
+    free(e);
+}
+
+static int send_event(struct rpc_call *call, const struct event *ev)
+{
+    Aspis__Agent__V1__Event msg;
+    aspis__agent__v1__event__init(&msg);
+    Aspis__Agent__V1__Exit exit_msg = ev->exit;
+    Aspis__Agent__V1__Oom oom;
+    aspis__agent__v1__oom__init(&oom);
+
+    msg.seq = ev->seq;
+    if (ev->oom) {
+        oom.container_id = ev->container_id;
+        msg.what_case = ASPIS__AGENT__V1__EVENT__WHAT_OOM;
+        msg.oom = &oom;
+    } else {
+        msg.what_case = ASPIS__AGENT__V1__EVENT__WHAT_EXIT;
+        msg.exit = &exit_msg;
+    }
+    return rpc_stream_send(call, &msg.base);
+}
+
+static void pump(void *arg)
+{
+    struct events *e = arg;
+    struct event *ev;
+
+    TAILQ_FOREACH(ev, &e->list, link)
+    {
+        if (e->reader == NULL)
+            return;
+        if (ev->seq <= e->sent)
+            continue;
+        if (send_event(e->reader, ev) < 0)
+            return; /* full, then this runs again; or gone */
+        e->sent = ev->seq;
+    }
+}
+
+static void reader_gone(void *arg)
+{
+    /* The daemon went away or no longer wants the stream: the call is answered to be freed. */
+    end_reader(arg);
+}
+
+static uint64_t add(struct events *e, struct event *ev)
+{
+    if (e->n == LIMIT_AGENT_EVENTS) {
+        log_warn("too many unacknowledged events, the oldest is dropped",
+                 LOG_INT("seq", TAILQ_FIRST(&e->list)->seq));
+        drop_first(e);
+    }
+    ev->seq = ++e->last_seq;
+    TAILQ_INSERT_TAIL(&e->list, ev, link);
+    e->n++;
+    uint64_t seq = ev->seq;
+    pump(e);
+    return seq;
+}
+
+uint64_t events_exit(struct events *e, const Aspis__Agent__V1__Exit *exit_msg)
+{
+    struct event *ev = xcalloc(1, sizeof(*ev));
+
+    ev->container_id = xstrdup(exit_msg->container_id);
+    ev->exec_id = xstrdup(exit_msg->exec_id);
+    ev->exit = *exit_msg;
+    ev->exit.container_id = ev->container_id;
+    ev->exit.exec_id = ev->exec_id;
+    return add(e, ev);
+}
+
+uint64_t events_oom(struct events *e, const char *container_id)
+{
+    struct event *ev = xcalloc(1, sizeof(*ev));
+
+    ev->oom = true;
+    ev->container_id = xstrdup(container_id);
+    return add(e, ev);
+}
+
+void events_subscribe(struct events *e, struct rpc_call *call, uint64_t after_seq)
+{
+    end_reader(e);
+    e->reader = call;
+    e->sent = after_seq < e->last_seq ? after_seq : e->last_seq;
+    rpc_call_notify(call, reader_gone, pump, e);
+    pump(e);
+}
+
+void events_ack(struct events *e, uint64_t seq)
+{
+    while (e->n > 0 && TAILQ_FIRST(&e->list)->seq <= seq)
+        drop_first(e);
+}
+
+uint64_t events_last_seq(const struct events *e)
+{
+    return e->last_seq;
+}
