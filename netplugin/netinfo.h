@@ -1,8 +1,10 @@
 /*
- * netinfo - the plain description of a pod's network: what CNI said and what the pod's netns really holds.
+ * netinfo - the plain description of a pod's network: what CNI said and what the pod's netns really
+ * holds.
  *
- * Pure data, shared with `sandbox` and `cri`. All strings are owned by the struct; netinfo_clear() frees
- * them. Everything in it has been parsed and normalised (addresses through inet_pton, MACs as aa:bb:..).
+ * Pure data, shared with `sandbox` and `cri`. All strings are owned by the struct; netinfo_clear()
+ * frees them. Everything in it has been parsed and normalised (addresses through inet_pton, MACs as
+ * aa:bb:..).
  */
 #ifndef ASPIS_NETPLUGIN_NETINFO_H
 #define ASPIS_NETPLUGIN_NETINFO_H
@@ -48,8 +50,13 @@ struct netinfo {
 
 void netinfo_clear(struct netinfo *n); /* leaves {0} */
 #define auto_netinfo __attribute__((cleanup(netinfo_clear)))
+void net_iface_clear(struct net_iface *f); /* leaves {0} */
+/* Moves *iface into n->ifaces[0], replacing what was there; *iface becomes {0}. */
+void netinfo_set_iface(struct netinfo *n, struct net_iface *iface);
 
-/* JSON text for the daemon's records and back (bounded, validated). */
+/* JSON text for the daemon's records and back (bounded, validated). The text is the caller's.
+ * Decoding replaces what *out holds, so it must be initialised ({0}); on failure it is left alone.
+ */
 char *netinfo_encode(const struct netinfo *n);
 struct err;
 int netinfo_decode(const char *text, struct netinfo *out, struct err *err);
