@@ -67,6 +67,7 @@ struct containers {
     size_t n_processes;
     unsigned ops; /* under way */
     uint64_t next_tag;
+    bool closing;
 
     /* Strangers reaped lately: a process may end before its operation has told us its pid. */
     struct {

@@ -80,7 +80,7 @@ void container_free(struct container *c)
     while ((p = TAILQ_FIRST(&c->execs)) != NULL) {
         TAILQ_REMOVE(&c->execs, p, link);
         t->n_processes--;
-        if (p->remove_call != NULL)
+        if (p->remove_call != NULL && !t->closing)
             reply_empty(p->remove_call);
         process_free(p);
     }
@@ -396,6 +396,7 @@ void containers_free(struct containers *t)
 
     if (t == NULL)
         return;
+    t->closing = true; /* calls went with their server */
     while ((c = TAILQ_FIRST(&t->list)) != NULL)
         container_free(c);
     events_free(t->events);

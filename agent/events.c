@@ -60,7 +60,6 @@ void events_free(struct events *e)
 {
     if (e == NULL)
         return;
-    end_reader(e);
     while (e->n > 0)
         drop_first(e);
     free(e);

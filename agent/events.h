@@ -18,7 +18,7 @@
 struct events;
 
 struct events *events_new(void);
-void events_free(struct events *e); /* ends the reader's stream */
+void events_free(struct events *e); /* the reader's call is the server's to free */
 
 /* Both copy what they are given and return the event's number. */
 uint64_t events_exit(struct events *e, const Aspis__Agent__V1__Exit *exit);

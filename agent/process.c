@@ -15,8 +15,6 @@
 #include "base/str.h"
 
 #define DRAIN_NS INT64_C(2000000000)
-/* Turns of the timer in which a stranger may go on writing. */
-#define DRAIN_BUSY_TURNS 5
 
 struct process *process_new(struct loop *loop, struct stdio *io, const char *exec_id, void *owner)
 {
@@ -29,10 +27,8 @@ struct process *process_new(struct loop *loop, struct stdio *io, const char *exe
     p->tty_fd = -1;
     p->trace_fd = -1;
     p->trace = (struct buf)BUF_INIT(LIMIT_GUEST_ERROR);
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < 2; i++)
         p->out[i].p = p;
-        p->out[i].fd = -1;
-    }
     return p;
 }
 
@@ -49,10 +45,8 @@ void process_free(struct process *p)
     close_trace(p);
     loop_remove(p->drain_timer);
     stdio_remove(p->io, p->stdin_id);
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < 2; i++)
         stdio_remove(p->io, p->out[i].id);
-        cleanup_closep(&p->out[i].fd);
-    }
     cleanup_closep(&p->tty_fd);
     op_abandon(p->op);
     buf_clear(&p->trace);
@@ -62,7 +56,7 @@ void process_free(struct process *p)
 
 static void check_end(struct process *p)
 {
-    if (!p->reaped || p->on_end == NULL || p->out[0].fd >= 0 || p->out[1].fd >= 0)
+    if (!p->reaped || p->on_end == NULL || p->out[0].open || p->out[1].open)
         return;
     loop_remove(take(p->drain_timer));
     p->state = PROCESS_EXITED;
@@ -75,7 +69,7 @@ static void output_eof(void *arg)
 {
     struct process_output *o = arg;
 
-    cleanup_closep(&o->fd);
+    o->open = false;
     check_end(o->p);
 }
 
@@ -83,15 +77,9 @@ static int add_output(struct process *p, int which, int *fd, struct err *err)
 {
     struct process_output *o = &p->out[which];
 
-    o->fd = fcntl(*fd, F_DUPFD_CLOEXEC, 0);
-    if (o->fd < 0)
-        return err_sys(err, errno, "stream");
     o->id = stdio_add_output(p->io, take_fd(fd), output_eof, o, err);
-    if (o->id == 0) {
-        cleanup_closep(&o->fd);
-        return -1;
-    }
-    return 0;
+    o->open = o->id != 0;
+    return o->open ? 0 : -1;
 }
 
 int process_open_pipes(struct process *p, bool with_stdin, int child_fds[3], struct err *err)
@@ -220,44 +208,10 @@ int process_watch_exec(struct process *p, process_exec_fn fn, void *arg, struct 
     return 0;
 }
 
-static void finish_output(struct process *p, struct process_output *o)
+static void drain_over(struct loop_source *src, void *arg)
 {
-    if (o->fd < 0)
-        return;
-    stdio_finish_output(p->io, o->id); /* runs output_eof() or not */
-    cleanup_closep(&o->fd);
-}
-
-static void drain_turn(struct loop_source *src, void *arg)
-{
-    struct process *p = arg;
-    bool busy = false;
-
-    for (int i = 0; i < 2; i++) {
-        struct process_output *o = &p->out[i];
-        int left = 0;
-
-        if (o->fd < 0)
-            continue;
-        if (ioctl(o->fd, FIONREAD, &left) < 0)
-            left = 0;
-        if (left == 0 || p->drain_busy >= DRAIN_BUSY_TURNS) {
-            process_fn fn = p->on_end;
-            /* The end is called below, once, and not from within stdio. */
-            p->on_end = NULL;
-            finish_output(p, o);
-            p->on_end = fn;
-            continue;
-        }
-        busy = busy || left != o->pending;
-        o->pending = left; /* unchanged: the host takes nothing, and that is no reason to give up */
-    }
-    if (busy)
-        p->drain_busy++;
-    if (p->out[0].fd >= 0 || p->out[1].fd >= 0)
-        (void)loop_set_timer(src, DRAIN_NS);
-    else
-        check_end(p);
+    (void)src;
+    process_end_now(arg);
 }
 
 void process_ended(struct process *p, int status, bool oom_killed, process_fn fn, void *arg)
@@ -275,8 +229,8 @@ void process_ended(struct process *p, int status, bool oom_killed, process_fn fn
     }
     p->on_end = fn;
     p->arg = arg;
-    if (p->out[0].fd >= 0 || p->out[1].fd >= 0) {
-        p->drain_timer = loop_add_timer(p->loop, DRAIN_NS, drain_turn, p, &err);
+    if (p->out[0].open || p->out[1].open) {
+        p->drain_timer = loop_add_timer(p->loop, DRAIN_NS, drain_over, p, &err);
         if (p->drain_timer == NULL) {
             log_warn("cannot wait for output", LOG_STR("error", err_msg(&err)));
             process_end_now(p);
@@ -290,9 +244,13 @@ void process_end_now(struct process *p)
 {
     process_fn fn = p->on_end;
 
+    /* The end is told below, once, and not from within stdio. */
     p->on_end = NULL;
-    for (int i = 0; i < 2; i++)
-        finish_output(p, &p->out[i]);
+    for (int i = 0; i < 2; i++) {
+        if (p->out[i].open)
+            stdio_finish_output(p->io, p->out[i].id);
+        p->out[i].open = false;
+    }
     p->on_end = fn;
     check_end(p);
 }

@@ -39,8 +39,7 @@ enum process_state {
 struct process_output {
     struct process *p;
     uint32_t id;
-    int fd; /* a second descriptor of what stdio reads, to see what is left in it; -1 when done */
-    int pending;
+    bool open; /* its end was not read yet */
 };
 
 struct process {
@@ -80,7 +79,6 @@ struct process {
     struct buf trace;
     process_exec_fn on_exec;
     struct loop_source *drain_timer;
-    unsigned drain_busy;
     process_fn on_end;
     void *arg;
 };
