@@ -1,0 +1,79 @@
+"""The leak audit: what exists on the machine because of pods, before a test and after it, must be the same."""
+import subprocess
+from pathlib import Path
+
+
+def _links():
+    """Names of host interfaces that CNI made for pods, and taps."""
+    names = set()
+    for p in Path("/sys/class/net").iterdir():
+        if p.name.startswith(("veth", "tap")):
+            names.add(p.name)
+    return names
+
+
+def _mounts():
+    return sorted(line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines())
+
+
+def _cgroups(name):
+    found = set()
+    for root in Path("/sys/fs/cgroup").iterdir():
+        base = root / name.lstrip("/")
+        if base.is_dir():
+            found |= {str(p) for p in base.rglob("*") if p.is_dir()}
+    base = Path("/sys/fs/cgroup") / name.lstrip("/")
+    if base.is_dir():
+        found |= {str(p) for p in base.rglob("*") if p.is_dir()}
+    return found
+
+
+def _children(pid):
+    out = subprocess.run(["ps", "-o", "pid=,stat=,args=", "--ppid", str(pid)], capture_output=True, text=True)
+    return sorted(" ".join(line.split()[1:]) for line in out.stdout.splitlines())
+
+
+def _fds(pid):
+    try:
+        return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    except FileNotFoundError:
+        return 0
+
+
+def _files(*dirs):
+    found = set()
+    for d in dirs:
+        if d.is_dir():
+            found |= {str(p) for p in d.iterdir()}
+    return found
+
+
+def snapshot(daemon):
+    netns = Path("/run/netns")
+    return {
+        "qemu": sorted(daemon.qemu_pids()),
+        "children": _children(daemon.proc.pid) if daemon.proc else [],
+        "links": _links(),
+        "netns": {p.name for p in netns.iterdir()} if netns.is_dir() else set(),
+        "mounts": _mounts(),
+        "cgroups": _cgroups(daemon.cgroup),
+        "run files": _files(daemon.run / "sandboxes", daemon.run / "logs"),
+        "scratch": _files(daemon.state / "sandboxes"),
+        "cni cache": _files(daemon.cni_cache / "results"),
+        "ipam": {p for p in _files(daemon.ipam / "aspis-test") if not p.endswith(("lock", ".0", ".1"))
+                 and "last_reserved_ip" not in p},
+    }
+
+
+def compare(before, after):
+    """A readable list of what is there now and was not, or the other way round."""
+    wrong = []
+    for key, was in before.items():
+        now = after[key]
+        if was == now:
+            continue
+        extra = [x for x in now if x not in was]
+        gone = [x for x in was if x not in now]
+        if extra or gone:
+            wrong.append(f"{key}: left behind {extra}, missing {gone}")
+    return wrong
