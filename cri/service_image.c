@@ -1,0 +1,526 @@
+#include "cri/service_image.h"
+
+#include <jansson.h>
+#include <pthread.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/limits.h"
+#include "base/log.h"
+#include "base/str.h"
+#include "cri/daemon.h"
+#include "cri/image/image.h"
+#include "proto/admin.pb-c.h"
+#include "proto/cri/v1/api.pb-c.h"
+
+/* --- images as CRI sees them --- */
+
+/* Copies a list into the arena. */
+static char **strings(struct call *call, const struct strv *l, struct err *err)
+{
+    char **out = call_array(call, l->n, sizeof(*out), err);
+    for (size_t i = 0; out != NULL && i < l->n; i++) {
+        out[i] = call_string(call, l->v[i], err);
+        if (out[i] == NULL)
+            return NULL;
+    }
+    return out;
+}
+
+/* The user part of "user[:group]" of an image: a number becomes uid, anything else username. No
+ * user is root; saying so spares the client a rule. */
+static int put_user(struct call *call, Runtime__V1__Image *out, const char *user, struct err *err)
+{
+    auto_free char *name = xstrndup(user, strcspn(user, ":"));
+    uint64_t uid = 0;
+    if (name[0] != '\0' && (str_to_u64(name, &uid) < 0 || uid > INT64_MAX)) {
+        out->username = call_string(call, name, err);
+        return out->username == NULL ? -1 : 0;
+    }
+    out->uid = call_message(call, &runtime__v1__int64_value__descriptor, err);
+    if (out->uid == NULL)
+        return -1;
+    out->uid->value = (int64_t)uid;
+    return 0;
+}
+
+static Runtime__V1__Image *image_message(struct call *call, const struct image *i, struct err *err)
+{
+    Runtime__V1__Image *out = call_message(call, &runtime__v1__image__descriptor, err);
+    if (out == NULL)
+        return NULL;
+    out->id = call_string(call, i->id, err);
+    out->repo_tags = strings(call, &i->repo_tags, err);
+    out->n_repo_tags = i->repo_tags.n;
+    out->repo_digests = strings(call, &i->repo_digests, err);
+    out->n_repo_digests = i->repo_digests.n;
+    out->size = i->size > 0 ? i->size : 1; /* clients refuse an image of size 0 */
+    out->pinned = i->pinned;
+    if (out->id == NULL || out->repo_tags == NULL || out->repo_digests == NULL ||
+        put_user(call, out, i->config.user, err) < 0)
+        return NULL;
+    return out;
+}
+
+static void free_list(struct image **list, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        image_free(list[i]);
+    free(list);
+}
+
+/* The images that a filter lets through; an absent one is no error. */
+static int find_images(const struct daemon *d, const Runtime__V1__ImageFilter *filter,
+                       struct image ***list, size_t *n, struct err *err)
+{
+    if (filter == NULL || filter->image == NULL || str_empty(filter->image->image))
+        return image_list(d->images, list, n, err);
+    *list = xcalloc(1, sizeof(**list));
+    *n = 0;
+    auto_err struct err why = ERR_INIT;
+    (*list)[0] = image_find(d->images, filter->image->image, &why);
+    if ((*list)[0] != NULL) {
+        *n = 1;
+        return 0;
+    }
+    free(take(*list));
+    return why.code == ERR_NOT_FOUND ? 0 : err_move(err, &why);
+}
+
+int cri_list_images(struct call *call, const ProtobufCMessage *req, ProtobufCMessage **reply,
+                    struct err *err)
+{
+    const struct daemon *d = call->daemon;
+    const Runtime__V1__ListImagesRequest *r = (const Runtime__V1__ListImagesRequest *)req;
+    struct image **list = NULL;
+    size_t n = 0;
+    if (find_images(d, r->filter, &list, &n, err) < 0)
+        return -1;
+    Runtime__V1__ListImagesResponse *out =
+        call_message(call, &runtime__v1__list_images_response__descriptor, err);
+    if (out != NULL)
+        out->images = call_array(call, n, sizeof(*out->images), err);
+    bool ok = out != NULL && out->images != NULL;
+    for (size_t i = 0; ok && i < n; i++) {
+        out->images[i] = image_message(call, list[i], err);
+        ok = out->images[i] != NULL;
+        out->n_images++;
+    }
+    free_list(list, n);
+    if (!ok)
+        return -1;
+    *reply = &out->base;
+    return 0;
+}
+
+static json_t *json_list(const struct strv *l)
+{
+    json_t *a = json_array();
+    for (size_t i = 0; i < l->n; i++)
+        (void)json_array_append_new(a, json_string(l->v[i]));
+    return a;
+}
+
+/* For people who ask `crictl inspecti`: what containers of this image start from. */
+static char *verbose_info(const struct image *i)
+{
+    json_t *labels = json_object();
+    for (size_t k = 0; k + 1 < i->config.labels.n; k += 2)
+        (void)json_object_set_new(labels, i->config.labels.v[k],
+                                  json_string(i->config.labels.v[k + 1]));
+    json_t *config = json_object();
+    (void)json_object_set_new(config, "entrypoint", json_list(&i->config.entrypoint));
+    (void)json_object_set_new(config, "cmd", json_list(&i->config.cmd));
+    (void)json_object_set_new(config, "env", json_list(&i->config.env));
+    (void)json_object_set_new(config, "volumes", json_list(&i->config.volumes));
+    (void)json_object_set_new(config, "workingDir", json_string(i->config.working_dir));
+    (void)json_object_set_new(config, "user", json_string(i->config.user));
+    (void)json_object_set_new(config, "stopSignal", json_string(i->config.stop_signal));
+    (void)json_object_set_new(config, "labels", labels);
+    json_t *info = json_object();
+    (void)json_object_set_new(info, "layers", json_integer((json_int_t)i->n_layers));
+    (void)json_object_set_new(info, "compressedBytes", json_integer((json_int_t)i->size));
+    (void)json_object_set_new(info, "diskBytes", json_integer((json_int_t)i->disk_size));
+    (void)json_object_set_new(info, "config", config);
+    char *text = json_dumps(info, JSON_COMPACT);
+    json_decref(info);
+    return text;
+}
+
+static int put_info(struct call *call, Runtime__V1__ImageStatusResponse *out, const char *text,
+                    struct err *err)
+{
+    Runtime__V1__ImageStatusResponse__InfoEntry *e =
+        call_message(call, &runtime__v1__image_status_response__info_entry__descriptor, err);
+    out->info = call_array(call, 1, sizeof(*out->info), err);
+    if (e == NULL || out->info == NULL)
+        return -1;
+    e->key = call_string(call, "info", err);
+    e->value = call_string(call, text, err);
+    out->info[0] = e;
+    out->n_info = 1;
+    return e->key == NULL || e->value == NULL ? -1 : 0;
+}
+
+/* The reference that a request names. */
+static const char *reference(const Runtime__V1__ImageSpec *spec, struct err *err)
+{
+    if (spec != NULL && !str_empty(spec->image))
+        return spec->image;
+    (void)err_set(err, ERR_INVALID, "the request names no image");
+    return NULL;
+}
+
+int cri_image_status(struct call *call, const ProtobufCMessage *req, ProtobufCMessage **reply,
+                     struct err *err)
+{
+    const struct daemon *d = call->daemon;
+    const Runtime__V1__ImageStatusRequest *r = (const Runtime__V1__ImageStatusRequest *)req;
+    const char *name = reference(r->image, err);
+    if (name == NULL)
+        return -1;
+    Runtime__V1__ImageStatusResponse *out =
+        call_message(call, &runtime__v1__image_status_response__descriptor, err);
+    if (out == NULL)
+        return -1;
+    *reply = &out->base;
+    auto_err struct err why = ERR_INIT;
+    auto_image struct image *i = image_find(d->images, name, &why);
+    if (i == NULL) /* absent is an answer, not an error */
+        return why.code == ERR_NOT_FOUND ? 0 : err_move(err, &why);
+    out->image = image_message(call, i, err);
+    if (out->image == NULL)
+        return -1;
+    if (!r->verbose)
+        return 0;
+    auto_free char *info = verbose_info(i);
+    return info == NULL ? err_set(err, ERR_INTERNAL, "image `%s`: cannot be described", name)
+                        : put_info(call, out, info, err);
+}
+
+/* --- pull, remove --- */
+
+static void wipe(const char *s)
+{
+    /* The request is unpacked into memory of this call; nobody else sees the change. */
+    if (!str_empty(s))
+        explicit_bzero((char *)(uintptr_t)s, strlen(s));
+}
+
+int cri_pull_image(struct call *call, const ProtobufCMessage *req, ProtobufCMessage **reply,
+                   struct err *err)
+{
+    const struct daemon *d = call->daemon;
+    const Runtime__V1__PullImageRequest *r = (const Runtime__V1__PullImageRequest *)req;
+    const char *name = reference(r->image, err);
+    if (name == NULL)
+        return -1;
+    struct image_auth auth = {0};
+    const Runtime__V1__AuthConfig *a = r->auth;
+    if (a != NULL)
+        auth = (struct image_auth){a->username,       a->password,       a->auth,
+                                   a->server_address, a->identity_token, a->registry_token};
+    auto_free char *id = NULL;
+    int rc =
+        image_pull(d->images, name, a != NULL ? &auth : NULL, NULL, NULL, call->cancel, &id, err);
+    if (a != NULL) {
+        wipe(a->password);
+        wipe(a->auth);
+        wipe(a->identity_token);
+        wipe(a->registry_token);
+    }
+    if (rc < 0)
+        return -1;
+    log_info("image pulled", LOG_STR("image", name), LOG_STR("id", id));
+    Runtime__V1__PullImageResponse *out =
+        call_message(call, &runtime__v1__pull_image_response__descriptor, err);
+    if (out == NULL)
+        return -1;
+    out->image_ref = call_string(call, id, err);
+    *reply = &out->base;
+    return out->image_ref == NULL ? -1 : 0;
+}
+
+int cri_remove_image(struct call *call, const ProtobufCMessage *req, ProtobufCMessage **reply,
+                     struct err *err)
+{
+    const struct daemon *d = call->daemon;
+    const Runtime__V1__RemoveImageRequest *r = (const Runtime__V1__RemoveImageRequest *)req;
+    const char *name = reference(r->image, err);
+    if (name == NULL || image_remove(d->images, name, d->image_in_use, d->runtime, err) < 0)
+        return -1;
+    *reply = call_message(call, &runtime__v1__remove_image_response__descriptor, err);
+    return *reply == NULL ? -1 : 0;
+}
+
+static Runtime__V1__FilesystemUsage *usage(struct call *call, const struct image_fs *fs,
+                                           struct err *err)
+{
+    Runtime__V1__FilesystemUsage *u =
+        call_message(call, &runtime__v1__filesystem_usage__descriptor, err);
+    if (u == NULL)
+        return NULL;
+    u->timestamp = wall_ns();
+    u->fs_id = call_message(call, &runtime__v1__filesystem_identifier__descriptor, err);
+    u->used_bytes = call_message(call, &runtime__v1__uint64_value__descriptor, err);
+    u->inodes_used = call_message(call, &runtime__v1__uint64_value__descriptor, err);
+    if (u->fs_id == NULL || u->used_bytes == NULL || u->inodes_used == NULL)
+        return NULL;
+    u->fs_id->mountpoint = call_string(call, fs->mountpoint, err);
+    u->used_bytes->value = fs->used_bytes;
+    u->inodes_used->value = fs->inodes_used;
+    return u->fs_id->mountpoint == NULL ? NULL : u;
+}
+
+int cri_image_fs_info(struct call *call, const ProtobufCMessage *req, ProtobufCMessage **reply,
+                      struct err *err)
+{
+    (void)req;
+    const struct daemon *d = call->daemon;
+    Runtime__V1__ImageFsInfoResponse *out =
+        call_message(call, &runtime__v1__image_fs_info_response__descriptor, err);
+    if (out == NULL)
+        return -1;
+    struct image_fs fs = {0};
+    if (image_fs_info(d->images, &fs, err) < 0)
+        return -1;
+    /* Scratch disks live on the file system of the images, so kubelet sees one, under both names.
+     */
+    Runtime__V1__FilesystemUsage *u = usage(call, &fs, err);
+    free(fs.mountpoint);
+    out->image_filesystems = call_array(call, 1, sizeof(u), err);
+    out->container_filesystems = call_array(call, 1, sizeof(u), err);
+    if (u == NULL || out->image_filesystems == NULL || out->container_filesystems == NULL)
+        return -1;
+    out->image_filesystems[0] = out->container_filesystems[0] = u;
+    out->n_image_filesystems = out->n_container_filesystems = 1;
+    *reply = &out->base;
+    return 0;
+}
+
+/* --- Admin: transfers with progress --- */
+
+/* The newest report about one layer in one phase. */
+struct report {
+    char digest[160];
+    char phase[24];
+    uint64_t done, total;
+    bool fresh; /* not sent yet */
+};
+
+/* A transfer runs on a thread of its own and reports from any thread; the handler's thread sends
+ * the newest reports a few times a second. Nothing waits for the client. */
+struct transfer {
+    const struct daemon *daemon;
+    struct cancel *cancel;
+    const char *name; /* pull: reference; import: name */
+    const char *path; /* import */
+    const struct image_auth *auth;
+    struct strv ids; /* the result */
+    struct err err;
+    int rc;
+
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    struct report reports[2 * LIMIT_IMAGE_LAYERS + 8]; /* under lock, like all below */
+    size_t n_reports;
+    bool any_fresh, ended;
+};
+
+/* How often a client hears of progress. */
+#define REPORT_NS 100000000
+
+static void on_progress(void *arg, const struct image_progress *p)
+{
+    struct transfer *t = arg;
+    const char *digest = p->digest != NULL ? p->digest : "";
+    (void)pthread_mutex_lock(&t->lock);
+    struct report *r = NULL;
+    for (size_t i = 0; r == NULL && i < t->n_reports; i++)
+        if (strcmp(t->reports[i].digest, digest) == 0 && strcmp(t->reports[i].phase, p->phase) == 0)
+            r = &t->reports[i];
+    if (r == NULL && t->n_reports < ARRAY_LEN(t->reports) && strlen(digest) < sizeof(r->digest) &&
+        strlen(p->phase) < sizeof(r->phase)) {
+        r = &t->reports[t->n_reports++];
+        *r = (struct report){0};
+        memcpy(r->digest, digest, strlen(digest));
+        memcpy(r->phase, p->phase, strlen(p->phase));
+        r->fresh = true;
+    }
+    if (r != NULL && (r->fresh || p->done > r->done || p->total != r->total)) {
+        r->done = p->done > r->done ? p->done : r->done;
+        r->total = p->total;
+        r->fresh = t->any_fresh = true;
+        (void)pthread_cond_signal(&t->changed);
+    }
+    (void)pthread_mutex_unlock(&t->lock);
+}
+
+static void *transfer_thread(void *arg)
+{
+    struct transfer *t = arg;
+    if (t->path != NULL) {
+        t->rc = image_import(t->daemon->images, t->path, str_empty(t->name) ? NULL : t->name,
+                             on_progress, t, t->cancel, &t->ids, &t->err);
+    } else {
+        auto_free char *id = NULL;
+        t->rc = image_pull(t->daemon->images, t->name, t->auth, on_progress, t, t->cancel, &id,
+                           &t->err);
+        if (t->rc == 0)
+            strv_add(&t->ids, id);
+    }
+    (void)pthread_mutex_lock(&t->lock);
+    t->ended = true;
+    (void)pthread_cond_signal(&t->changed);
+    (void)pthread_mutex_unlock(&t->lock);
+    return NULL;
+}
+
+typedef int (*send_fn)(struct call *call, Aspis__V1__Progress *progress, struct err *err);
+
+/* Sends what is fresh. The lock is held, but not while sending. */
+static int send_fresh(struct transfer *t, struct call *call, send_fn send, struct err *err)
+{
+    t->any_fresh = false;
+    for (size_t i = 0; i < t->n_reports; i++) {
+        if (!t->reports[i].fresh)
+            continue;
+        t->reports[i].fresh = false;
+        struct report r = t->reports[i];
+        (void)pthread_mutex_unlock(&t->lock);
+        Aspis__V1__Progress p = ASPIS__V1__PROGRESS__INIT;
+        p.digest = r.digest;
+        p.phase = r.phase;
+        p.done = r.done;
+        p.total = r.total;
+        int rc = send(call, &p, err);
+        (void)pthread_mutex_lock(&t->lock);
+        if (rc < 0)
+            return -1;
+    }
+    return 0;
+}
+
+/* Waits for the end while sending reports; a client that is gone or asleep ends the transfer. */
+static void follow(struct transfer *t, struct call *call, send_fn send, struct err *err)
+{
+    bool silent = false;
+    (void)pthread_mutex_lock(&t->lock);
+    for (;;) {
+        while (!t->ended && (silent || !t->any_fresh))
+            (void)pthread_cond_wait(&t->changed, &t->lock);
+        if (!silent && t->any_fresh && send_fresh(t, call, send, err) < 0) {
+            silent = true;
+            cancel_fire(t->cancel);
+        }
+        if (t->ended && (silent || !t->any_fresh))
+            break;
+        /* Reports gather meanwhile; the end cuts the wait short. */
+        int64_t until = mono_ns() + REPORT_NS;
+        struct timespec at = {.tv_sec = (time_t)(until / 1000000000),
+                              .tv_nsec = (long)(until % 1000000000)};
+        while (!t->ended && pthread_cond_timedwait(&t->changed, &t->lock, &at) == 0)
+            ;
+    }
+    (void)pthread_mutex_unlock(&t->lock);
+}
+
+static int run_transfer(struct transfer *t, struct call *call, send_fn send, struct err *err)
+{
+    t->daemon = call->daemon;
+    t->cancel = cancel_child(call->cancel, 0, err);
+    if (t->cancel == NULL)
+        return -1;
+    pthread_condattr_t attr;
+    (void)pthread_condattr_init(&attr);
+    (void)pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    (void)pthread_cond_init(&t->changed, &attr);
+    (void)pthread_condattr_destroy(&attr);
+    (void)pthread_mutex_init(&t->lock, NULL);
+    pthread_t thread;
+    int rc = pthread_create(&thread, NULL, transfer_thread, t);
+    if (rc == 0) {
+        auto_err struct err lost = ERR_INIT;
+        follow(t, call, send, &lost);
+        (void)pthread_join(thread, NULL);
+        rc = t->rc;
+        if (lost.code != ERR_OK)
+            rc = err_move(err, &lost);
+        else if (rc < 0)
+            (void)err_move(err, &t->err);
+    } else {
+        rc = err_sys(err, rc, "start a thread");
+    }
+    (void)pthread_mutex_destroy(&t->lock);
+    (void)pthread_cond_destroy(&t->changed);
+    cancel_unref(t->cancel);
+    err_clear(&t->err);
+    return rc;
+}
+
+static int send_import(struct call *call, Aspis__V1__Progress *p, struct err *err)
+{
+    Aspis__V1__ImportImageEvent e = ASPIS__V1__IMPORT_IMAGE_EVENT__INIT;
+    e.progress = p;
+    return call_send(call, &e.base, err);
+}
+
+static int send_pull(struct call *call, Aspis__V1__Progress *p, struct err *err)
+{
+    Aspis__V1__PullImageEvent e = ASPIS__V1__PULL_IMAGE_EVENT__INIT;
+    e.progress = p;
+    return call_send(call, &e.base, err);
+}
+
+int admin_import_image(struct call *call, const ProtobufCMessage *req, ProtobufCMessage **reply,
+                       struct err *err)
+{
+    (void)reply;
+    const Aspis__V1__ImportImageRequest *r = (const Aspis__V1__ImportImageRequest *)req;
+    if (r->path[0] != '/')
+        return err_set(err, ERR_INVALID, "import `%s`: the path must be absolute", r->path);
+    auto_free struct transfer *t = xcalloc(1, sizeof(*t));
+    t->path = r->path;
+    t->name = r->name;
+    int rc = run_transfer(t, call, send_import, err);
+    if (rc == 0) {
+        Aspis__V1__ImportImageEvent e = ASPIS__V1__IMPORT_IMAGE_EVENT__INIT;
+        e.image_ids = t->ids.v;
+        e.n_image_ids = t->ids.n;
+        rc = call_send(call, &e.base, err);
+    }
+    strv_clear(&t->ids);
+    return rc;
+}
+
+int admin_pull_image(struct call *call, const ProtobufCMessage *req, ProtobufCMessage **reply,
+                     struct err *err)
+{
+    (void)reply;
+    const Aspis__V1__PullImageRequest *r = (const Aspis__V1__PullImageRequest *)req;
+    if (r->image[0] == '\0')
+        return err_set(err, ERR_INVALID, "the request names no image");
+    struct image_auth auth = {0};
+    auto_free struct transfer *t = xcalloc(1, sizeof(*t));
+    t->name = r->image;
+    const Aspis__V1__Auth *a = r->auth;
+    if (a != NULL) {
+        auth = (struct image_auth){a->username,       a->password,       a->auth,
+                                   a->server_address, a->identity_token, a->registry_token};
+        t->auth = &auth;
+    }
+    int rc = run_transfer(t, call, send_pull, err);
+    if (a != NULL) {
+        wipe(a->password);
+        wipe(a->auth);
+        wipe(a->identity_token);
+        wipe(a->registry_token);
+    }
+    if (rc == 0) {
+        Aspis__V1__PullImageEvent e = ASPIS__V1__PULL_IMAGE_EVENT__INIT;
+        e.image_ref = t->ids.v[0];
+        rc = call_send(call, &e.base, err);
+    }
+    strv_clear(&t->ids);
+    return rc;
+}
