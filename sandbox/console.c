@@ -155,10 +155,8 @@ static void clean(struct buf *out, const char *p, const char *end)
     }
 }
 
-char *console_tail(struct console *c, size_t max)
+static char *clean_copy(struct console *c)
 {
-    if (c == NULL)
-        return xstrdup("");
     auto_buf struct buf text = BUF_INIT(TAIL_KEPT);
     (void)pthread_mutex_lock(&c->lock);
     const char *data = buf_str(&c->tail);
@@ -166,13 +164,35 @@ char *console_tail(struct console *c, size_t max)
     (void)pthread_mutex_unlock(&c->lock);
     while (text.len > 0 && (text.data[text.len - 1] == '\n' || text.data[text.len - 1] == ' '))
         text.data[--text.len] = '\0';
-    const char *s = buf_str(&text);
-    size_t at = text.len;
-    for (int lines = 0; at > 0 && text.len - at < max; at--) {
+    return xstrdup(buf_str(&text));
+}
+
+char *console_tail(struct console *c, size_t max)
+{
+    if (c == NULL)
+        return xstrdup("");
+    auto_free char *s = clean_copy(c);
+    size_t len = strlen(s);
+    size_t at = len;
+    for (int lines = 0; at > 0 && len - at < max; at--) {
         if (s[at - 1] == '\n' && ++lines == LIMIT_CONSOLE_TAIL)
             break;
     }
     return xstrdup(s + at);
+}
+
+char *console_line(struct console *c, const char *needle)
+{
+    if (c == NULL)
+        return NULL;
+    auto_free char *s = clean_copy(c);
+    char *hit = NULL;
+    for (char *p = strstr(s, needle); p != NULL; p = strstr(p + 1, needle))
+        hit = p;
+    if (hit == NULL)
+        return NULL;
+    size_t len = strcspn(hit, "\n");
+    return xstrndup(hit, len < 200 ? len : 200);
 }
 
 static void stop_work(void *arg)

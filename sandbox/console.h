@@ -25,6 +25,9 @@ void console_drain(struct console *c);
 /* The last LIMIT_CONSOLE_TAIL lines, at most max bytes, control characters removed; the caller's.
  */
 char *console_tail(struct console *c, size_t max);
+/* The last line with `needle` among what the tail keeps, cut to 200 bytes; NULL: none. The
+ * caller's. */
+char *console_line(struct console *c, const char *needle);
 void console_free(struct console *c); /* NULL is fine */
 
 DEFINE_AUTO(struct console *, console_free);

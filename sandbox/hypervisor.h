@@ -24,7 +24,11 @@
 
 struct hv; /* a VM */
 
-/* Files a driver keeps in run_dir. The channels' sockets are named as link_transport wants them. */
+/* Files a driver keeps in run_dir. */
+#define HV_SOCKETS_CHANNEL                                                                         \
+    {                                                                                              \
+        "rpc", "io", "fs"                                                                          \
+    } /* in the order of enum link_channel */
 #define HV_SOCKET_CONTROL "ctl"
 #define HV_SOCKET_CONSOLE "con"
 #define HV_CONSOLE_FILE "console.log"
@@ -83,6 +87,8 @@ struct hv_ops {
     /* Asks, then kills; returns when the process is gone and reaped. No on_dead follows.
      * Idempotent. */
     int (*quit)(struct hv *hv, struct cancel *cancel, struct err *err);
+    /* Waits for the process to end by itself. */
+    int (*wait)(struct hv *hv, struct cancel *cancel, struct err *err);
     struct hv_process (*process)(struct hv *hv);
     /* The guest's last console lines, printable; the caller's. */
     char *(*console_tail)(struct hv *hv);

@@ -61,8 +61,12 @@ static void report_if_over(struct hv *hv)
     auto_free char *what = exit_text(hv);
     auto_free char *said = console_tail(hv->output, LIMIT_GUEST_ERROR / 2);
     auto_free char *console = console_tail(hv->console, LIMIT_GUEST_ERROR / 2);
+    /* its register dump often fills the tail */
+    auto_free char *panic = console_line(hv->console, "Kernel panic");
     auto_buf struct buf text = BUF_INIT(2 * LIMIT_GUEST_ERROR);
     (void)buf_puts(&text, what);
+    if (panic != NULL)
+        (void)buf_printf(&text, "; guest: %s", panic);
     if (!str_empty(said))
         (void)buf_printf(&text, "; qemu: %s", said);
     if (!str_empty(console))
@@ -314,7 +318,7 @@ static void close_endpoints(struct endpoints *e)
 
 static int make_endpoints(const struct hv_spec *s, struct endpoints *e, struct err *err)
 {
-    static const char *const names[LINK_CHANNELS] = {"rpc", "io", "fs"};
+    static const char *const names[LINK_CHANNELS] = HV_SOCKETS_CHANNEL;
     if ((e->control = listen_at(s->run_dir, HV_SOCKET_CONTROL, err)) < 0 ||
         (e->console = listen_at(s->run_dir, HV_SOCKET_CONSOLE, err)) < 0)
         return -1;
@@ -543,6 +547,13 @@ static int qemu_quit(struct hv *hv, struct cancel *cancel, struct err *err)
     return 0;
 }
 
+static int qemu_wait(struct hv *hv, struct cancel *cancel, struct err *err)
+{
+    if (hv->proc.pidfd < 0)
+        return 0;
+    return cancel_poll(cancel, hv->gone, POLLIN, -1, err) < 0 ? -1 : 0;
+}
+
 static struct hv_process qemu_process(struct hv *hv)
 {
     return (struct hv_process){.pid = hv->proc.pid, .start_time = hv->start_time};
@@ -581,6 +592,7 @@ const struct hv_ops qemu_hv = {
     .remove_disk = qemu_remove_disk,
     .query = qemu_query,
     .quit = qemu_quit,
+    .wait = qemu_wait,
     .process = qemu_process,
     .console_tail = qemu_console_tail,
     .free = qemu_free,

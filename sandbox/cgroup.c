@@ -1,0 +1,356 @@
+#include "sandbox/cgroup.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "base/buf.h"
+#include "base/cleanup.h"
+#include "base/fs.h"
+#include "base/limits.h"
+
+#define PREFIX "aspis-"
+#define MAX_DEPTH 16
+#define REMOVE_ROUNDS 64
+
+/* --- paths --- */
+
+static int bad_parent(const char *parent, struct err *err)
+{
+    return err_set(err, ERR_INVALID, "cgroup parent \"%.100s\" is malformed", parent);
+}
+
+/* No empty, "." or ".." component, nothing but printable ASCII. */
+static bool path_ok(const char *p)
+{
+    size_t len = strlen(p);
+    if (p[0] != '/' || len >= LIMIT_PATH / 2)
+        return false;
+    for (const char *c = p; *c != '\0'; c++) {
+        if (*c <= ' ' || *c > '~')
+            return false;
+        if (*c != '/')
+            continue;
+        if (c[1] == '/' || (c[1] == '.' && (c[2] == '/' || c[2] == '\0')) ||
+            (c[1] == '.' && c[2] == '.' && (c[3] == '/' || c[3] == '\0')))
+            return false;
+    }
+    return true;
+}
+
+/* systemd's rule: each dash in a slice's name is one more level (systemd.slice(5)). */
+static char *expand_slice(const char *name, struct err *err)
+{
+    size_t len = strlen(name) - strlen(".slice");
+    if (strcmp(name, "-.slice") == 0)
+        return xstrdup("/");
+    if (len == 0 || len > 200 || name[0] == '-' || name[len - 1] == '-' ||
+        strstr(name, "--") != NULL || strchr(name, '/') != NULL) {
+        (void)bad_parent(name, err);
+        return NULL;
+    }
+    auto_buf struct buf out = BUF_INIT(LIMIT_PATH * 4);
+    for (size_t i = 1; i <= len; i++) {
+        if (i == len || name[i] == '-')
+            (void)buf_printf(&out, "/%.*s.slice", (int)i, name);
+    }
+    return buf_take(&out);
+}
+
+static bool id_ok(const char *id)
+{
+    size_t n = strlen(id);
+    return n > 0 && n <= 128 && id[0] != '.' &&
+           strspn(id, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.") == n;
+}
+
+char *cgroup_path(const char *parent, const char *default_parent, const char *id, struct err *err)
+{
+    if (!id_ok(id)) {
+        (void)err_set(err, ERR_INVALID, "sandbox id \"%.100s\" is malformed", id);
+        return NULL;
+    }
+    if (str_empty(parent))
+        parent = default_parent;
+    auto_free char *at = NULL;
+    if (parent[0] != '/' && str_ends(parent, ".slice"))
+        at = expand_slice(parent, err);
+    else if (path_ok(parent))
+        at = xstrdup(parent);
+    else
+        (void)bad_parent(parent, err);
+    if (at == NULL)
+        return NULL;
+    if (!path_ok(at)) {
+        (void)bad_parent(parent, err);
+        return NULL;
+    }
+    size_t n = strlen(at);
+    while (n > 0 && at[n - 1] == '/')
+        at[--n] = '\0';
+    return fs_format("%s/" PREFIX "%s", at, id);
+}
+
+/* --- hierarchies --- */
+
+struct hierarchy {
+    char *mount;
+    bool v2;
+    dev_t dev;
+};
+
+struct hierarchies {
+    struct hierarchy v[64];
+    size_t n;
+};
+
+static void hierarchies_clear(struct hierarchies *h)
+{
+    for (size_t i = 0; i < h->n; i++)
+        free(h->v[i].mount);
+    h->n = 0;
+}
+#define auto_hierarchies __attribute__((cleanup(hierarchies_clear)))
+
+/* One line of proc_pid_mountinfo(5): "... mountpoint options [fields] - type source options". */
+static void take_mount(struct hierarchies *h, char *line)
+{
+    char *dash = strstr(line, " - cgroup");
+    if (dash == NULL || h->n == ARRAY_LEN(h->v))
+        return;
+    bool v2 = strncmp(dash + 3, "cgroup2 ", 8) == 0;
+    if (!v2 && strncmp(dash + 3, "cgroup ", 7) != 0)
+        return;
+    char *save = NULL;
+    char *field = strtok_r(line, " ", &save);
+    for (int i = 1; field != NULL && i < 5; i++)
+        field = strtok_r(NULL, " ", &save);
+    struct stat st;
+    if (field == NULL || strchr(field, '\\') != NULL || stat(field, &st) < 0)
+        return;
+    for (size_t i = 0; i < h->n; i++) {
+        if (h->v[i].dev == st.st_dev) /* mounted twice */
+            return;
+    }
+    h->v[h->n++] = (struct hierarchy){.mount = xstrdup(field), .v2 = v2, .dev = st.st_dev};
+}
+
+static int find_hierarchies(struct hierarchies *h, struct err *err)
+{
+    auto_free char *text = fs_read("/proc/self/mountinfo", MiB(4), NULL, err);
+    if (text == NULL)
+        return -1;
+    char *save = NULL;
+    for (char *line = strtok_r(text, "\n", &save); line != NULL; line = strtok_r(NULL, "\n", &save))
+        take_mount(h, line);
+    if (h->n == 0)
+        return err_set(err, ERR_PRECONDITION, "no cgroup file system is mounted");
+    return 0;
+}
+
+/* --- making --- */
+
+/* Version 1's cpuset takes no process before it has cpus and memory nodes: the parent's. */
+static int fill_cpuset(const char *parent, const char *dir, struct err *err)
+{
+    static const char *const files[] = {"cpuset.cpus", "cpuset.mems"};
+    for (size_t i = 0; i < ARRAY_LEN(files); i++) {
+        auto_free char *mine = fs_format("%s/%s", dir, files[i]);
+        auto_free char *theirs = fs_format("%s/%s", parent, files[i]);
+        if (!fs_exists(mine))
+            return 0;
+        auto_free char *now = fs_read(mine, KiB(16), NULL, err);
+        if (now == NULL)
+            return -1;
+        if (now[0] != '\0' && now[0] != '\n')
+            continue;
+        auto_free char *value = fs_read(theirs, KiB(16), NULL, err);
+        if (value == NULL || fs_write_str(mine, value, err) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+/* So that the new group can be accounted by itself. A controller that cannot be passed on
+ * (another's choice, or threads in the parent) only costs detail: the parent's limits hold all the
+ * same. */
+static void pass_controllers(const char *dir)
+{
+    static const char *const wanted[] = {"+cpu", "+memory", "+pids", "+io", "+cpuset"};
+    auto_free char *file = fs_format("%s/cgroup.subtree_control", dir);
+    for (size_t i = 0; i < ARRAY_LEN(wanted); i++)
+        (void)fs_write_str(file, wanted[i], NULL);
+}
+
+static int make_level(const struct hierarchy *h, const char *parent, const char *dir,
+                      struct err *err)
+{
+    if (h->v2)
+        pass_controllers(parent);
+    if (mkdir(dir, 0755) < 0 && errno != EEXIST)
+        return err_sys(err, errno, "make cgroup %s", dir);
+    return h->v2 ? 0 : fill_cpuset(parent, dir, err);
+}
+
+static int make_in(const struct hierarchy *h, const char *path, struct strv *dirs, struct err *err)
+{
+    auto_free char *dir = fs_format("%s%s", h->mount, path);
+    auto_free char *parent = xstrdup(h->mount);
+    size_t base = strlen(h->mount);
+    for (size_t i = base + 1;; i++) {
+        if (dir[i] != '/' && dir[i] != '\0')
+            continue;
+        char end = dir[i];
+        dir[i] = '\0';
+        if (make_level(h, parent, dir, err) < 0)
+            return -1;
+        free(parent);
+        parent = xstrdup(dir);
+        dir[i] = end;
+        if (end == '\0')
+            break;
+    }
+    strv_add(dirs, dir);
+    return 0;
+}
+
+int cgroup_create(const char *path, struct strv *dirs, struct err *err)
+{
+    auto_hierarchies struct hierarchies h = {.n = 0};
+    if (find_hierarchies(&h, err) < 0)
+        return -1;
+    for (size_t i = 0; i < h.n; i++) {
+        auto_err struct err e = ERR_INIT;
+        int ret = make_in(&h.v[i], path, dirs, &e);
+        /* a concurrent removal of the common parent can come between two levels: once more */
+        if (ret < 0 && e.code == ERR_NOT_FOUND) {
+            err_clear(&e);
+            ret = make_in(&h.v[i], path, dirs, &e);
+        }
+        if (ret < 0) {
+            (void)cgroup_remove(path, NULL, NULL, NULL);
+            strv_clear(dirs);
+            return err_move(err, &e);
+        }
+    }
+    return 0;
+}
+
+/* --- removing --- */
+
+/* Kills each process of the group and waits until it is gone. *any tells whether there was one. */
+static int kill_members(const char *dir, bool *any, struct cancel *cancel, struct err *err)
+{
+    auto_free char *file = fs_format("%s/cgroup.procs", dir);
+    auto_free char *text = fs_read(file, MiB(1), NULL, NULL);
+    char *save = NULL;
+    *any = false;
+    for (char *line = text != NULL ? strtok_r(text, "\n", &save) : NULL; line != NULL;
+         line = strtok_r(NULL, "\n", &save)) {
+        int64_t pid;
+        if (str_to_i64(line, &pid) < 0 || pid <= 1 || pid == getpid())
+            continue;
+        *any = true;
+        auto_close int fd = (int)syscall(SYS_pidfd_open, (pid_t)pid, 0);
+        if (fd < 0)
+            continue;
+        (void)syscall(SYS_pidfd_send_signal, fd, SIGKILL, NULL, 0);
+        if (cancel_poll(cancel, fd, POLLIN, -1, err) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+static int remove_dir(const char *dir, struct cancel *cancel, struct err *err)
+{
+    for (int i = 0; i < REMOVE_ROUNDS; i++) {
+        if (rmdir(dir) == 0 || errno == ENOENT)
+            return 0;
+        int why = errno;
+        bool any = false;
+        if (kill_members(dir, &any, cancel, err) < 0)
+            return err_wrap(err, "empty cgroup %s", dir);
+        if (!any && rmdir(dir) < 0 && errno != ENOENT && i > 0)
+            return err_sys(err, why, "remove cgroup %s", dir);
+    }
+    return err_set(err, ERR_UNAVAILABLE, "cgroup %s does not become empty", dir);
+}
+
+int cgroup_remove(const char *path, const char *default_parent, struct cancel *cancel,
+                  struct err *err)
+{
+    auto_hierarchies struct hierarchies h = {.n = 0};
+    if (strstr(path, "/" PREFIX) == NULL || !path_ok(path))
+        return err_set(err, ERR_INVALID, "\"%.100s\" is no cgroup of ours", path);
+    if (find_hierarchies(&h, err) < 0)
+        return -1;
+    int ret = 0;
+    for (size_t i = 0; i < h.n; i++) {
+        auto_free char *dir = fs_format("%s%s", h.v[i].mount, path);
+        auto_err struct err e = ERR_INIT;
+        if (remove_dir(dir, cancel, &e) < 0)
+            ret = err_move(err, &e);
+        if (default_parent != NULL && strlen(default_parent) > 1 &&
+            str_starts(path, default_parent)) {
+            auto_free char *parent = fs_format("%s%s", h.v[i].mount, default_parent);
+            (void)rmdir(parent);
+        }
+    }
+    return ret;
+}
+
+/* --- finding --- */
+
+bool cgroup_populated(const char *path)
+{
+    auto_hierarchies struct hierarchies h = {.n = 0};
+    if (find_hierarchies(&h, NULL) < 0)
+        return false;
+    for (size_t i = 0; i < h.n; i++) {
+        auto_free char *procs = fs_format("%s%s/cgroup.procs", h.v[i].mount, path);
+        auto_free char *text = fs_read(procs, MiB(1), NULL, NULL);
+        if (!str_empty(text))
+            return true;
+    }
+    return false;
+}
+
+static void walk(const char *mount, const char *path, int depth, struct strv *out)
+{
+    auto_free char *dir = fs_format("%s%s", mount, path);
+    auto_closedir DIR *d = opendir(dir);
+    struct dirent *e;
+    while (d != NULL && (e = readdir(d)) != NULL) {
+        if (e->d_type != DT_DIR || e->d_name[0] == '.')
+            continue;
+        auto_free char *sub = fs_format("%s/%s", strcmp(path, "/") == 0 ? "" : path, e->d_name);
+        if (!str_starts(e->d_name, PREFIX)) {
+            if (depth < MAX_DEPTH)
+                walk(mount, sub, depth + 1, out);
+            continue;
+        }
+        bool known = false;
+        for (size_t i = 0; i < out->n && !known; i++)
+            known = strcmp(out->v[i], sub) == 0;
+        if (!known)
+            strv_add(out, sub);
+    }
+}
+
+int cgroup_find(const char *under, struct strv *paths, struct err *err)
+{
+    auto_hierarchies struct hierarchies h = {.n = 0};
+    if (!path_ok(under) || find_hierarchies(&h, err) < 0)
+        return -1;
+    for (size_t i = 0; i < h.n; i++)
+        walk(h.v[i].mount, under, 0, paths);
+    return 0;
+}

@@ -1,0 +1,43 @@
+/*
+ * cgroup - the control group of one pod's machine, on version 1 (every mounted hierarchy), version
+ * 2, or both.
+ *
+ * A group is named by one path below each hierarchy's root: "<parent>/aspis-<id>". Nothing is kept
+ * in memory: every call finds the mounted hierarchies anew, so that a restarted daemon needs only
+ * the path.
+ *
+ * Threads: any. Needs root.
+ */
+#ifndef ASPIS_SANDBOX_CGROUP_H
+#define ASPIS_SANDBOX_CGROUP_H
+
+#include <stdbool.h>
+
+#include "base/cancel.h"
+#include "base/err.h"
+#include "base/str.h"
+
+/* The path for a pod. parent is CRI's cgroup_parent: "" (then default_parent, an absolute path), an
+ * absolute path ("/kubepods/burstable/podX", cgroupfs driver), or a systemd slice name
+ * ("kubepods-burstable-podX.slice" is
+ * /kubepods.slice/kubepods-burstable.slice/kubepods-burstable-podX.slice). INVALID on anything that
+ * could lead elsewhere. The caller's string. */
+char *cgroup_path(const char *parent, const char *default_parent, const char *id, struct err *err);
+
+/* Creates the group everywhere (parents too when missing) and appends its directories to dirs: what
+ * jail_opts.cgroups takes. On failure nothing of the group remains. */
+int cgroup_create(const char *path, struct strv *dirs, struct err *err);
+
+/* Kills what is in the group, waits for its end, and removes the directories; default_parent is
+ * removed too when it is empty. A missing group is fine. */
+int cgroup_remove(const char *path, const char *default_parent, struct cancel *cancel,
+                  struct err *err);
+
+/* Is there a process in the group, in any hierarchy? */
+bool cgroup_populated(const char *path);
+
+/* Appends the paths of all groups "aspis-*" below `under` (one path, as above), in any hierarchy.
+ */
+int cgroup_find(const char *under, struct strv *paths, struct err *err);
+
+#endif

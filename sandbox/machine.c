@@ -1,0 +1,537 @@
+/*
+ * The life of a pod's machine: boot, adoption, image disks, end.
+ *
+ * State of one machine: `started` once the caller has its handle, `dead` once the VM is over,
+ * whichever way it was noticed first (process exit, QMP, a broken link). Each step of a boot that
+ * made something is undone by destroy(), which looks at what there is and can run at any point and
+ * more than once.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/failpoint.h"
+#include "base/fs.h"
+#include "base/limits.h"
+#include "base/str.h"
+#include "sandbox/cgroup.h"
+#include "sandbox/machine_internal.h"
+#include "sandbox/scratch.h"
+
+#define SHUTDOWN_CALL_NS INT64_C(500000000)
+#define SHUTDOWN_WAIT_NS INT64_C(1000000000)
+
+struct machine {
+    struct machine_factory *f;
+    char *id, *run_dir, *state_dir, *console_path;
+    struct machine_callbacks cb;
+    struct machine_record record; /* fixed once started */
+    struct hv *hv;                /* fixed once started; NULL before */
+
+    pthread_mutex_t lock; /* guards the fields below */
+    struct link *link;
+    struct cancel *boot; /* fired at death while booting */
+    bool started;
+    bool dead;
+    char *reason;
+    bool uid_taken;
+
+    pthread_mutex_t ending; /* held by machine_destroy() */
+};
+
+/* --- death --- */
+
+/* Control loop. The first call counts. */
+static void die(struct machine *m, const char *reason)
+{
+    (void)pthread_mutex_lock(&m->lock);
+    bool first = !m->dead;
+    struct link *l = NULL;
+    if (first) {
+        m->dead = true;
+        m->reason = xstrdup(reason);
+        if (m->boot != NULL)
+            cancel_fire(m->boot);
+        l = m->link != NULL ? link_ref(m->link) : NULL;
+    }
+    bool tell = first && m->started;
+    (void)pthread_mutex_unlock(&m->lock);
+    if (l != NULL) {
+        link_close(l, reason);
+        link_unref(l);
+    }
+    if (tell)
+        m->cb.on_dead(m->cb.arg, reason);
+}
+
+static void on_hv_dead(void *arg, const char *reason)
+{
+    die(arg, reason);
+}
+
+static void on_link_broken(void *arg, const char *reason)
+{
+    struct machine *m = arg;
+    auto_free char *console = m->hv != NULL ? m->f->hv->console_tail(m->hv) : NULL;
+    auto_free char *text = str_empty(console)
+                               ? fs_format("agent: %s", reason)
+                               : fs_format("agent: %s; console: %s", reason, console);
+    die(m, text);
+}
+
+static void on_link_event(void *arg, const Aspis__Agent__V1__Event *event)
+{
+    struct machine *m = arg;
+    m->cb.on_event(m->cb.arg, event);
+}
+
+static void on_link_up(void *arg, const Aspis__Agent__V1__HelloResponse *hello)
+{
+    (void)arg;
+    (void)hello;
+}
+
+bool machine_alive(struct machine *m)
+{
+    (void)pthread_mutex_lock(&m->lock);
+    bool alive = !m->dead;
+    (void)pthread_mutex_unlock(&m->lock);
+    return alive;
+}
+
+/* --- making and freeing --- */
+
+static struct machine *make(struct machine_factory *f, const char *id,
+                            const struct machine_callbacks *cb, struct err *err)
+{
+    if (machine_check_id(id, err) < 0)
+        return NULL;
+    struct machine *m = xcalloc(1, sizeof(*m));
+    m->f = f;
+    m->cb = *cb;
+    m->id = xstrdup(id);
+    m->run_dir = machine_run_path(f, id);
+    m->state_dir = machine_state_path(f, id);
+    m->console_path = fs_format("%s/" HV_CONSOLE_FILE, m->run_dir);
+    (void)pthread_mutex_init(&m->lock, NULL);
+    (void)pthread_mutex_init(&m->ending, NULL);
+    return m;
+}
+
+void machine_free(struct machine *m)
+{
+    if (m == NULL)
+        return;
+    /* the hypervisor first: once it is silent no callback of its can be closing the link */
+    m->f->hv->free(m->hv);
+    if (m->link != NULL) {
+        link_close(m->link, "the daemon let go of the vm");
+        link_unref(m->link);
+    }
+    cancel_unref(m->boot);
+    machine_record_clear(&m->record);
+    (void)pthread_mutex_destroy(&m->lock);
+    (void)pthread_mutex_destroy(&m->ending);
+    free(m->reason);
+    free(m->id);
+    free(m->run_dir);
+    free(m->state_dir);
+    free(m->console_path);
+    free(m);
+}
+
+/* --- boot --- */
+
+static int make_dirs(struct machine *m, struct err *err)
+{
+    static const char *const stale[] = {HV_CONSOLE_FILE, HV_OUTPUT_FILE};
+    auto_free char *run_parent = machine_run_path(m->f, "");
+    auto_free char *state_parent = machine_state_path(m->f, "");
+    if (fs_mkdir_p(run_parent, 0711, err) < 0 || fs_mkdir_p(state_parent, 0711, err) < 0 ||
+        fs_mkdir_p(m->run_dir, 0700, err) < 0 || fs_mkdir_p(m->state_dir, 0700, err) < 0)
+        return -1;
+    for (size_t i = 0; i < ARRAY_LEN(stale); i++) {
+        auto_free char *path = fs_format("%s/%s", m->run_dir, stale[i]);
+        (void)unlink(path);
+    }
+    return 0;
+}
+
+static int open_scratch(struct machine *m, struct cancel *cancel, struct err *err)
+{
+    auto_free char *path = fs_format("%s/scratch.img", m->state_dir);
+    (void)unlink(path); /* of an attempt that was cut short */
+    return scratch_create(m->f->config.state_root, path, m->f->config.scratch_bytes, cancel, err);
+}
+
+static const char *accel_name(enum accel a)
+{
+    return a == ACCEL_KVM ? "kvm" : "tcg";
+}
+
+static int start_hv(struct machine *m, const struct machine_spec *spec, enum accel accel,
+                    struct cancel *cancel, struct err *err)
+{
+    struct machine_factory *f = m->f;
+    auto_strv struct strv cgroups = {0};
+    if (FAILPOINT("machine.cgroup", err) < 0 || cgroup_create(m->record.cgroup, &cgroups, err) < 0)
+        return -1;
+    auto_close int scratch = open_scratch(m, cancel, err);
+    if (scratch < 0)
+        return -1;
+    struct machine_size size =
+        machine_size_for(&f->config, f->host_memory_bytes, f->host_vcpus, spec->memory_limit_bytes,
+                         spec->cpu_quota, spec->cpu_period);
+    struct hv_spec hs = {
+        .name = m->run_dir, /* tells the VMs of two daemons apart */
+        .run_dir = m->run_dir,
+        .binary = f->config.qemu,
+        .kernel = f->config.kernel,
+        .initrd = f->config.initrd,
+        .jail_helper = f->config.jail_helper,
+        .cgroups = (const char *const *)cgroups.v,
+        .uid = m->record.uid,
+        .accel = accel,
+        .tsc_khz = machine_tsc_khz(f),
+        .memory_bytes = size.memory_bytes,
+        .max_memory_bytes = size.max_memory_bytes,
+        .vcpus = size.vcpus,
+        .max_vcpus = size.max_vcpus,
+        .tap_fd = spec->tap_fd,
+        .mac = spec->mac,
+        .scratch_fd = scratch,
+        .scratch_serial = SCRATCH_SERIAL,
+        .cid = m->record.cid,
+    };
+    m->record.memory_bytes = size.memory_bytes;
+    m->record.vcpus = size.vcpus;
+    struct hv_callbacks cb = {.on_dead = on_hv_dead, .arg = m};
+    m->hv = f->hv->launch(&hs, f->control, &cb, cancel, err);
+    if (m->hv == NULL)
+        return -1;
+    struct hv_process p = f->hv->process(m->hv);
+    m->record.pid = p.pid;
+    m->record.pid_start_time = p.start_time;
+    return 0;
+}
+
+static int start_link(struct machine *m, struct cancel *cancel, struct err *err)
+{
+    static const char *const sockets[LINK_CHANNELS] = HV_SOCKETS_CHANNEL;
+    struct link_transport t = {.kind = m->record.cid != 0 ? LINK_VSOCK : LINK_UNIX,
+                               .cid = m->record.cid};
+    for (int i = 0; i < LINK_CHANNELS && m->record.cid == 0; i++)
+        t.path[i] = fs_format("%s/%s", m->run_dir, sockets[i]);
+    struct link_callbacks cb = {
+        .on_event = on_link_event, .on_up = on_link_up, .on_broken = on_link_broken, .arg = m};
+    struct link *l = NULL;
+    if (FAILPOINT("machine.link", err) == 0)
+        l = link_new(&t, m->f->control, m->f->io, &cb, err);
+    for (int i = 0; i < LINK_CHANNELS; i++)
+        free(t.path[i]);
+    if (l == NULL)
+        return -1;
+    (void)pthread_mutex_lock(&m->lock);
+    m->link = l;
+    (void)pthread_mutex_unlock(&m->lock);
+    if (FAILPOINT("machine.hello", err) < 0)
+        return -1;
+    return link_wait_up(l, cancel, err);
+}
+
+static int boot_steps(struct machine *m, const struct machine_spec *spec, enum accel accel,
+                      struct cancel *cancel, struct err *err)
+{
+    struct machine_factory *f = m->f;
+    if (FAILPOINT("machine.dirs", err) < 0 || make_dirs(m, err) < 0)
+        return -1;
+    if ((m->record.uid = machine_uid_take(f, err)) == 0)
+        return -1;
+    m->uid_taken = true;
+    m->record.accel = xstrdup(accel_name(accel));
+    m->record.transport = xstrdup(f->transport == TRANSPORT_VSOCK ? "vsock" : "virtio-serial");
+    if (f->transport == TRANSPORT_VSOCK &&
+        (m->record.cid = machine_cid_find(f, m->record.uid, err)) == 0)
+        return -1;
+    m->record.cgroup = cgroup_path(spec->cgroup_parent, f->config.cgroup_root, m->id, err);
+    if (m->record.cgroup == NULL)
+        return -1;
+    if (start_hv(m, spec, accel, cancel, err) < 0)
+        return -1;
+    return start_link(m, cancel, err);
+}
+
+/* Which of the ways a boot can fail it was: the VM's own end says most. */
+static void explain_failure(struct machine *m, int64_t timeout_ns, struct cancel *callers,
+                            struct err *err)
+{
+    (void)pthread_mutex_lock(&m->lock);
+    auto_free char *reason = xstrdup(m->reason);
+    (void)pthread_mutex_unlock(&m->lock);
+    if (reason != NULL) {
+        (void)err_set(err, ERR_INTERNAL, "%s", reason);
+    } else if (err->code == ERR_DEADLINE && !(callers != NULL && cancel_fired(callers)) &&
+               m->hv != NULL) {
+        auto_free char *console = m->f->hv->console_tail(m->hv);
+        (void)err_set(err, ERR_DEADLINE,
+                      "the agent did not answer within %" PRId64 " ms; console: %s",
+                      timeout_ns / 1000000, console);
+    }
+}
+
+static int destroy(struct machine *m, bool ask_agent, struct cancel *cancel, struct err *err);
+
+struct machine *machine_boot(struct machine_factory *f, const struct machine_spec *spec,
+                             enum accel accel, int64_t timeout_ns,
+                             const struct machine_callbacks *cb, struct cancel *cancel,
+                             struct err *err)
+{
+    auto_err struct err e = ERR_INIT;
+    struct machine *m = make(f, spec->sandbox_id, cb, err);
+    if (m == NULL)
+        return NULL;
+    m->boot = cancel_child(cancel, mono_ns() + timeout_ns, &e);
+    int ret = m->boot != NULL ? boot_steps(m, spec, accel, m->boot, &e) : -1;
+    (void)pthread_mutex_lock(&m->lock);
+    if (ret == 0 && !m->dead)
+        m->started = true;
+    bool ok = m->started;
+    (void)pthread_mutex_unlock(&m->lock);
+    if (!ok) {
+        explain_failure(m, timeout_ns, cancel, &e);
+        auto_err struct err undo = ERR_INIT;
+        if (destroy(m, false, NULL, &undo) < 0)
+            (void)err_append(&e, " (and cleaning up: %s)", err_msg(&undo));
+        machine_free(m);
+        (void)err_move(err, &e);
+        return NULL;
+    }
+    return m;
+}
+
+struct machine *machine_start(struct machine_factory *f, const struct machine_spec *spec,
+                              const struct machine_callbacks *cb, struct cancel *cancel,
+                              struct err *err)
+{
+    if (machine_decide_accel(f, cancel, err) < 0) {
+        (void)err_wrap(err, "start machine");
+        return NULL;
+    }
+    (void)pthread_mutex_lock(&f->lock);
+    enum accel accel = f->accel;
+    (void)pthread_mutex_unlock(&f->lock);
+    struct machine *m = machine_boot(f, spec, accel, f->config.boot_timeout_ns, cb, cancel, err);
+    if (m == NULL)
+        (void)err_wrap(err, "start machine");
+    return m;
+}
+
+/* --- adoption --- */
+
+static void copy_record(struct machine_record *to, const struct machine_record *from)
+{
+    *to = *from;
+    to->accel = xstrdup(from->accel);
+    to->transport = xstrdup(from->transport);
+    to->cgroup = xstrdup(from->cgroup);
+}
+
+struct machine *machine_adopt(struct machine_factory *f, const struct machine_spec *spec,
+                              const struct machine_record *record,
+                              const struct machine_callbacks *cb, struct cancel *cancel,
+                              struct err *err)
+{
+    struct machine *m = make(f, spec->sandbox_id, cb, err);
+    if (m == NULL)
+        return NULL;
+    auto_err struct err e = ERR_INIT;
+    copy_record(&m->record, record);
+    machine_uid_mark(f, record->uid);
+    m->uid_taken = true;
+    m->boot = cancel_child(cancel, mono_ns() + f->config.boot_timeout_ns, &e);
+    struct hv_callbacks hcb = {.on_dead = on_hv_dead, .arg = m};
+    struct hv_process p = {.pid = record->pid, .start_time = record->pid_start_time};
+    if (m->boot != NULL)
+        m->hv = f->hv->adopt(&p, m->run_dir, f->config.qemu, f->control, &hcb, m->boot, &e);
+    int ret = m->hv != NULL ? start_link(m, m->boot, &e) : -1;
+    (void)pthread_mutex_lock(&m->lock);
+    if (ret == 0 && !m->dead)
+        m->started = true;
+    bool ok = m->started;
+    (void)pthread_mutex_unlock(&m->lock);
+    if (ok)
+        return m;
+    /* Nothing is taken down: the caller decides with machine_destroy_record(). */
+    explain_failure(m, f->config.boot_timeout_ns, cancel, &e);
+    machine_free(m);
+    (void)err_move(err, &e);
+    (void)err_wrap(err, "adopt machine");
+    return NULL;
+}
+
+/* --- what it is --- */
+
+void machine_get_record(struct machine *m, struct machine_record *out)
+{
+    copy_record(out, &m->record);
+}
+
+struct link *machine_link(struct machine *m)
+{
+    return m->link;
+}
+
+const char *machine_console_path(struct machine *m)
+{
+    return m->console_path;
+}
+
+const char *machine_run_dir(struct machine *m)
+{
+    return m->run_dir;
+}
+
+const char *machine_scratch_serial(struct machine *m)
+{
+    (void)m;
+    return SCRATCH_SERIAL;
+}
+
+/* --- disks --- */
+
+static int check_alive(struct machine *m, struct err *err)
+{
+    int ret = 0;
+    (void)pthread_mutex_lock(&m->lock);
+    if (m->dead)
+        ret = err_set(err, ERR_UNAVAILABLE, "the vm is gone: %s", m->reason);
+    (void)pthread_mutex_unlock(&m->lock);
+    return ret;
+}
+
+int machine_attach_image(struct machine *m, const char *serial, const struct disk_part *parts,
+                         size_t n_parts, struct cancel *cancel, struct err *err)
+{
+    if (check_alive(m, err) < 0)
+        return -1;
+    return m->f->hv->add_disk(m->hv, serial, parts, n_parts, cancel, err);
+}
+
+int machine_detach_image(struct machine *m, const char *serial, struct cancel *cancel,
+                         struct err *err)
+{
+    if (!machine_alive(m))
+        return 0; /* it went with the VM */
+    Aspis__Agent__V1__DetachDiskRequest req;
+    aspis__agent__v1__detach_disk_request__init(&req);
+    req.serial = __extension__(char *)(uintptr_t) serial;
+    auto_err struct err e = ERR_INIT;
+    auto_arena struct arena *arena = arena_new(LIMIT_RPC_MESSAGE);
+    const ProtobufCMessage *r = link_call(m->link, "DetachDisk", &req.base,
+                                          &aspis__agent__v1__empty__descriptor, arena, cancel, &e);
+    if (r == NULL && e.code != ERR_NOT_FOUND) {
+        (void)err_wrap(&e, "detach disk %s", serial);
+        return err_move(err, &e);
+    }
+    return m->f->hv->remove_disk(m->hv, serial, cancel, err);
+}
+
+/* --- the end --- */
+
+/* Lets the guest unmount; a guest that does not answer is not waited for. */
+static void ask_to_shut_down(struct machine *m, struct cancel *cancel)
+{
+    Aspis__Agent__V1__Empty req;
+    aspis__agent__v1__empty__init(&req);
+    auto_cancel struct cancel *c = cancel_child(cancel, mono_ns() + SHUTDOWN_CALL_NS, NULL);
+    auto_arena struct arena *arena = arena_new(LIMIT_RPC_MESSAGE);
+    const ProtobufCMessage *r =
+        c != NULL ? link_call(m->link, "Shutdown", &req.base, &aspis__agent__v1__empty__descriptor,
+                              arena, c, NULL)
+                  : NULL;
+    if (r == NULL)
+        return;
+    auto_cancel struct cancel *w = cancel_child(cancel, mono_ns() + SHUTDOWN_WAIT_NS, NULL);
+    if (w != NULL)
+        (void)m->f->hv->wait(m->hv, w, NULL);
+}
+
+/* The files, groups and uid of a pod whose process is gone. */
+static int sweep(struct machine_factory *f, const char *id, const char *cgroup, uint32_t uid,
+                 struct cancel *cancel, struct err *err)
+{
+    auto_free char *run = machine_run_path(f, id);
+    auto_free char *state = machine_state_path(f, id);
+    if (!str_empty(cgroup) && cgroup_remove(cgroup, f->config.cgroup_root, cancel, err) < 0)
+        return -1;
+    if (fs_rm_rf(run, err) < 0 || fs_rm_rf(state, err) < 0)
+        return -1;
+    if (uid != 0)
+        machine_uid_release(f, uid);
+    return 0;
+}
+
+static int destroy(struct machine *m, bool ask_agent, struct cancel *cancel, struct err *err)
+{
+    if (ask_agent && machine_alive(m) && m->link != NULL)
+        ask_to_shut_down(m, cancel);
+    /* from here on nobody is told of a death that was asked for */
+    (void)pthread_mutex_lock(&m->lock);
+    if (!m->dead) {
+        m->dead = true;
+        m->reason = xstrdup("the vm was stopped");
+    }
+    (void)pthread_mutex_unlock(&m->lock);
+    if (m->link != NULL)
+        link_close(m->link, "the vm was stopped");
+    if (m->hv != NULL && m->f->hv->quit(m->hv, cancel, err) < 0)
+        return -1;
+    uint32_t uid = m->uid_taken ? m->record.uid : 0;
+    if (sweep(m->f, m->id, m->record.cgroup, uid, cancel, err) < 0)
+        return -1;
+    m->uid_taken = false;
+    return 0;
+}
+
+int machine_destroy(struct machine *m, struct cancel *cancel, struct err *err)
+{
+    if (machine_lock(&m->ending, cancel, "another removal of this machine", err) < 0)
+        return -1;
+    int ret = FAILPOINT("machine.destroy", err);
+    if (ret == 0)
+        ret = destroy(m, true, cancel, err);
+    (void)pthread_mutex_unlock(&m->ending);
+    return ret < 0 ? err_wrap(err, "destroy machine") : 0;
+}
+
+/* Kills the process the record names, if it still is that one. */
+static int kill_recorded(const struct machine_record *r, struct cancel *cancel, struct err *err)
+{
+    if (r->pid <= 1)
+        return 0;
+    auto_close int fd = (int)syscall(SYS_pidfd_open, r->pid, 0);
+    if (fd < 0 || hv_start_time(r->pid) != r->pid_start_time)
+        return 0;
+    (void)syscall(SYS_pidfd_send_signal, fd, SIGKILL, NULL, 0);
+    return cancel_poll(cancel, fd, POLLIN, -1, err) < 0 ? err_wrap(err, "wait for qemu's end") : 0;
+}
+
+int machine_destroy_record(struct machine_factory *f, const char *sandbox_id,
+                           const struct machine_record *record, struct cancel *cancel,
+                           struct err *err)
+{
+    if (machine_check_id(sandbox_id, err) < 0)
+        return -1;
+    if (kill_recorded(record, cancel, err) < 0 ||
+        sweep(f, sandbox_id, record->cgroup, record->uid, cancel, err) < 0)
+        return err_wrap(err, "destroy machine");
+    return 0;
+}

@@ -1,0 +1,72 @@
+/*
+ * machine_internal - what the parts of machine share. Private to machine*.c and accel.c.
+ */
+#ifndef ASPIS_SANDBOX_MACHINE_INTERNAL_H
+#define ASPIS_SANDBOX_MACHINE_INTERNAL_H
+
+#include <pthread.h>
+
+#include "sandbox/hypervisor.h"
+#include "sandbox/machine.h"
+
+#define SCRATCH_SERIAL "scratch"
+
+struct machine_factory {
+    struct machine_config config; /* strings owned */
+    struct loop *control, *io;
+    const struct hv_ops *hv;
+    uint64_t host_memory_bytes;
+    uint32_t host_vcpus;
+    enum transport transport; /* decided */
+    const char *transport_reason;
+    int64_t tsc_sample_ns; /* first reading of both clocks */
+    uint64_t tsc_sample;
+
+    pthread_mutex_t lock;       /* guards uids and the verdict's fields */
+    uint8_t *uids;              /* one byte per uid of the pool: taken or not */
+    enum accel accel;           /* AUTO: not decided */
+    char *accel_reason;         /* replaced once, when decided; then fixed */
+    char *accel_undecided_text; /* what it was before: others may still show it */
+    pthread_mutex_t deciding;   /* held by who probes */
+};
+
+/* One pod's VM size, from what CRI says (units as in machine_spec) and the configuration. */
+struct machine_size {
+    uint64_t memory_bytes, max_memory_bytes; /* multiples of 1 MiB */
+    uint32_t vcpus, max_vcpus;
+};
+struct machine_size machine_size_for(const struct machine_config *config, uint64_t host_memory,
+                                     uint32_t host_vcpus, uint64_t memory_limit, int64_t cpu_quota,
+                                     uint64_t cpu_period);
+
+/* The host's TSC frequency in kHz by comparing it with the clock since the factory was made; 0:
+ * unknown. */
+uint64_t machine_tsc_khz(const struct machine_factory *f);
+
+/* Uids of the pool. take returns 0 with *err when all are in use. */
+uint32_t machine_uid_take(struct machine_factory *f, struct err *err);
+void machine_uid_mark(struct machine_factory *f, uint32_t uid);
+void machine_uid_release(struct machine_factory *f, uint32_t uid);
+
+/* A vsock context id nobody uses, found by asking the kernel; `seed` spreads the search. 0 with
+ * *err: none. */
+uint32_t machine_cid_find(struct machine_factory *f, uint32_t seed, struct err *err);
+
+/* Locks a mutex, at most until the token's deadline. */
+int machine_lock(pthread_mutex_t *lock, struct cancel *cancel, const char *what, struct err *err);
+
+char *machine_run_path(const struct machine_factory *f, const char *id);
+char *machine_state_path(const struct machine_factory *f, const char *id);
+/* Letters, digits and -_. of at most 128 bytes. */
+int machine_check_id(const char *id, struct err *err);
+
+/* Boots under a given accelerator within timeout_ns; machine_start() and the probe are this. */
+struct machine *machine_boot(struct machine_factory *f, const struct machine_spec *spec,
+                             enum accel accel, int64_t timeout_ns,
+                             const struct machine_callbacks *cb, struct cancel *cancel,
+                             struct err *err);
+
+/* accel.c: the verdict of an earlier daemon of this boot, for the same QEMU, kernel and initrd. */
+void accel_load(struct machine_factory *f);
+
+#endif

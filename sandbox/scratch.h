@@ -1,0 +1,22 @@
+/*
+ * scratch - the pod's writable disk: a sparse file with an empty ext4 file system.
+ *
+ * mkfs runs once per size; pods get a sparse copy of the result. The master lies in
+ * <state_root>/scratch and is named by size and format version, so a new release makes its own.
+ *
+ * Threads: any.
+ */
+#ifndef ASPIS_SANDBOX_SCRATCH_H
+#define ASPIS_SANDBOX_SCRATCH_H
+
+#include <stdint.h>
+
+#include "base/cancel.h"
+#include "base/err.h"
+
+/* Makes the file `path` and returns it opened for reading and writing; bytes is its virtual size.
+ * On failure no file remains. */
+int scratch_create(const char *state_root, const char *path, uint64_t bytes, struct cancel *cancel,
+                   struct err *err);
+
+#endif
