@@ -1,0 +1,72 @@
+"""S1, S2, S7: how QEMU is locked up, read from /proc; who may talk to the daemon."""
+import os
+import socket
+import stat
+from pathlib import Path
+
+
+def status_of(pid):
+    return dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+
+
+def test_qemu_has_nothing(daemon, make_pod):
+    before = set(daemon.qemu_pids())
+    pods = [make_pod("j1"), make_pod("j2")]
+    pids = [p for p in daemon.qemu_pids() if p not in before]
+    assert len(pids) == 2
+    uids = set()
+    for pid in pids:
+        st = status_of(pid)
+        assert "qemu" in st["Name"]
+        for cap in ("CapEff", "CapPrm", "CapInh", "CapBnd", "CapAmb"):
+            assert int(st[cap], 16) == 0, (cap, st[cap])
+        assert st["NoNewPrivs"].strip() == "1" and st["Seccomp"].strip() == "2"
+        ids = set(st["Uid"].split()) | set(st["Gid"].split())
+        assert len(ids) == 1 and "0" not in ids
+        uids |= ids
+        assert not st["Groups"].split() or set(st["Groups"].split()) <= ids
+        for ns in ("mnt", "pid", "ipc", "net"):
+            assert os.readlink(f"/proc/{pid}/ns/{ns}") != os.readlink(f"/proc/self/ns/{ns}"), ns
+        root = Path(f"/proc/{pid}/root")
+        for secret in ("etc/shadow", "etc/passwd", "root", "home", "var/lib", "run/aspis"):
+            assert not (root / secret).exists(), secret
+        args = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+        text = " ".join(args)
+        assert "-sandbox" in args and "spawn=deny" in text and "elevateprivileges=deny" in text
+        # every file, tap and socket comes as a descriptor
+        assert str(daemon.state) not in text and str(daemon.run) not in text
+        assert daemon.cgroup in Path(f"/proc/{pid}/cgroup").read_text()
+    assert len(uids) == 2
+    assert len({os.readlink(f"/proc/{p}/ns/net") for p in pids}) == 2
+    del pods
+
+
+def test_descriptors_of_qemu(daemon, make_pod):
+    before = set(daemon.qemu_pids())
+    make_pod("fds")
+    (pid,) = [p for p in daemon.qemu_pids() if p not in before]
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        target = os.readlink(fd)
+        assert not target.endswith((".db", ".sock", "aspisd.log")), target
+
+
+def test_socket_is_for_root_alone(daemon):
+    st = os.stat(daemon.socket)
+    assert stat.S_ISSOCK(st.st_mode) and stat.S_IMODE(st.st_mode) == 0o600 and st.st_uid == 0
+
+
+def test_no_network_listener(daemon):
+    inodes = set()
+    for fd in Path(f"/proc/{daemon.proc.pid}/fd").iterdir():
+        try:
+            target = os.readlink(fd)
+        except FileNotFoundError:
+            continue
+        if target.startswith("socket:["):
+            inodes.add(target[8:-1])
+    for table in ("tcp", "tcp6", "udp", "udp6"):
+        for line in Path(f"/proc/{daemon.proc.pid}/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[9] in inodes:
+                assert fields[3] != "0A" and table.startswith("tcp"), line
+    assert socket.AF_UNIX
