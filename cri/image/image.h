@@ -1,12 +1,13 @@
 /*
  * image - the image service: references, store, pull, import, removal.
  *
- * What `cri` needs to know about images. A store lives below `root` (see cri/image/README.md for its layout): blobs of manifests and
- * configs, one erofs file per diff_id (layer), one erofs metadata file per image that maps the layers' data into a single
- * read-only file system, and the records in SQLite. Image id = config digest "sha256:...".
+ * What `cri` needs to know about images. A store lives below `root` (see cri/image/README.md for
+ * its layout): blobs of manifests and configs, one erofs file per diff_id (layer), one erofs
+ * metadata file per image that maps the layers' data into a single read-only file system, and the
+ * records in SQLite. Image id = config digest "sha256:...".
  *
- * Threads: any. Pulls of one image join; layers are fetched and converted once at a time. Strings in
- * returned structs are owned by the struct; see each _clear function.
+ * Threads: any. Pulls of one image join; layers are fetched and converted once at a time. Strings
+ * in returned structs are owned by the struct; see each _clear function.
  */
 #ifndef ASPIS_CRI_IMAGE_IMAGE_H
 #define ASPIS_CRI_IMAGE_IMAGE_H
@@ -22,13 +23,13 @@
 struct image_store;
 
 struct image_options {
-    const char *root;        /* /var/lib/aspis/images */
-    const char *jail_helper; /* aspis-jail: confines the unpacker */
-    const char *unpacker;    /* aspis-unpack */
-    uint32_t unpack_uid;     /* unprivileged */
-    const char *hosts_dir;   /* /etc/aspis/certs.d: containerd's hosts.toml layout */
+    const char *root;         /* /var/lib/aspis/images */
+    const char *jail_helper;  /* aspis-jail: confines the unpacker */
+    const char *unpacker;     /* aspis-unpack */
+    uint32_t unpack_uid;      /* unprivileged */
+    const char *hosts_dir;    /* /etc/aspis/certs.d: containerd's hosts.toml layout */
     int64_t stall_timeout_ns; /* give up on a registry that sends nothing for so long */
-    uint32_t max_downloads;  /* at once, on this node */
+    uint32_t max_downloads;   /* at once, on this node */
     uint64_t max_layer_bytes; /* unpacked */
 };
 
@@ -38,9 +39,9 @@ void image_store_close(struct image_store *s);
 /* What a container needs from an image's config (already defaulted as Docker does). */
 struct image_config {
     struct strv entrypoint, cmd, env, volumes;
-    char *working_dir; /* "" when the image has none */
-    char *user;        /* verbatim, "" for root */
-    char *stop_signal; /* "" when unset */
+    char *working_dir;  /* "" when the image has none */
+    char *user;         /* verbatim, "" for root */
+    char *stop_signal;  /* "" when unset */
     struct strv labels; /* key, value, ... */
 };
 
@@ -66,26 +67,28 @@ struct image_progress {
     const char *digest; /* of the layer; NULL for the image as a whole */
     uint64_t done, total;
 };
-typedef void (*image_progress_fn)(void *arg, const struct image_progress *p); /* on worker threads; must not block */
+typedef void (*image_progress_fn)(
+    void *arg, const struct image_progress *p); /* on worker threads; must not block */
 
-/* Pulls (or refreshes) a reference; *id is the caller's. Codes: NOT_FOUND (no such image), INVALID (bad reference or manifest),
- * UNAUTHENTICATED/DENIED, UNAVAILABLE with the text "RegistryUnavailable: ...", DATA_LOSS (digest mismatch), EXHAUSTED. */
+/* Pulls (or refreshes) a reference; *id is the caller's. Codes: NOT_FOUND (no such image), INVALID
+ * (bad reference or manifest), UNAUTHENTICATED/DENIED, UNAVAILABLE with the text
+ * "RegistryUnavailable: ...", DATA_LOSS (digest mismatch), EXHAUSTED. */
 int image_pull(struct image_store *s, const char *reference, const struct image_auth *auth,
                image_progress_fn progress, void *arg, struct cancel *cancel, char **id,
                struct err *err);
-/* Loads every image of an OCI layout directory or tar, or of a docker archive; `name` overrides the reference when there is exactly
- * one image. Ids are added to *ids. */
+/* Loads every image of an OCI layout directory or tar, or of a docker archive; `name` overrides the
+ * reference when there is exactly one image. Ids are added to *ids. */
 int image_import(struct image_store *s, const char *path, const char *name,
                  image_progress_fn progress, void *arg, struct cancel *cancel, struct strv *ids,
                  struct err *err);
 
-/* By id (with or without sha256:, or an unambiguous prefix), name, name:tag, name@digest, short or full form.
- * NULL with ERR_NOT_FOUND when absent. */
+/* By id (with or without sha256:, or an unambiguous prefix), name, name:tag, name@digest, short or
+ * full form. NULL with ERR_NOT_FOUND when absent. */
 struct image *image_find(struct image_store *s, const char *reference, struct err *err);
 /* All images; *n of them; free each and the array. */
 int image_list(struct image_store *s, struct image ***images, size_t *n, struct err *err);
-/* Removes the whole image that the reference names, and what only it used; absent: success. in_use(arg, id)
- * says whether a container uses the image: then PRECONDITION. */
+/* Removes the whole image that the reference names, and what only it used; absent: success.
+ * in_use(arg, id) says whether a container uses the image: then PRECONDITION. */
 int image_remove(struct image_store *s, const char *reference,
                  bool (*in_use)(void *arg, const char *id), void *arg, struct err *err);
 
@@ -95,13 +98,14 @@ struct image_fs {
 };
 int image_fs_info(struct image_store *s, struct image_fs *out, struct err *err);
 
-/* The image as one disk: descriptors to be concatenated in order (metadata, then each layer's data). Close with
- * image_disk_clear(). The files cannot be collected while the image exists; open descriptors stay valid after. */
+/* The image as one disk: descriptors to be concatenated in order (metadata, then each layer's
+ * data). Close with image_disk_clear(). The files cannot be collected while the image exists; open
+ * descriptors stay valid after. */
 struct image_disk {
     struct {
         int fd;
         uint64_t size; /* multiple of 4096 */
-    } *parts;
+    } * parts;
     size_t n_parts;
     char serial[21]; /* "img-" and 16 hex digits of the id */
 };

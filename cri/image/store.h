@@ -3,7 +3,7 @@
  *
  * Below image_options.root:
  *     lock              held (flock) while a daemon uses the store
- *     images.db         the records (cri/image/records.h)
+ *     images.db         the records (cri/image/catalog.h)
  *     blobs/sha256/HEX  manifests, indexes, configs, byte for byte
  *     layers/HEX.erofs  one layer's data, HEX is the diff_id
  *     meta/HEX.erofs    one image's merged tree, HEX is the image id
