@@ -549,6 +549,8 @@ static bool route_wanted(struct rtnl_route *have, const request *req, const int 
 {
     struct rtnl_nexthop *nh = rtnl_route_nexthop_n(have, 0);
     struct nl_addr *gateway = nh ? rtnl_route_nh_get_gateway(nh) : NULL;
+    if (nh != NULL && gateway == NULL)
+        gateway = rtnl_route_nh_get_via(nh);
     struct nl_addr *dst = rtnl_route_get_dst(have);
     int family = rtnl_route_get_family(have);
     for (size_t i = 0; i < req->n_routes; i++) {
