@@ -193,7 +193,8 @@ static int append(struct container_log *l, const struct buf *out)
             continue;
         if (n <= 0) {
             int e = errno;
-            (void)ftruncate(l->fd, (off_t)l->size);
+            if (ftruncate(l->fd, (off_t)l->size) < 0)
+                log_warn("container log holds half a record", LOG_STR("path", l->path));
             errno = e;
             return -1;
         }
