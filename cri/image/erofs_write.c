@@ -408,6 +408,8 @@ static int layout_place(struct layout *l, uint64_t meta, struct err *err)
         pos += head + p.tail;
         extra_blocks += p.blocks;
     }
+    /* Programs read an xattr header behind the last inode before they look whether it has one. */
+    pos += sizeof(struct erofs_xattr_header);
     l->meta = meta;
     l->extra = meta + ((pos + EROFS_BLOCK - 1) & ~(uint64_t)(EROFS_BLOCK - 1));
     l->extra_next = l->extra;
@@ -542,7 +544,7 @@ static int finish(struct erofs_out *o, struct layout *l, struct tree *t,
         if (write_inode(o, l, l->inodes[i], err) < 0)
             return -1;
     }
-    if (pad(o, err) < 0)
+    if (pad_to(o, l->extra, err) < 0)
         return -1;
     for (size_t i = 0; i < l->n; i++) {
         if (write_extra(o, l->inodes[i], err) < 0)

@@ -45,7 +45,7 @@ static int lock_down(struct err *err)
         SCMP_SYS(mprotect),     SCMP_SYS(madvise),        SCMP_SYS(futex),
         SCMP_SYS(getrandom),    SCMP_SYS(clock_gettime),  SCMP_SYS(rt_sigreturn),
         SCMP_SYS(rt_sigaction), SCMP_SYS(rt_sigprocmask), SCMP_SYS(exit),
-        SCMP_SYS(exit_group),
+        SCMP_SYS(exit_group),   SCMP_SYS(getpid),         SCMP_SYS(gettimeofday),
     };
     /* Libraries that look for an optional file get "not there" and go on. */
     static const int absent[] = {SCMP_SYS(open),     SCMP_SYS(openat),     SCMP_SYS(access),
