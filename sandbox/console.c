@@ -42,7 +42,8 @@ static void put(struct console *c, const char *data, size_t len)
 {
     if (c->written + len > LIMIT_CONSOLE_FILE) {
         static const char cut[] = "[earlier output dropped]\n";
-        (void)ftruncate(c->file, 0);
+        if (ftruncate(c->file, 0) < 0)
+            return; /* the bound comes first */
         c->written = 0;
         put(c, cut, sizeof(cut) - 1);
         put(c, buf_str(&c->tail), c->tail.len); /* only this thread changes it */

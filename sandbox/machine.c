@@ -41,6 +41,7 @@ struct machine {
     struct cancel *boot; /* fired at death while booting */
     bool started;
     bool dead;
+    bool silent; /* machine_destroy() has begun: nobody is told of the death any more */
     char *reason;
     bool uid_taken;
 
@@ -62,7 +63,7 @@ static void die(struct machine *m, const char *reason)
             cancel_fire(m->boot);
         l = m->link != NULL ? link_ref(m->link) : NULL;
     }
-    bool tell = first && m->started;
+    bool tell = first && m->started && !m->silent;
     (void)pthread_mutex_unlock(&m->lock);
     if (l != NULL) {
         link_close(l, reason);
@@ -481,9 +482,12 @@ static int sweep(struct machine_factory *f, const char *id, const char *cgroup, 
 
 static int destroy(struct machine *m, bool ask_agent, struct cancel *cancel, struct err *err)
 {
-    if (ask_agent && machine_alive(m) && m->link != NULL)
+    (void)pthread_mutex_lock(&m->lock);
+    m->silent = true;
+    bool ask = ask_agent && !m->dead && m->link != NULL;
+    (void)pthread_mutex_unlock(&m->lock);
+    if (ask)
         ask_to_shut_down(m, cancel);
-    /* from here on nobody is told of a death that was asked for */
     (void)pthread_mutex_lock(&m->lock);
     if (!m->dead) {
         m->dead = true;
@@ -512,7 +516,7 @@ int machine_destroy(struct machine *m, struct cancel *cancel, struct err *err)
     return ret < 0 ? err_wrap(err, "destroy machine") : 0;
 }
 
-/* Kills the process the record names, if it still is that one. */
+/* Kills the process that the record names, if it still is that one. */
 static int kill_recorded(const struct machine_record *r, struct cancel *cancel, struct err *err)
 {
     if (r->pid <= 1)
@@ -528,10 +532,14 @@ int machine_destroy_record(struct machine_factory *f, const char *sandbox_id,
                            const struct machine_record *record, struct cancel *cancel,
                            struct err *err)
 {
+    static const struct machine_record none;
+    const struct machine_record *r = record != NULL ? record : &none;
     if (machine_check_id(sandbox_id, err) < 0)
         return -1;
-    if (kill_recorded(record, cancel, err) < 0 ||
-        sweep(f, sandbox_id, record->cgroup, record->uid, cancel, err) < 0)
-        return err_wrap(err, "destroy machine");
-    return 0;
+    /* A daemon that died between the start and its record left a VM that only its name tells. */
+    int ret =
+        r->pid > 1 ? kill_recorded(r, cancel, err) : machine_kill_stray(f, sandbox_id, cancel, err);
+    if (ret == 0)
+        ret = sweep(f, sandbox_id, r->cgroup, r->uid, cancel, err);
+    return ret < 0 ? err_wrap(err, "destroy machine") : 0;
 }

@@ -142,7 +142,8 @@ int machine_detach_image(struct machine *m, const char *serial, struct cancel *c
 /* Ends the VM: agent Shutdown with a short grace when the agent answers, then QMP quit, then SIGKILL;
  * frees cgroup, jail, uid, sockets, scratch disk; keeps nothing. Works on a dead machine. */
 int machine_destroy(struct machine *m, struct cancel *cancel, struct err *err);
-/* The same for a machine known only from its record (VM not adoptable). */
+/* The same for a machine known only from its record (VM not adoptable), or, with record NULL, only from
+ * the sandbox's id (the daemon died before it could record the machine). */
 int machine_destroy_record(struct machine_factory *f, const char *sandbox_id,
                            const struct machine_record *record, struct cancel *cancel,
                            struct err *err);

@@ -53,8 +53,9 @@ static char *sandbox_of(const struct machine_factory *f, const char *proc_dir)
     return NULL;
 }
 
+/* Kills the VMs of ours that the list does not name; with `only` those of that one sandbox. */
 static int kill_strays(struct machine_factory *f, const char *const *ids, size_t n,
-                       struct cancel *cancel, struct err *err)
+                       const char *only, struct cancel *cancel, struct err *err)
 {
     auto_closedir DIR *d = opendir("/proc");
     struct dirent *e;
@@ -65,7 +66,7 @@ static int kill_strays(struct machine_factory *f, const char *const *ids, size_t
         auto_close int fd = (int)syscall(SYS_pidfd_open, (pid_t)pid, 0);
         auto_free char *dir = fs_format("/proc/%s", e->d_name);
         auto_free char *id = fd >= 0 ? sandbox_of(f, dir) : NULL;
-        if (id == NULL || listed(id, ids, n))
+        if (id == NULL || (only != NULL ? strcmp(id, only) != 0 : listed(id, ids, n)))
             continue;
         (void)syscall(SYS_pidfd_send_signal, fd, SIGKILL, NULL, 0);
         if (cancel_poll(cancel, fd, POLLIN, -1, err) < 0)
@@ -93,7 +94,7 @@ static int remove_dirs(const char *root, const char *const *ids, size_t n, struc
 /* Groups of ours below the places pods have theirs. A group with a process in it is another
  * daemon's: those of ours were killed before. */
 static int remove_cgroups(struct machine_factory *f, const char *const *ids, size_t n,
-                          struct cancel *cancel, struct err *err)
+                          const char *only, struct cancel *cancel, struct err *err)
 {
     const char *places[] = {f->config.cgroup_root, "/kubepods", "/kubepods.slice"};
     auto_strv struct strv found = {0};
@@ -102,12 +103,21 @@ static int remove_cgroups(struct machine_factory *f, const char *const *ids, siz
         (void)cgroup_find(places[i], &found, NULL);
     for (size_t i = 0; i < found.n; i++) {
         const char *name = strrchr(found.v[i], '/') + 1 + strlen("aspis-");
-        if (listed(name, ids, n) || cgroup_populated(found.v[i]))
+        if ((only != NULL ? strcmp(name, only) != 0 : listed(name, ids, n)) ||
+            cgroup_populated(found.v[i]))
             continue;
         if (cgroup_remove(found.v[i], f->config.cgroup_root, cancel, err) < 0)
             ret = -1;
     }
     return ret;
+}
+
+int machine_kill_stray(struct machine_factory *f, const char *id, struct cancel *cancel,
+                       struct err *err)
+{
+    if (kill_strays(f, NULL, 0, id, cancel, err) < 0)
+        return -1;
+    return remove_cgroups(f, NULL, 0, id, cancel, err);
 }
 
 int machine_collect(struct machine_factory *f, const char *const *ids, size_t n_ids,
@@ -116,10 +126,10 @@ int machine_collect(struct machine_factory *f, const char *const *ids, size_t n_
     auto_cancel struct cancel *c = cancel_new(mono_ns() + KILL_WAIT_NS, err);
     if (c == NULL)
         return -1;
-    if (kill_strays(f, ids, n_ids, c, err) < 0 ||
+    if (kill_strays(f, ids, n_ids, NULL, c, err) < 0 ||
         remove_dirs(f->config.run_root, ids, n_ids, err) < 0 ||
         remove_dirs(f->config.state_root, ids, n_ids, err) < 0 ||
-        remove_cgroups(f, ids, n_ids, c, err) < 0)
+        remove_cgroups(f, ids, n_ids, NULL, c, err) < 0)
         return err_wrap(err, "collect leftovers");
     return 0;
 }

@@ -16,7 +16,7 @@ static const struct qemu_arch table[] = {
         .machine = "q35,usb=off,vmport=off",
         .cpu_tcg = "max,la57=off",
         .console = "ttyS0",
-        .kernel_args = "quiet reboot=t panic=-1 swiotlb=noforce",
+        .kernel_args = "quiet reboot=t panic=-1 swiotlb=noforce cryptomgr.notests",
         .kernel_args_tcg = "no_timer_check",
         .tsc = true,
         .vmgenid = true,
