@@ -34,14 +34,24 @@ static enum err_code code_of_text(const char *text)
     return ERR_UNKNOWN;
 }
 
+static void fail_exec(struct process *p, enum err_code code, const char *text)
+{
+    const Aspis__Agent__V1__ExecRequest *req = p->request;
+    auto_err struct err err = ERR_INIT;
+
+    err_set(&err, code, "%s", text);
+    if (req->n_args > 0 && strstr(text, req->args[0]) == NULL)
+        err_wrap(&err, "exec \"%.256s\"", req->args[0]);
+    p->request = NULL;
+    rpc_fail(take(p->call), &err);
+}
+
 static void exec_executed(struct process *p, const char *text, void *arg)
 {
-    struct rpc_call *call = take(p->call);
-
     (void)arg;
     if (*text != '\0') {
         p->silent = true; /* forgotten when it is reaped, which is about to happen */
-        fail_call(call, code_of_text(text), text);
+        fail_exec(p, code_of_text(text), text);
         return;
     }
     Aspis__Agent__V1__ExecResponse reply;
@@ -49,16 +59,17 @@ static void exec_executed(struct process *p, const char *text, void *arg)
     Aspis__Agent__V1__Streams streams = process_streams(p);
     p->state = PROCESS_RUNNING;
     p->started_at_ns = wall_ns();
+    p->request = NULL;
     reply.streams = &streams;
     reply.pid = (uint32_t)p->pid;
-    rpc_reply(call, &reply.base);
+    rpc_reply(take(p->call), &reply.base);
 }
 
 static void exec_failed(struct process *p, enum err_code code, const char *text)
 {
     struct container *c = p->owner;
 
-    fail_call(take(p->call), code, text);
+    fail_exec(p, code, text);
     exec_forget(p);
     container_progress(c);
 }
@@ -88,8 +99,8 @@ static void exec_done(void *arg, const struct op_result *res, int fd, const stru
     if ((req->tty && process_attach_tty(p, take_fd(&terminal), req->stdin, req->tty_rows,
                                         req->tty_cols, &local) < 0) ||
         process_watch_exec(p, exec_executed, NULL, &local) < 0) {
-        rpc_fail(take(p->call), &local);
         p->silent = true;
+        fail_exec(p, local.code, err_msg(&local));
         if (!gone)
             (void)kill(p->pid, SIGKILL);
     }

@@ -14,6 +14,7 @@
 
 #include "base/cleanup.h"
 #include "base/fs.h"
+#include "base/str.h"
 
 /* libcrun's constructor calls this to re-execute the program from a copy of itself, so that a
  * container cannot write to the runtime's binary through /proc/self/exe. The agent needs no copy: a
@@ -77,8 +78,13 @@ int crun_create(const struct crun_ctx *ctx, const char *spec, struct err *err)
     container = libcrun_container_load_from_memory(spec, &e);
     if (container == NULL)
         return fail(err, &e, "load the spec");
-    if (libcrun_container_create(&c, container, 0, &e) < 0)
-        return fail(err, &e, "create");
+    if (libcrun_container_create(&c, container, 0, &e) < 0) {
+        (void)fail(err, &e, "create");
+        /* The one error of the command that does not name it. */
+        if (str_starts(err_msg(err), "open executable"))
+            (void)err_wrap(err, "exec \"%s\"", container->container_def->process->args[0]);
+        return -1;
+    }
     return 0; /* the process ends soon: nothing is freed */
 }
 
