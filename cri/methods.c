@@ -1,5 +1,6 @@
 #include "cri/dispatch.h"
 
+#include "cri/service_admin.h"
 #include "cri/service_image.h"
 #include "cri/service_runtime.h"
 #include "proto/admin.pb-c.h"
@@ -73,6 +74,8 @@ static const struct method methods[] = {
      &aspis__v1__import_image_event__descriptor, admin_import_image, .streaming = true},
     {ADMIN, "PullImage", &aspis__v1__pull_image_request__descriptor,
      &aspis__v1__pull_image_event__descriptor, admin_pull_image, .streaming = true},
+    {ADMIN, "WaitContainer", &aspis__v1__wait_container_request__descriptor,
+     &aspis__v1__wait_container_response__descriptor, admin_wait_container, .quiet = true},
 };
 
 const struct method *dispatch_methods(size_t *n)

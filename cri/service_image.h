@@ -1,5 +1,5 @@
 /*
- * service_image - the ImageService of CRI and the Admin service, on top of cri/image/image.h.
+ * service_image - the ImageService of CRI, on top of cri/image/image.h.
  *
  * Handlers (cri/call.h); call->daemon is a struct daemon.
  */
@@ -18,11 +18,5 @@ int cri_remove_image(struct call *call, const ProtobufCMessage *req, ProtobufCMe
                      struct err *err);
 int cri_image_fs_info(struct call *call, const ProtobufCMessage *req, ProtobufCMessage **reply,
                       struct err *err);
-
-/* Streams of events; see proto/admin.proto. */
-int admin_import_image(struct call *call, const ProtobufCMessage *req, ProtobufCMessage **reply,
-                       struct err *err);
-int admin_pull_image(struct call *call, const ProtobufCMessage *req, ProtobufCMessage **reply,
-                     struct err *err);
 
 #endif
