@@ -23,7 +23,10 @@ struct buf {
     bool overflow; /* an append did not fit below max, or memory ran out */
 };
 
-#define BUF_INIT(limit) {.max = (limit)}
+#define BUF_INIT(limit)                                                                            \
+    {                                                                                              \
+        .max = (limit)                                                                             \
+    }
 
 int buf_append(struct buf *b, const void *data, size_t len);
 int buf_puts(struct buf *b, const char *s);

@@ -25,7 +25,7 @@ struct cancel *cancel_ref(struct cancel *c);
 void cancel_unref(struct cancel *c);
 void cancel_fire(struct cancel *c);
 bool cancel_fired(struct cancel *c);
-int cancel_fd(struct cancel *c);              /* -1 for NULL */
+int cancel_fd(struct cancel *c);                 /* -1 for NULL */
 int64_t cancel_deadline(const struct cancel *c); /* 0: none */
 /* 0 while the call may go on, else -1 with CANCELLED or DEADLINE in *err. */
 int cancel_check(struct cancel *c, struct err *err);

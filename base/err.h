@@ -48,7 +48,10 @@ struct err {
     char *msg;     /* owned; NULL when code is ERR_OK */
 };
 
-#define ERR_INIT {ERR_OK, 0, 0}
+#define ERR_INIT                                                                                   \
+    {                                                                                              \
+        ERR_OK, 0, 0                                                                               \
+    }
 
 /* Fills *err (replacing what it held) and returns -1, so that `return err_set(...)` reads well. */
 int err_set(struct err *err, enum err_code code, const char *fmt, ...)

@@ -54,7 +54,8 @@ static int act(const char *spec, const char *name, const char *action, struct er
         (void)kill(getpid(), SIGKILL);
     } else if (str_starts(action, "delay:")) {
         unsigned long ms = strtoul(action + 6, NULL, 10);
-        struct timespec ts = {.tv_sec = (time_t)(ms / 1000), .tv_nsec = (long)(ms % 1000) * 1000000};
+        struct timespec ts = {.tv_sec = (time_t)(ms / 1000),
+                              .tv_nsec = (long)(ms % 1000) * 1000000};
         (void)clock_nanosleep(CLOCK_MONOTONIC, 0, &ts, NULL); /* the one wait that is the point */
     } else if (strcmp(action, "error") == 0) {
         return err_set(err, ERR_INTERNAL, "failpoint %s", name);

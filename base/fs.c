@@ -166,8 +166,9 @@ int fs_mkdir_p(const char *path, mode_t mode, struct err *err)
     return 0;
 }
 
-/* Removes everything below an open directory that is on device `dev`. Takes dirfd. Iterative only in breadth: depth is
- * bounded by PATH_MAX-sized trees that we made ourselves, and by max_depth for those that we did not. */
+/* Removes everything below an open directory that is on device `dev`. Takes dirfd. Iterative only
+ * in breadth: depth is bounded by PATH_MAX-sized trees that we made ourselves, and by max_depth for
+ * those that we did not. */
 static int rm_below(int dirfd, dev_t dev, int max_depth, struct err *err)
 {
     auto_closedir DIR *dir = fdopendir(dirfd);

@@ -1,5 +1,6 @@
 /*
- * fs - files and directories: the small operations every folder needs, with errors that name the path.
+ * fs - files and directories: the small operations every folder needs, with errors that name the
+ * path.
  *
  * Every descriptor is opened O_CLOEXEC. Strings returned are the caller's to free.
  */
@@ -16,8 +17,8 @@
 /* asprintf that cannot return garbage: NULL only when memory is out. */
 char *fs_format(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
-/* Whole file into memory, at most max bytes (else EXHAUSTED); NUL-terminated beyond *len. len may be
- * NULL. Works for /proc and /sys, whose sizes read 0. */
+/* Whole file into memory, at most max bytes (else EXHAUSTED); NUL-terminated beyond *len. len may
+ * be NULL. Works for /proc and /sys, whose sizes read 0. */
 char *fs_read(const char *path, size_t max, size_t *len, struct err *err);
 char *fs_read_fd(int fd, size_t max, size_t *len, struct err *err);
 /* Writes the whole buffer, resuming short writes. */

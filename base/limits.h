@@ -1,15 +1,15 @@
 /*
  * limits - every bound that Aspis puts on what comes from outside, in one place.
  *
- * A length, count or time that a guest, registry, CNI plugin or client can choose is checked against
- * one of these before it is believed. Sizes in bytes unless the name says otherwise.
+ * A length, count or time that a guest, registry, CNI plugin or client can choose is checked
+ * against one of these before it is believed. Sizes in bytes unless the name says otherwise.
  */
 #ifndef ASPIS_BASE_LIMITS_H
 #define ASPIS_BASE_LIMITS_H
 
-#define KiB(n) ((size_t)(n) * 1024U)
-#define MiB(n) ((size_t)(n) * 1024U * 1024U)
-#define GiB(n) ((uint64_t)(n) * 1024U * 1024U * 1024U)
+#define KiB(n) ((size_t)(n)*1024U)
+#define MiB(n) ((size_t)(n)*1024U * 1024U)
+#define GiB(n) ((uint64_t)(n)*1024U * 1024U * 1024U)
 
 /* CRI (kubelet's own receive limit is 16 MiB: shared/facts/kubelet.md 2). */
 #define LIMIT_GRPC_MESSAGE MiB(16)
@@ -19,28 +19,29 @@
 #define LIMIT_NAME 253                 /* sandbox/container name parts, labels' keys */
 #define LIMIT_STRING KiB(256)          /* any other single string in a CRI request */
 #define LIMIT_PATH 4096
-#define LIMIT_MESSAGE_DEPTH 16                     /* nesting of messages; CRI's deepest is 8 */
-#define LIMIT_STREAM_QUEUE MiB(1)                  /* packed messages waiting for a slow stream reader */
-#define LIMIT_STREAM_STALL_NS (10LL * 1000000000)  /* no progress for so long ends a stream */
-#define LIMIT_STATUS_TEXT KiB(4)                   /* of an error in a gRPC status: a header, which clients bound */
-#define LIMIT_CONFIG_FILE KiB(256)                 /* /etc/aspis/config.toml */
+#define LIMIT_MESSAGE_DEPTH 16    /* nesting of messages; CRI's deepest is 8 */
+#define LIMIT_STREAM_QUEUE MiB(1) /* packed messages waiting for a slow stream reader */
+#define LIMIT_STREAM_STALL_NS (10LL * 1000000000) /* no progress for so long ends a stream */
+#define LIMIT_STATUS_TEXT KiB(4)   /* of an error in a gRPC status: a header, which clients bound */
+#define LIMIT_CONFIG_FILE KiB(256) /* /etc/aspis/config.toml */
 
 /* Link between daemon and agent. */
-#define LIMIT_RPC_MESSAGE MiB(4) /* ttrpc's own limit */
-#define LIMIT_RPC_CALLS 128      /* unanswered calls on one link */
-#define LIMIT_IO_FRAME KiB(64)   /* payload of one stdio frame */
-#define LIMIT_IO_WINDOW KiB(256) /* unacknowledged bytes per stdio stream */
-#define LIMIT_AGENT_EVENTS 4096  /* exit records kept until acknowledged */
-#define LIMIT_LINK_JUNK 4096          /* unasked-for frames on a channel within a second */
-#define LIMIT_LINK_STALE MiB(64)      /* bytes on a connection before its preamble is answered */
+#define LIMIT_RPC_MESSAGE MiB(4)       /* ttrpc's own limit */
+#define LIMIT_RPC_CALLS 128            /* unanswered calls on one link */
+#define LIMIT_IO_FRAME KiB(64)         /* payload of one stdio frame */
+#define LIMIT_IO_WINDOW KiB(256)       /* unacknowledged bytes per stdio stream */
+#define LIMIT_AGENT_EVENTS 4096        /* exit records kept until acknowledged */
+#define LIMIT_LINK_JUNK 4096           /* unasked-for frames on a channel within a second */
+#define LIMIT_LINK_STALE MiB(64)       /* bytes on a connection before its preamble is answered */
 #define LIMIT_AGENT_CALL_ARENA MiB(16) /* one unpacked request in the guest */
 #define LIMIT_PIPE MiB(1)              /* what a pipe can hold (fs.pipe-max-size) */
-#define LIMIT_DEVICE_WAIT_MS 10000 /* guest: until a disk or NIC that a call names must be there */
+#define LIMIT_DEVICE_WAIT_MS 10000 /* guest: until a disk or NIC that a call names must be there   \
+                                    */
 #define LIMIT_SYSCTL_VALUE KiB(4)
 #define LIMIT_POD_SYSCTLS 256
 #define LIMIT_POD_INTERFACES 32
-#define LIMIT_POD_FILE KiB(256) /* resolv.conf, hosts */
-#define LIMIT_GUEST_ERROR KiB(4) /* of a guest's error text put into ours */
+#define LIMIT_POD_FILE KiB(256)    /* resolv.conf, hosts */
+#define LIMIT_GUEST_ERROR KiB(4)   /* of a guest's error text put into ours */
 #define LIMIT_AGENT_CONTAINERS 512 /* in one guest */
 #define LIMIT_AGENT_PROCESSES 4096 /* in one guest, ended ones not yet removed included */
 #define LIMIT_CONTAINER_ID 128     /* container and exec ids */
@@ -60,10 +61,10 @@
 #define LIMIT_CNI_INTERFACES 64 /* in one result */
 #define LIMIT_NETINFO_TEXT MiB(1)
 #define LIMIT_CNI_STDERR KiB(64)
-#define LIMIT_CNI_ERROR KiB(4)     /* of a plugin's own words put into our error */
-#define LIMIT_CNI_CACHE MiB(4)     /* one file of the result cache */
-#define LIMIT_CNI_FILES 256        /* looked at in the configuration directory */
-#define LIMIT_CNI_AT_ONCE 16       /* plugin chains running at the same time */
+#define LIMIT_CNI_ERROR KiB(4) /* of a plugin's own words put into our error */
+#define LIMIT_CNI_CACHE MiB(4) /* one file of the result cache */
+#define LIMIT_CNI_FILES 256    /* looked at in the configuration directory */
+#define LIMIT_CNI_AT_ONCE 16   /* plugin chains running at the same time */
 
 /* Images. */
 #define LIMIT_MANIFEST MiB(4)
@@ -74,17 +75,17 @@
 #define LIMIT_HTTP_HEADER KiB(64)
 #define LIMIT_HTTP_ERROR_BODY KiB(64)
 #define LIMIT_REDIRECTS 8
-#define LIMIT_LAYER_ENTRIES 2000000     /* tar members in one layer */
-#define LIMIT_LAYER_UNPACKED GiB(64)    /* default of a configuration key */
-#define LIMIT_XATTR_BYTES KiB(64)       /* of one inode */
+#define LIMIT_LAYER_ENTRIES 2000000  /* tar members in one layer */
+#define LIMIT_LAYER_UNPACKED GiB(64) /* default of a configuration key */
+#define LIMIT_XATTR_BYTES KiB(64)    /* of one inode */
 #define LIMIT_SYMLINK 4095
-#define LIMIT_TREE_BYTES MiB(768)       /* memory for the names and attributes of a layer or image */
-#define LIMIT_TREE_DEPTH 512           /* directories in one another */
+#define LIMIT_TREE_BYTES MiB(768) /* memory for the names and attributes of a layer or image */
+#define LIMIT_TREE_DEPTH 512      /* directories in one another */
 #define LIMIT_HOSTS_TOML KiB(256)
-#define LIMIT_TOKEN_REPLY KiB(256)      /* of a registry's token service */
-#define LIMIT_REGISTRY_TEXT 1024        /* of a registry's error text put into ours */
-#define LIMIT_REGISTRY_HOSTS 32         /* mirrors in one hosts.toml */
-#define LIMIT_REFERENCE 1024            /* an image reference */
+#define LIMIT_TOKEN_REPLY KiB(256) /* of a registry's token service */
+#define LIMIT_REGISTRY_TEXT 1024   /* of a registry's error text put into ours */
+#define LIMIT_REGISTRY_HOSTS 32    /* mirrors in one hosts.toml */
+#define LIMIT_REFERENCE 1024       /* an image reference */
 
 /* TOML: configuration and hosts.toml. */
 #define LIMIT_TOML MiB(1)

@@ -70,7 +70,8 @@ static bool needs_quotes(const char *s)
     return false;
 }
 
-/* Control bytes and anything that is not UTF-8 as \xNN: a guest's text must not draw on a terminal. */
+/* Control bytes and anything that is not UTF-8 as \xNN: a guest's text must not draw on a terminal.
+ */
 static void put_escaped(struct buf *b, const char *s)
 {
     bool utf8 = str_is_utf8(s, strlen(s));

@@ -34,9 +34,9 @@ struct loop {
     int epoll;
     int wake;
     atomic_bool stop;
-    pthread_t thread;        /* valid while running */
+    pthread_t thread; /* valid while running */
     atomic_bool running;
-    pthread_mutex_t lock;    /* guards the three lists */
+    pthread_mutex_t lock; /* guards the three lists */
     TAILQ_HEAD(, loop_source) sources;
     TAILQ_HEAD(, loop_source) dead; /* removed, may still be named by an event of this turn */
     STAILQ_HEAD(, work) posted;

@@ -1,5 +1,6 @@
 /*
- * loop - an epoll event loop: file descriptors, timers, signals by fd, and work posted from other threads.
+ * loop - an epoll event loop: file descriptors, timers, signals by fd, and work posted from other
+ * threads.
  *
  * One thread runs loop_run(). Sources are added from any thread; their callbacks run on the loop's
  * thread only and must not block. A source is freed with loop_remove(), which, called on the loop's
@@ -38,8 +39,8 @@ bool loop_is_current(const struct loop *loop); /* are we on the loop's thread? *
 struct loop_source *loop_add_fd(struct loop *loop, int fd, uint32_t events, loop_fd_fn fn,
                                 void *arg, struct err *err);
 int loop_set_events(struct loop_source *src, uint32_t events);
-/* One-shot timer in delay_ns from now; re-arm with loop_set_timer() (delay 0 fires at once, a negative
- * one disarms). */
+/* One-shot timer in delay_ns from now; re-arm with loop_set_timer() (delay 0 fires at once, a
+ * negative one disarms). */
 struct loop_source *loop_add_timer(struct loop *loop, int64_t delay_ns, loop_timer_fn fn, void *arg,
                                    struct err *err);
 int loop_set_timer(struct loop_source *src, int64_t delay_ns);

@@ -17,9 +17,9 @@
 
 extern char **environ;
 
-/* The spec as posix_spawn file actions. Sources are first duplicated above every target, so that no dup2 overwrites a
- * descriptor that a later one still needs; dup2 clears close-on-exec in the child. Everything of
- * ours is O_CLOEXEC, and closefrom() catches what a library opened without. */
+/* The spec as posix_spawn file actions. Sources are first duplicated above every target, so that no
+ * dup2 overwrites a descriptor that a later one still needs; dup2 clears close-on-exec in the
+ * child. Everything of ours is O_CLOEXEC, and closefrom() catches what a library opened without. */
 static int file_actions(const struct spawn_opts *o, posix_spawn_file_actions_t *fa, int *high,
                         struct err *err)
 {
@@ -88,8 +88,8 @@ int spawn_start(const struct spawn_opts *opts, struct spawn_proc *proc, struct e
         ret = attributes(opts, &attr, err);
     if (ret == 0) {
         /* posix_spawn's prototype predates const; it changes nothing */
-        char **argv = __extension__(char **)(uintptr_t)opts->argv;
-        char **env = opts->env != NULL ? __extension__(char **)(uintptr_t)opts->env : environ;
+        char **argv = __extension__(char **)(uintptr_t) opts->argv;
+        char **env = opts->env != NULL ? __extension__(char **)(uintptr_t) opts->env : environ;
         pid_t pid = -1;
         int rc = opts->path != NULL ? posix_spawn(&pid, opts->path, &fa, &attr, argv, env)
                                     : posix_spawnp(&pid, opts->argv[0], &fa, &attr, argv, env);

@@ -21,10 +21,10 @@ struct spawn_fd {
 };
 
 struct spawn_opts {
-    const char *path;        /* the program; NULL: argv[0] looked up in PATH */
-    const char *const *argv; /* NULL-terminated */
-    const char *const *env;  /* NULL-terminated; NULL: our own environment */
-    const char *cwd;         /* NULL: / */
+    const char *path;           /* the program; NULL: argv[0] looked up in PATH */
+    const char *const *argv;    /* NULL-terminated */
+    const char *const *env;     /* NULL-terminated; NULL: our own environment */
+    const char *cwd;            /* NULL: / */
     const struct spawn_fd *fds; /* 0..2 default to /dev/null */
     size_t n_fds;
     bool new_group; /* own process group, so that spawn_kill() reaches grandchildren */
@@ -35,19 +35,24 @@ struct spawn_proc {
     int pidfd;
     bool group;
 };
-#define SPAWN_PROC_INIT {.pid = -1, .pidfd = -1}
+#define SPAWN_PROC_INIT                                                                            \
+    {                                                                                              \
+        .pid = -1, .pidfd = -1                                                                     \
+    }
 
 int spawn_start(const struct spawn_opts *opts, struct spawn_proc *proc, struct err *err);
-/* Waits for the end (wait(2) status in *status); -1 when the token fired first (the process goes on). */
+/* Waits for the end (wait(2) status in *status); -1 when the token fired first (the process goes
+ * on). */
 int spawn_wait(struct spawn_proc *proc, struct cancel *cancel, int *status, struct err *err);
 /* SIGKILL to the process or its group, then reaps. Idempotent. */
 void spawn_kill(struct spawn_proc *proc);
 /* Releases the handle; kills and reaps what still runs. */
 void spawn_clear(struct spawn_proc *proc);
 
-/* Runs to the end: feeds `in` to stdin, collects stdout and stderr into bounded buffers (either may be
- * NULL; output past a buffer's max is an error for stdout and dropped for stderr). The process group is
- * killed when the token fires or a bound is hit. Returns 0 with the wait status in *status. */
+/* Runs to the end: feeds `in` to stdin, collects stdout and stderr into bounded buffers (either may
+ * be NULL; output past a buffer's max is an error for stdout and dropped for stderr). The process
+ * group is killed when the token fires or a bound is hit. Returns 0 with the wait status in
+ * *status. */
 int spawn_run(const struct spawn_opts *opts, const void *in, size_t in_len, struct buf *out,
               struct buf *errout, struct cancel *cancel, int *status, struct err *err);
 

@@ -30,7 +30,7 @@ struct strv {
     char **v; /* NULL while empty; else NULL-terminated */
     size_t n;
 };
-void strv_add(struct strv *l, const char *s);                                              /* copies */
+void strv_add(struct strv *l, const char *s); /* copies */
 void strv_addf(struct strv *l, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 void strv_clear(struct strv *l);
 #define auto_strv __attribute__((cleanup(strv_clear)))

@@ -10,8 +10,8 @@
 #include "cri/container_ops.h"
 #include "cri/sandbox_ops.h"
 
-/* A full disk may keep a log from completing for ever; the end is shown after this. The rest of the log is written
- * when there is room. */
+/* A full disk may keep a log from completing for ever; the end is shown after this. The rest of the
+ * log is written when there is room. */
 #define LOG_PATIENCE_NS (10LL * 1000000000)
 
 /* Under the lock: makes c EXITED unless it is already. */
@@ -88,8 +88,8 @@ static void on_late(struct loop_source *src, void *arg)
     bool go = ready_to_finish(c, true);
     (void)pthread_mutex_unlock(&c->rt->lock);
     if (go) {
-        log_warn("container ended but its log cannot be completed",
-                 LOG_STR("container", c->rec.id), LOG_STR("path", c->rec.log_path));
+        log_warn("container ended but its log cannot be completed", LOG_STR("container", c->rec.id),
+                 LOG_STR("path", c->rec.log_path));
         finish(c);
     }
 }
@@ -197,7 +197,8 @@ void containers_lost(struct sandbox *s, const char *reason)
         (void)pthread_mutex_lock(&s->rt->lock);
         struct container_log *log = c->rec.phase == CONTAINER_EXITED ? NULL : c->log;
         (void)pthread_mutex_unlock(&s->rt->lock);
-        /* the log lives until the container is removed, which needs the sandbox's or the container's op lock */
+        /* the log lives until the container is removed, which needs the sandbox's or the
+         * container's op lock */
         if (log != NULL)
             container_log_flush(log);
         (void)pthread_mutex_lock(&s->rt->lock);
@@ -206,7 +207,7 @@ void containers_lost(struct sandbox *s, const char *reason)
             ;
         else if (c->exit_seen)
             changed = mark_exited(c, c->exit_code,
-                                  c->oom_killed        ? "OOMKilled"
+                                  c->oom_killed       ? "OOMKilled"
                                   : c->exit_code == 0 ? "Completed"
                                                       : "Error",
                                   "", c->exited_at);

@@ -1,8 +1,9 @@
 /*
- * container_end - how containers end: exit events, completion of logs, lost machines, failed starts.
+ * container_end - how containers end: exit events, completion of logs, lost machines, failed
+ * starts.
  *
- * See container_ops.h for the order in which an end becomes visible. The finishing itself runs on the runtime's worker
- * loop, since it writes records.
+ * See container_ops.h for the order in which an end becomes visible. The finishing itself runs on
+ * the runtime's worker loop, since it writes records.
  */
 #ifndef ASPIS_CRI_CONTAINER_END_H
 #define ASPIS_CRI_CONTAINER_END_H

@@ -111,8 +111,8 @@ static int open_file(struct container_log *l, struct err *err)
     return 0;
 }
 
-/* After a restart: what the log holds beyond the recorded size was written by a daemon that died before it could
- * record it; the agent still has those bytes. */
+/* After a restart: what the log holds beyond the recorded size was written by a daemon that died
+ * before it could record it; the agent still has those bytes. */
 static int resume(struct container_log *l, struct err *err)
 {
     uint64_t current = atomic_load(&l->state->current);

@@ -1,13 +1,17 @@
 /*
- * container_log - a container's output as a CRI log file: every byte once, in order, across daemon restarts.
+ * container_log - a container's output as a CRI log file: every byte once, in order, across daemon
+ * restarts.
  *
- * Records are "<RFC3339Nano> <stdout|stderr> <F|P> <bytes>\n" (kubelet's pkg/kubelet/kuberuntime/logs); lines over 16 KiB are cut into
- * P records. Exactly-once works by a small state file mapped into memory: after each write to the log it takes, in one step, the log's size
- * and the stream offsets that the log now holds. A new daemon cuts the log back to that size and asks the agent to go on from those
- * offsets, so a kill between the two leaves neither gap nor double line. Bytes are acknowledged to the agent only
- * after that, so a full disk stops the container's output instead of losing it; writing is tried again every second.
+ * Records are "<RFC3339Nano> <stdout|stderr> <F|P> <bytes>\n" (kubelet's
+ * pkg/kubelet/kuberuntime/logs); lines over 16 KiB are cut into P records. Exactly-once works by a
+ * small state file mapped into memory: after each write to the log it takes, in one step, the log's
+ * size and the stream offsets that the log now holds. A new daemon cuts the log back to that size
+ * and asks the agent to go on from those offsets, so a kill between the two leaves neither gap nor
+ * double line. Bytes are acknowledged to the agent only after that, so a full disk stops the
+ * container's output instead of losing it; writing is tried again every second.
  *
- * Threads: data comes on the io loop; the other calls from any thread. Memory: the log owns its streams; log_close() ends them.
+ * Threads: data comes on the io loop; the other calls from any thread. Memory: the log owns its
+ * streams; log_close() ends them.
  */
 #ifndef ASPIS_CRI_CONTAINER_LOG_H
 #define ASPIS_CRI_CONTAINER_LOG_H

@@ -132,7 +132,8 @@ static int bring_image(struct container *c, struct machine *m, struct image *ima
                        struct cancel *cancel, struct err *err)
 {
     set_text(c, &c->rec.image_id, image->id);
-    set_text(c, &c->rec.image_ref, image->repo_digests.n > 0 ? image->repo_digests.v[0] : image->id);
+    set_text(c, &c->rec.image_ref,
+             image->repo_digests.n > 0 ? image->repo_digests.v[0] : image->id);
     struct image_disk disk = {0};
     if (image_disk_open(c->rt->deps.images, image->id, &disk, err) < 0)
         return err_wrap(err, "open image %.19s", image->id);
@@ -310,8 +311,8 @@ int container_start(struct container *c, struct cancel *cancel, struct err *err)
     auto_err struct err why = ERR_INIT;
     if (start_locked(c, cancel, &why) == 0)
         return 0;
-    /* what failed for good is shown as containerd does: EXITED, 128, StartError. A start that was cancelled or never reached
-     * the guest may be tried again. */
+    /* what failed for good is shown as containerd does: EXITED, 128, StartError. A start that was
+     * cancelled or never reached the guest may be tried again. */
     bool final = why.code != ERR_PRECONDITION && why.code != ERR_CANCELLED &&
                  why.code != ERR_DEADLINE && why.code != ERR_UNAVAILABLE;
     if (final)

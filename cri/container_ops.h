@@ -1,9 +1,11 @@
 /*
- * container_ops - the life of a container: create, start, stop, remove, its end, and synchronous execs.
+ * container_ops - the life of a container: create, start, stop, remove, its end, and synchronous
+ * execs.
  *
- * A container's end is put together from two things that arrive on different loops: the agent's Exit event and the completion of its
- * log. Only when both are there is EXITED recorded, shown, and the event acknowledged, in that order; so nobody
- * sees EXITED before the whole log, and no exit is lost with the daemon. Threads: any, unless a function says otherwise.
+ * A container's end is put together from two things that arrive on different loops: the agent's
+ * Exit event and the completion of its log. Only when both are there is EXITED recorded, shown, and
+ * the event acknowledged, in that order; so nobody sees EXITED before the whole log, and no exit is
+ * lost with the daemon. Threads: any, unless a function says otherwise.
  */
 #ifndef ASPIS_CRI_CONTAINER_OPS_H
 #define ASPIS_CRI_CONTAINER_OPS_H
@@ -22,8 +24,9 @@ int container_stop(struct container *c, int64_t timeout, struct cancel *cancel, 
 int container_remove(struct container *c, struct cancel *cancel, struct err *err);
 int container_reopen_log(struct container *c, struct cancel *cancel, struct err *err);
 
-/* Runs a command to its end; stdout and stderr are collected up to their bounds, the rest is read and dropped. timeout in seconds, 0:
- * none; when it passes the process is killed and the error is DEADLINE. */
+/* Runs a command to its end; stdout and stderr are collected up to their bounds, the rest is read
+ * and dropped. timeout in seconds, 0: none; when it passes the process is killed and the error is
+ * DEADLINE. */
 int container_exec_sync(struct container *c, char *const *cmd, size_t n_cmd, int64_t timeout,
                         struct buf *out, struct buf *errout, int32_t *exit_code,
                         struct cancel *cancel, struct err *err);
@@ -33,7 +36,8 @@ int container_exec_sync(struct container *c, char *const *cmd, size_t n_cmd, int
 void container_on_event(struct sandbox *s, const Aspis__Agent__V1__Event *event);
 /* The machine is gone: running containers become EXITED (255, Unknown, reason), execs end. */
 void containers_lost(struct sandbox *s, const char *reason);
-/* SIGKILL to every running container and a bounded wait for their ends to be recorded; best effort. */
+/* SIGKILL to every running container and a bounded wait for their ends to be recorded; best effort.
+ */
 void containers_kill_all(struct sandbox *s, struct cancel *cancel);
 
 /* --- for recovery --- */

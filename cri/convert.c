@@ -164,9 +164,9 @@ Runtime__V1__ContainerStatus *convert_container_status(struct call *call, struct
     s->labels = convert_map(call, config->labels, config->n_labels,
                             &runtime__v1__container_status__labels_entry__descriptor, err);
     s->n_annotations = config->n_annotations;
-    s->annotations = convert_map(call, config->annotations, config->n_annotations,
-                                 &runtime__v1__container_status__annotations_entry__descriptor,
-                                 err);
+    s->annotations =
+        convert_map(call, config->annotations, config->n_annotations,
+                    &runtime__v1__container_status__annotations_entry__descriptor, err);
     s->log_path = call_string(call, c->rec.log_path, err);
     s->user = user_of(call, c, err);
     s->stop_signal = signal_of(c->rec.stop_signal);

@@ -1,8 +1,9 @@
 /*
- * convert - pieces of replies that several handlers build: maps, metadata, copies of messages, verbose info.
+ * convert - pieces of replies that several handlers build: maps, metadata, copies of messages,
+ * verbose info.
  *
- * Everything returned lives in the call's arena. The functions are called with the runtime's lock held where they read the model, so they
- * do no I/O. Threads: any.
+ * Everything returned lives in the call's arena. The functions are called with the runtime's lock
+ * held where they read the model, so they do no I/O. Threads: any.
  */
 #ifndef ASPIS_CRI_CONVERT_H
 #define ASPIS_CRI_CONVERT_H

@@ -132,7 +132,7 @@ static void exec_end(struct run *r)
 {
     if (r->started) {
         Aspis__Agent__V1__RemoveProcessRequest req;
-    aspis__agent__v1__remove_process_request__init(&req);
+        aspis__agent__v1__remove_process_request__init(&req);
         auto_cancel struct cancel *own = cancel_new(mono_ns() + KILL_GRACE_NS, NULL);
         req.container_id = r->x.container_id;
         req.exec_id = r->x.exec_id;
@@ -189,7 +189,8 @@ static int start(struct run *r, char *const *cmd, size_t n_cmd, struct buf *out,
     return rc;
 }
 
-/* Until the process has ended and both its streams have, the machine is lost (1), or the token fires (-1). */
+/* Until the process has ended and both its streams have, the machine is lost (1), or the token
+ * fires (-1). */
 static int wait_end(struct run *r, struct cancel *cancel, struct err *err)
 {
     for (;;) {

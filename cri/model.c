@@ -244,9 +244,8 @@ int sandbox_set_phase(struct sandbox *s, enum sandbox_phase phase, const char *r
 struct machine *sandbox_use_machine(struct sandbox *s, struct err *err)
 {
     (void)pthread_mutex_lock(&s->rt->lock);
-    struct machine *m = s->rec.phase == SANDBOX_READY || s->rec.phase == SANDBOX_CREATING
-                            ? s->machine
-                            : NULL;
+    struct machine *m =
+        s->rec.phase == SANDBOX_READY || s->rec.phase == SANDBOX_CREATING ? s->machine : NULL;
     if (m != NULL)
         s->machine_users++;
     auto_free char *reason = m == NULL ? xstrdup(s->rec.reason) : NULL;
@@ -375,8 +374,9 @@ int model_add_container(struct runtime *rt, struct container *c, struct err *err
     {
         const Runtime__V1__ContainerMetadata *o = other->config->metadata;
         if (rc == 0 && strcmp(o->name, m->name) == 0 && o->attempt == m->attempt)
-            rc = err_set(err, ERR_EXISTS, "container %s (attempt %u) exists in this sandbox as %.12s",
-                         m->name, m->attempt, other->rec.id);
+            rc = err_set(err, ERR_EXISTS,
+                         "container %s (attempt %u) exists in this sandbox as %.12s", m->name,
+                         m->attempt, other->rec.id);
     }
     if (rc == 0) {
         (void)container_ref(c);

@@ -2,12 +2,12 @@
  * model - sandboxes and containers in memory, and their records on disk.
  *
  * Lists and statuses are answered from here and never wait for a VM. Locks, outermost first:
- *   sandbox->op, container->op   one long operation at a time on the object (oplock.h); sandbox before container
- *   container->save, sandbox->save   orders the writes of one record
- *   runtime->lock                guards the maps and every field not marked otherwise; held for moments, never over I/O
+ *   sandbox->op, container->op   one long operation at a time on the object (oplock.h); sandbox
+ * before container container->save, sandbox->save   orders the writes of one record runtime->lock
+ * guards the maps and every field not marked otherwise; held for moments, never over I/O
  *
- * Memory: objects are reference counted; the maps hold one reference, each container holds its sandbox. config messages are
- * unpacked once and constant.
+ * Memory: objects are reference counted; the maps hold one reference, each container holds its
+ * sandbox. config messages are unpacked once and constant.
  */
 #ifndef ASPIS_CRI_MODEL_H
 #define ASPIS_CRI_MODEL_H
@@ -44,16 +44,16 @@ struct exec {
 
 struct container {
     atomic_uint refs;
-    struct runtime *rt;     /* constant */
-    struct sandbox *sandbox; /* constant, counted */
+    struct runtime *rt;                   /* constant */
+    struct sandbox *sandbox;              /* constant, counted */
     Runtime__V1__ContainerConfig *config; /* constant */
     struct container_record rec;
     struct oplock op;
     pthread_mutex_t save;
-    bool deleted; /* under save: the record is gone and stays gone */
+    bool deleted;              /* under save: the record is gone and stays gone */
     struct container_log *log; /* from create to remove; changed under op and lock */
     int exited_fd;             /* eventfd: readable once EXITED is visible */
-    bool stopping;             /* a StopContainer was asked for: tells a kill from a crash in the log */
+    bool stopping; /* a StopContainer was asked for: tells a kill from a crash in the log */
     /* the end, put together from the exit event and the log's completion */
     bool exit_seen, log_done, finishing;
     struct loop_source *late; /* worker loop: the log takes too long to complete */
@@ -67,7 +67,7 @@ struct container {
 
 struct sandbox {
     atomic_uint refs;
-    struct runtime *rt; /* constant */
+    struct runtime *rt;                    /* constant */
     Runtime__V1__PodSandboxConfig *config; /* constant */
     char *name_key;                        /* constant: namespace/name/uid/attempt */
     struct sandbox_record rec;
@@ -92,9 +92,9 @@ struct runtime {
     struct loop *worker; /* finishes containers, handles machine deaths: may write records */
     pthread_t worker_thread;
     pthread_mutex_t lock;
-    pthread_cond_t machine_free; /* machine_users went to 0 */
-    struct sandbox *sandboxes;   /* by id */
-    struct sandbox *names;       /* by name_key */
+    pthread_cond_t machine_free;  /* machine_users went to 0 */
+    struct sandbox *sandboxes;    /* by id */
+    struct sandbox *names;        /* by name_key */
     struct container *containers; /* by id */
     char *boot_id;
 };
@@ -104,16 +104,19 @@ struct runtime {
 struct sandbox *sandbox_new(struct runtime *rt, const char *id,
                             const Runtime__V1__PodSandboxConfig *config, const char *handler,
                             struct err *err);
-struct sandbox *sandbox_from_record(struct runtime *rt, struct sandbox_record *rec, struct err *err);
+struct sandbox *sandbox_from_record(struct runtime *rt, struct sandbox_record *rec,
+                                    struct err *err);
 struct sandbox *sandbox_ref(struct sandbox *s);
 void sandbox_unref(struct sandbox *s);
 DEFINE_AUTO(struct sandbox *, sandbox_unref);
 #define auto_sandbox __attribute__((cleanup(sandbox_unrefp)))
 
-/* Puts it into the maps unless its name is taken: then a reference to the holder comes back and nothing changes. */
+/* Puts it into the maps unless its name is taken: then a reference to the holder comes back and
+ * nothing changes. */
 struct sandbox *model_add_sandbox(struct runtime *rt, struct sandbox *s);
 void model_remove_sandbox(struct runtime *rt, struct sandbox *s);
-/* By id or unambiguous prefix; a sandbox still being created does not count. NULL with NOT_FOUND. */
+/* By id or unambiguous prefix; a sandbox still being created does not count. NULL with NOT_FOUND.
+ */
 struct sandbox *model_find_sandbox(struct runtime *rt, const char *id, struct err *err);
 int sandbox_save(struct sandbox *s, struct err *err);
 /* Deletes the record; later saves do nothing. */
@@ -122,10 +125,12 @@ int sandbox_delete(struct sandbox *s, struct err *err);
 int sandbox_set_phase(struct sandbox *s, enum sandbox_phase phase, const char *reason,
                       struct err *err);
 
-/* The machine, kept from being freed until sandbox_release_machine(); NULL with PRECONDITION when there is none. */
+/* The machine, kept from being freed until sandbox_release_machine(); NULL with PRECONDITION when
+ * there is none. */
 struct machine *sandbox_use_machine(struct sandbox *s, struct err *err);
 void sandbox_release_machine(struct sandbox *s);
-/* Takes it out for good: waits until nobody uses it, frees the handle. The VM must have been destroyed, or shall run on. */
+/* Takes it out for good: waits until nobody uses it, frees the handle. The VM must have been
+ * destroyed, or shall run on. */
 void sandbox_drop_machine(struct sandbox *s);
 
 /* --- containers --- */
@@ -138,7 +143,8 @@ void container_unref(struct container *c);
 DEFINE_AUTO(struct container *, container_unref);
 #define auto_container __attribute__((cleanup(container_unrefp)))
 
-/* ALREADY_EXISTS when the sandbox has one of that name and attempt, PRECONDITION when it is stopping. */
+/* ALREADY_EXISTS when the sandbox has one of that name and attempt, PRECONDITION when it is
+ * stopping. */
 int model_add_container(struct runtime *rt, struct container *c, struct err *err);
 void model_remove_container(struct runtime *rt, struct container *c);
 struct container *model_find_container(struct runtime *rt, const char *id, struct err *err);

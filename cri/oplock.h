@@ -1,8 +1,9 @@
 /*
  * oplock - a lock that a cancelled call stops waiting for.
  *
- * Serialises long operations on one object (a pthread mutex cannot be abandoned at a deadline). An eventfd
- * semaphore of one: taking it is a poll together with the call's cancellation token. Not recursive.
+ * Serialises long operations on one object (a pthread mutex cannot be abandoned at a deadline). An
+ * eventfd semaphore of one: taking it is a poll together with the call's cancellation token. Not
+ * recursive.
  */
 #ifndef ASPIS_CRI_OPLOCK_H
 #define ASPIS_CRI_OPLOCK_H

@@ -38,9 +38,10 @@ static const char schema[] =
 static int db_error(struct records *r, const char *step, struct err *err)
 {
     int rc = sqlite3_extended_errcode(r->db);
-    enum err_code code = (rc & 0xff) == SQLITE_FULL                                     ? ERR_EXHAUSTED
-                         : (rc & 0xff) == SQLITE_CORRUPT || (rc & 0xff) == SQLITE_NOTADB ? ERR_DATA_LOSS
-                                                                                         : ERR_INTERNAL;
+    enum err_code code = (rc & 0xff) == SQLITE_FULL ? ERR_EXHAUSTED
+                         : (rc & 0xff) == SQLITE_CORRUPT || (rc & 0xff) == SQLITE_NOTADB
+                             ? ERR_DATA_LOSS
+                             : ERR_INTERNAL;
     return err_set(err, code, "records: %s: %s", step, sqlite3_errmsg(r->db));
 }
 
@@ -194,8 +195,7 @@ static int finish(struct stmt *s, const char *step, struct err *err)
 
 int records_put_sandbox(struct records *r, const struct sandbox_record *x, struct err *err)
 {
-    struct stmt s =
-        prepare(r, "INSERT OR REPLACE INTO sandboxes VALUES(?,?,?,?,?,?,?,?,?,?,?)");
+    struct stmt s = prepare(r, "INSERT OR REPLACE INTO sandboxes VALUES(?,?,?,?,?,?,?,?,?,?,?)");
     bind_text(&s, x->id);
     bind_int(&s, x->phase);
     bind_blob(&s, x->config, x->config_len);

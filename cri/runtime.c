@@ -90,8 +90,8 @@ void runtime_free(struct runtime *rt)
     }
     records_close(rt->records);
     free(rt->boot_id);
-    char *run_root = __extension__(char *)(uintptr_t)rt->deps.run_root;
-    char *state_root = __extension__(char *)(uintptr_t)rt->deps.state_root;
+    char *run_root = __extension__(char *)(uintptr_t) rt->deps.run_root;
+    char *state_root = __extension__(char *)(uintptr_t) rt->deps.state_root;
     free(run_root);
     free(state_root);
     (void)pthread_cond_destroy(&rt->machine_free);
@@ -135,8 +135,7 @@ static void load(struct runtime *rt, struct err *err)
         struct sandbox *s = NULL;
         struct container_record *r = &containers[i];
         HASH_FIND(hh, rt->sandboxes, r->sandbox_id, strlen(r->sandbox_id), s);
-        auto_container struct container *c =
-            s != NULL ? container_from_record(s, r, &why) : NULL;
+        auto_container struct container *c = s != NULL ? container_from_record(s, r, &why) : NULL;
         if (c != NULL) {
             (void)pthread_mutex_lock(&rt->lock);
             (void)container_ref(c);
@@ -189,11 +188,12 @@ static void remove_in_guest(struct link *link, const char *container_id, const c
     process.exec_id = exec;
     bool is_exec = exec[0] != '\0';
     (void)link_call(link, is_exec ? "RemoveProcess" : "RemoveContainer",
-                    is_exec ? &process.base : &container.base,
-                    &aspis__agent__v1__empty__descriptor, a, cancel, NULL);
+                    is_exec ? &process.base : &container.base, &aspis__agent__v1__empty__descriptor,
+                    a, cancel, NULL);
 }
 
-/* Compares the guest's containers with the records: what only the guest has goes away there, what only we have is lost. */
+/* Compares the guest's containers with the records: what only the guest has goes away there, what
+ * only we have is lost. */
 static int reconcile(struct sandbox *s, struct machine *m, struct cancel *cancel, struct err *err)
 {
     auto_arena struct arena *a = arena_new(LIMIT_CALL_ARENA);

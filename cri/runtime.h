@@ -1,8 +1,8 @@
 /*
  * runtime - sandboxes and containers: the daemon's model of them and the operations on them.
  *
- * Made once by main.c. Handlers (service_runtime.c) translate between CRI messages and the calls in sandbox_ops.h and
- * container_ops.h; the model itself is in model.h.
+ * Made once by main.c. Handlers (service_runtime.c) translate between CRI messages and the calls in
+ * sandbox_ops.h and container_ops.h; the model itself is in model.h.
  *
  * Threads: any. runtime_free() lets every VM run on; a later daemon adopts them.
  */
@@ -30,8 +30,9 @@ struct runtime_deps {
 };
 
 struct runtime *runtime_new(const struct runtime_deps *deps, struct err *err);
-/* Takes over what an earlier daemon left: adopts running VMs, marks dead ones NOTREADY, finishes half-done removals and
- * creations, collects what no record owns. Before serving; one bad sandbox never fails the whole. */
+/* Takes over what an earlier daemon left: adopts running VMs, marks dead ones NOTREADY, finishes
+ * half-done removals and creations, collects what no record owns. Before serving; one bad sandbox
+ * never fails the whole. */
 int runtime_recover(struct runtime *rt, struct cancel *cancel, struct err *err);
 void runtime_free(struct runtime *rt);
 

@@ -19,7 +19,8 @@
 
 #define POD_IFNAME "eth0"
 #define TAP_NAME "tap0"
-/* What undoing may take: longer than a CNI plugin's own timeout, shorter than a client's patience. */
+/* What undoing may take: longer than a CNI plugin's own timeout, shorter than a client's patience.
+ */
 #define UNDO_NS (150LL * 1000000000)
 #define SHM_BYTES (64ULL << 20)
 
@@ -63,14 +64,13 @@ static uint64_t bandwidth(const char *text)
     static const struct {
         const char *suffix;
         uint64_t factor;
-    } units[] = {{"", 1},           {"k", 1000},           {"M", 1000000},
-                 {"G", 1000000000}, {"Ki", 1ULL << 10},    {"Mi", 1ULL << 20},
+    } units[] = {{"", 1},           {"k", 1000},        {"M", 1000000},
+                 {"G", 1000000000}, {"Ki", 1ULL << 10}, {"Mi", 1ULL << 20},
                  {"Gi", 1ULL << 30}};
     char *end = NULL;
     unsigned long long v = strtoull(text, &end, 10);
     for (size_t i = 0; i < ARRAY_LEN(units); i++) {
-        if (end != text && strcmp(end, units[i].suffix) == 0 &&
-            v <= UINT64_MAX / units[i].factor)
+        if (end != text && strcmp(end, units[i].suffix) == 0 && v <= UINT64_MAX / units[i].factor)
             return v * units[i].factor;
     }
     return 0;
@@ -138,7 +138,8 @@ static int network_up(struct sandbox *s, int *tap, struct cancel *cancel, struct
 {
     char name[4 + 32 + 1] = "cni-";
     fs_random_hex(name + 4, 32);
-    /* the path is recorded before it exists, so that a killed daemon's successor can take it away */
+    /* the path is recorded before it exists, so that a killed daemon's successor can take it away
+     */
     set_text(s, &s->rec.netns, fs_format("/run/netns/%s", name));
     if (sandbox_save(s, err) < 0 || FAILPOINT("sandbox.netns", err) < 0)
         return -1;
@@ -185,8 +186,7 @@ static int network_down(struct sandbox *s, struct cancel *cancel, struct err *er
         attachment_fill(&x, s);
         if (!fs_exists(s->rec.netns))
             x.a.netns = "";
-        if (FAILPOINT("sandbox.del", err) < 0 ||
-            cni_del(s->rt->deps.cni, &x.a, cancel, err) < 0)
+        if (FAILPOINT("sandbox.del", err) < 0 || cni_del(s->rt->deps.cni, &x.a, cancel, err) < 0)
             return err_wrap(err, "tear down pod network");
         (void)pthread_mutex_lock(&s->rt->lock);
         s->rec.net_up = false;
@@ -484,8 +484,8 @@ int sandbox_teardown(struct sandbox *s, struct cancel *cancel, struct err *err)
     return fs_rm_rf(run_dir, err);
 }
 
-/* Undoes a failed run with a deadline of its own. What cannot be undone stays as a NOTREADY sandbox, which
- * kubelet will stop and remove again. */
+/* Undoes a failed run with a deadline of its own. What cannot be undone stays as a NOTREADY
+ * sandbox, which kubelet will stop and remove again. */
 static void undo_run(struct sandbox *s, const struct err *cause)
 {
     auto_err struct err err = ERR_INIT;
@@ -516,7 +516,8 @@ static int build(struct sandbox *s, struct cancel *cancel, struct err *err)
     return 0;
 }
 
-/* Another call is making this sandbox, or has made it. 1: it failed and is gone, try as the first. */
+/* Another call is making this sandbox, or has made it. 1: it failed and is gone, try as the first.
+ */
 static int join(struct sandbox *holder, struct cancel *cancel, struct err *err)
 {
     if (cancel_poll(cancel, holder->settled_fd, POLLIN, -1, err) < 0)
@@ -560,8 +561,8 @@ struct sandbox *sandbox_run(struct runtime *rt, const Runtime__V1__PodSandboxCon
             (void)err_wrap(err, "%s", sandbox_title(s, title));
             undo_run(s, err);
         } else {
-            log_info("sandbox runs", LOG_STR("sandbox", s->rec.id),
-                     LOG_STR("pod", s->name_key), LOG_INT("ms", (mono_ns() - begin) / 1000000));
+            log_info("sandbox runs", LOG_STR("sandbox", s->rec.id), LOG_STR("pod", s->name_key),
+                     LOG_INT("ms", (mono_ns() - begin) / 1000000));
         }
         (void)eventfd_write(s->settled_fd, 1);
         return rc < 0 ? NULL : take(s);

@@ -1,9 +1,9 @@
 /*
  * sandbox_ops - the life of a sandbox: run, stop, remove, and what happens when its machine dies.
  *
- * A run is: record, netns, CNI ADD, tap, machine, ConfigurePod, record again, READY. Every step can be undone, and is when a
- * later one fails; undoing uses its own deadline, not the caller's. Stop and remove may be repeated at any time and work on a
- * machine that is already dead. Threads: any.
+ * A run is: record, netns, CNI ADD, tap, machine, ConfigurePod, record again, READY. Every step can
+ * be undone, and is when a later one fails; undoing uses its own deadline, not the caller's. Stop
+ * and remove may be repeated at any time and work on a machine that is already dead. Threads: any.
  */
 #ifndef ASPIS_CRI_SANDBOX_OPS_H
 #define ASPIS_CRI_SANDBOX_OPS_H
@@ -12,7 +12,8 @@
 #include "base/err.h"
 #include "cri/model.h"
 
-/* Returns a reference to the running sandbox. The same metadata again, while the first call is at work or after, gives the same sandbox. */
+/* Returns a reference to the running sandbox. The same metadata again, while the first call is at
+ * work or after, gives the same sandbox. */
 struct sandbox *sandbox_run(struct runtime *rt, const Runtime__V1__PodSandboxConfig *config,
                             const char *handler, struct cancel *cancel, struct err *err);
 int sandbox_stop(struct sandbox *s, struct cancel *cancel, struct err *err);

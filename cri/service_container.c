@@ -40,8 +40,7 @@ int cri_create_container(struct call *call, const ProtobufCMessage *message,
         call_message(call, &runtime__v1__create_container_response__descriptor, err);
     if (r == NULL || check_config(req->config, err) < 0)
         return -1;
-    auto_sandbox struct sandbox *s =
-        model_find_sandbox(runtime_of(call), req->pod_sandbox_id, err);
+    auto_sandbox struct sandbox *s = model_find_sandbox(runtime_of(call), req->pod_sandbox_id, err);
     if (s == NULL)
         return -1;
     if (spec_check_container(req->config, s->config, err) < 0)
@@ -156,11 +155,10 @@ static int name_image(struct call *call, Runtime__V1__ContainerStatus *s, struct
 static int add_info(struct call *call, const struct container *c,
                     Runtime__V1__ContainerStatusResponse *r, struct err *err)
 {
-    json_auto_t *j =
-        json_pack("{s:s, s:s, s:{s:i, s:i, s:i}, s:b}", "sandboxID", c->rec.sandbox_id, "imageID",
-                  c->rec.image_id, "streams", "stdin", (int)c->rec.stdin_id, "stdout",
-                  (int)c->rec.stdout_id, "stderr", (int)c->rec.stderr_id, "oomKilled",
-                  c->oom_killed);
+    json_auto_t *j = json_pack("{s:s, s:s, s:{s:i, s:i, s:i}, s:b}", "sandboxID", c->rec.sandbox_id,
+                               "imageID", c->rec.image_id, "streams", "stdin", (int)c->rec.stdin_id,
+                               "stdout", (int)c->rec.stdout_id, "stderr", (int)c->rec.stderr_id,
+                               "oomKilled", c->oom_killed);
     auto_free char *text = j != NULL ? json_dumps(j, JSON_INDENT(2)) : NULL;
     const char *pairs[] = {"info", text != NULL ? text : "{}"};
     r->n_info = 1;

@@ -1,8 +1,10 @@
 /*
- * service_runtime - the handlers of CRI's RuntimeService: translation between messages and operations.
+ * service_runtime - the handlers of CRI's RuntimeService: translation between messages and
+ * operations.
  *
- * Handlers (cri/call.h); call->daemon is a struct daemon. They validate what the client sent, call sandbox_ops.h and
- * container_ops.h, and build replies in the call's arena. Lists and statuses take the runtime's lock for moments only.
+ * Handlers (cri/call.h); call->daemon is a struct daemon. They validate what the client sent, call
+ * sandbox_ops.h and container_ops.h, and build replies in the call's arena. Lists and statuses take
+ * the runtime's lock for moments only.
  */
 #ifndef ASPIS_CRI_SERVICE_RUNTIME_H
 #define ASPIS_CRI_SERVICE_RUNTIME_H

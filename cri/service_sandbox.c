@@ -39,7 +39,8 @@ static int check_config(const Runtime__V1__PodSandboxConfig *c, struct err *err)
     if (check_name("config.metadata.name", c->metadata->name, err) < 0 ||
         check_name("config.metadata.namespace", c->metadata->namespace_, err) < 0)
         return -1;
-    if (!str_empty(c->metadata->uid) && check_name("config.metadata.uid", c->metadata->uid, err) < 0)
+    if (!str_empty(c->metadata->uid) &&
+        check_name("config.metadata.uid", c->metadata->uid, err) < 0)
         return -1;
     if (strlen(c->hostname) > HOSTNAME_MAX)
         return err_set(err, ERR_INVALID, "config.hostname is longer than %d bytes", HOSTNAME_MAX);
@@ -189,14 +190,15 @@ static Runtime__V1__PodSandboxStatus *status_of(struct call *call, const struct 
     return err->code == ERR_OK ? st : NULL;
 }
 
-/* What an operator asks first about a pod. The record is the daemon's own text, so parsing it cannot surprise. */
+/* What an operator asks first about a pod. The record is the daemon's own text, so parsing it
+ * cannot surprise. */
 static char *verbose_info(const struct sandbox *s, const char *console)
 {
     json_auto_t *machine = json_loads(s->rec.machine, 0, NULL);
-    json_auto_t *j = json_pack("{s:s, s:s, s:s, s:s, s:s, s:O}", "backend", "vm", "console",
-                               console, "netns", s->rec.netns, "reason", s->rec.reason,
-                               "runtimeHandler", s->rec.handler, "machine",
-                               machine != NULL ? machine : json_null());
+    json_auto_t *j =
+        json_pack("{s:s, s:s, s:s, s:s, s:s, s:O}", "backend", "vm", "console", console, "netns",
+                  s->rec.netns, "reason", s->rec.reason, "runtimeHandler", s->rec.handler,
+                  "machine", machine != NULL ? machine : json_null());
     return j != NULL ? json_dumps(j, JSON_INDENT(2)) : NULL;
 }
 

@@ -11,7 +11,8 @@
 #include "netplugin/cni.h"
 #include "sandbox/machine.h"
 
-/* Status is asked every few seconds; whether the kernel image is still there need not be looked up each time. */
+/* Status is asked every few seconds; whether the kernel image is still there need not be looked up
+ * each time. */
 #define FACTS_NS (10LL * 1000000000)
 
 int cri_version(struct call *call, const ProtobufCMessage *message, ProtobufCMessage **reply,
@@ -161,7 +162,8 @@ int cri_runtime_config(struct call *call, const ProtobufCMessage *message, Proto
 int cri_update_runtime_config(struct call *call, const ProtobufCMessage *message,
                               ProtobufCMessage **reply, struct err *err)
 {
-    (void)message; /* pod_cidr is for runtimes that write a CNI configuration; ours comes from the administrator */
+    (void)message; /* pod_cidr is for runtimes that write a CNI configuration; ours comes from the
+                      administrator */
     *reply = call_message(call, &runtime__v1__update_runtime_config_response__descriptor, err);
     return *reply == NULL ? -1 : 0;
 }

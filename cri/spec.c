@@ -42,8 +42,8 @@ static int check_namespaces(const Runtime__V1__NamespaceOption *n, struct err *e
 {
     if (n == NULL)
         return 0;
-    static const char why[] =
-        "is asked for; a VM pod cannot share the host's namespaces and the host backend is not built";
+    static const char why[] = "is asked for; a VM pod cannot share the host's namespaces and the "
+                              "host backend is not built";
     if (n->network == RUNTIME__V1__NAMESPACE_MODE__NODE)
         return err_set(err, ERR_PRECONDITION, "network namespace NODE %s", why);
     if (n->pid == RUNTIME__V1__NAMESPACE_MODE__NODE)
@@ -73,8 +73,8 @@ static int check_profile(const Runtime__V1__SecurityProfile *p, const char *what
 {
     if (p == NULL || p->profile_type == RUNTIME__V1__SECURITY_PROFILE__PROFILE_TYPE__Unconfined)
         return 0;
-    return err_set(err, ERR_UNIMPLEMENTED, "a%s profile is asked for; none is enforced in the guest",
-                   what);
+    return err_set(err, ERR_UNIMPLEMENTED,
+                   "a%s profile is asked for; none is enforced in the guest", what);
 }
 
 int spec_check_container(const Container *c, const Pod *pod, struct err *err)
@@ -100,7 +100,8 @@ int spec_check_container(const Container *c, const Pod *pod, struct err *err)
         check_profile(s->apparmor, "n AppArmor", err) < 0)
         return -1;
     if (s->run_as_group != NULL && s->run_as_user == NULL && str_empty(s->run_as_username))
-        return err_set(err, ERR_INVALID, "run_as_group is set without run_as_user or run_as_username");
+        return err_set(err, ERR_INVALID,
+                       "run_as_group is set without run_as_user or run_as_username");
     return check_namespaces(s->namespace_options, err);
 }
 
@@ -210,8 +211,8 @@ bool spec_shared_pid(const Container *c)
 
 /* --- process --- */
 
-/* Kubernetes' rule: command replaces the entrypoint and with it the image's arguments; args replace the image's
- * arguments. */
+/* Kubernetes' rule: command replaces the entrypoint and with it the image's arguments; args replace
+ * the image's arguments. */
 static json_t *make_args(const Container *c, const struct image_config *image, struct err *err)
 {
     json_t *args = json_array();
@@ -260,7 +261,8 @@ static int make_env(const Container *c, const Pod *pod, const struct image_confi
     for (size_t i = 0; i < c->n_envs; i++) {
         const Runtime__V1__KeyValue *kv = c->envs[i];
         if (str_empty(kv->key) || strchr(kv->key, '=') != NULL)
-            return err_set(err, ERR_INVALID, "envs[%zu]: \"%.64s\" is no variable name", i, kv->key);
+            return err_set(err, ERR_INVALID, "envs[%zu]: \"%.64s\" is no variable name", i,
+                           kv->key);
         if (memchr(kv->value.data, '\0', kv->value.len) != NULL)
             return err_set(err, ERR_INVALID, "envs[%zu] (%.64s): value holds a NUL", i, kv->key);
         auto_free char *entry =
@@ -274,19 +276,51 @@ static int make_env(const Container *c, const Pod *pod, const struct image_confi
 
 /* containerd's and Docker's default set. */
 static const char *const default_caps[] = {
-    "CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER",           "MKNOD",      "NET_RAW",    "SETGID",
-    "SETUID", "SETFCAP",     "SETPCAP", "NET_BIND_SERVICE", "SYS_CHROOT", "KILL",       "AUDIT_WRITE",
+    "CHOWN",  "DAC_OVERRIDE", "FSETID",  "FOWNER",           "MKNOD",      "NET_RAW", "SETGID",
+    "SETUID", "SETFCAP",      "SETPCAP", "NET_BIND_SERVICE", "SYS_CHROOT", "KILL",    "AUDIT_WRITE",
 };
 
 static const char *const all_caps[] = {
-    "CHOWN",         "DAC_OVERRIDE",    "DAC_READ_SEARCH",  "FOWNER",        "FSETID",
-    "KILL",          "SETGID",          "SETUID",           "SETPCAP",       "LINUX_IMMUTABLE",
-    "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN",       "NET_RAW",       "IPC_LOCK",
-    "IPC_OWNER",     "SYS_MODULE",      "SYS_RAWIO",        "SYS_CHROOT",    "SYS_PTRACE",
-    "SYS_PACCT",     "SYS_ADMIN",       "SYS_BOOT",         "SYS_NICE",      "SYS_RESOURCE",
-    "SYS_TIME",      "SYS_TTY_CONFIG",  "MKNOD",            "LEASE",         "AUDIT_WRITE",
-    "AUDIT_CONTROL", "SETFCAP",         "MAC_OVERRIDE",     "MAC_ADMIN",     "SYSLOG",
-    "WAKE_ALARM",    "BLOCK_SUSPEND",   "AUDIT_READ",       "PERFMON",       "BPF",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
     "CHECKPOINT_RESTORE",
 };
 
@@ -394,18 +428,18 @@ static json_t *make_process(const Container *c, const Pod *pod, const struct ima
         }
         (void)json_array_append_new(envs, entry);
     }
-    const char *cwd = !str_empty(c->working_dir)        ? c->working_dir
+    const char *cwd = !str_empty(c->working_dir)       ? c->working_dir
                       : !str_empty(image->working_dir) ? image->working_dir
                                                        : "/";
     if (cwd[0] != '/') {
         (void)err_set(err, ERR_INVALID, "working directory \"%.200s\" is not absolute", cwd);
         return NULL;
     }
-    json_t *p = json_pack("{s:b, s:O, s:O, s:s, s:O, s:b, s:{s:i, s:i}, s:[{s:s, s:i, s:i}]}",
-                          "terminal", c->tty, "args", args, "env", envs, "cwd", cwd, "capabilities",
-                          caps, "noNewPrivileges", s != NULL && s->no_new_privs, "user", "uid", 0,
-                          "gid", 0, "rlimits", "type", "RLIMIT_NOFILE", "hard", OPEN_FILES, "soft",
-                          OPEN_FILES);
+    json_t *p =
+        json_pack("{s:b, s:O, s:O, s:s, s:O, s:b, s:{s:i, s:i}, s:[{s:s, s:i, s:i}]}", "terminal",
+                  c->tty, "args", args, "env", envs, "cwd", cwd, "capabilities", caps,
+                  "noNewPrivileges", s != NULL && s->no_new_privs, "user", "uid", 0, "gid", 0,
+                  "rlimits", "type", "RLIMIT_NOFILE", "hard", OPEN_FILES, "soft", OPEN_FILES);
     if (p != NULL && r != NULL && r->oom_score_adj != 0) {
         int64_t adj = r->oom_score_adj;
         adj = adj < -1000 ? -1000 : adj > 1000 ? 1000 : adj;
@@ -424,8 +458,8 @@ static void add_mount(json_t *mounts, const char *dst, const char *type, const c
     json_t *opts = json_array();
     for (; *options != NULL; options++)
         (void)json_array_append_new(opts, json_string(*options));
-    (void)json_array_append_new(mounts, json_pack("{s:s, s:s, s:s, s:o}", "destination", dst, "type",
-                                                  type, "source", src, "options", opts));
+    (void)json_array_append_new(mounts, json_pack("{s:s, s:s, s:s, s:o}", "destination", dst,
+                                                  "type", type, "source", src, "options", opts));
 }
 
 static json_t *make_mounts(const Container *c)
@@ -456,8 +490,8 @@ static json_t *make_mounts(const Container *c)
 
 static json_t *make_resources(const Resources *r)
 {
-    /* nothing but the usual character devices, which the OCI runtime allows by itself: the guest's disks and link ports are
-     * not the container's */
+    /* nothing but the usual character devices, which the OCI runtime allows by itself: the guest's
+     * disks and link ports are not the container's */
     json_t *res = json_pack("{s:[{s:b, s:s}]}", "devices", "allow", 0, "access", "rwm");
     if (r == NULL)
         return res;
@@ -495,9 +529,9 @@ static json_t *path_list(char **paths, size_t n)
 
 /* What kubelet sends for procMount Default; crictl sends nothing and means the same. */
 static const char *const default_masked[] = {
-    "/proc/asound", "/proc/acpi",       "/proc/interrupts",  "/proc/kcore", "/proc/keys",
-    "/proc/latency_stats", "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug",
-    "/proc/scsi",   "/sys/firmware",    "/sys/devices/virtual/powercap",
+    "/proc/asound",      "/proc/acpi",          "/proc/interrupts", "/proc/kcore",
+    "/proc/keys",        "/proc/latency_stats", "/proc/timer_list", "/proc/timer_stats",
+    "/proc/sched_debug", "/proc/scsi",          "/sys/firmware",    "/sys/devices/virtual/powercap",
 };
 static const char *const default_readonly[] = {
     "/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger",
@@ -532,10 +566,10 @@ char *spec_make(const Container *c, const Pod *pod, const struct image_config *i
     if (process == NULL)
         return NULL;
     const Security *s = security_of(c);
-    json_auto_t *spec = json_pack(
-        "{s:s, s:O, s:{s:s, s:b}, s:o, s:o}", "ociVersion", "1.0.2", "process", process, "root",
-        "path", "rootfs", "readonly", s != NULL && s->readonly_rootfs, "mounts", make_mounts(c),
-        "linux", make_linux(c));
+    json_auto_t *spec =
+        json_pack("{s:s, s:O, s:{s:s, s:b}, s:o, s:o}", "ociVersion", "1.0.2", "process", process,
+                  "root", "path", "rootfs", "readonly", s != NULL && s->readonly_rootfs, "mounts",
+                  make_mounts(c), "linux", make_linux(c));
     char *text = spec != NULL ? json_dumps(spec, JSON_COMPACT) : NULL;
     if (text == NULL)
         (void)err_set(err, ERR_INVALID, "the container's configuration cannot be put into a spec");

@@ -1,8 +1,9 @@
 /*
  * spec - the OCI runtime spec of a container, made from what CRI and the image say.
  *
- * The spec is complete but for what only the guest knows (root path, resolved user, namespace paths, cgroup path), which the agent
- * fills in (proto/agent.proto, CreateContainerRequest.oci_spec). What this release cannot honour is refused here by name, never
+ * The spec is complete but for what only the guest knows (root path, resolved user, namespace
+ * paths, cgroup path), which the agent fills in (proto/agent.proto,
+ * CreateContainerRequest.oci_spec). What this release cannot honour is refused here by name, never
  * ignored. Threads: any; nothing is kept.
  */
 #ifndef ASPIS_CRI_SPEC_H
@@ -29,7 +30,8 @@ int spec_user(const Runtime__V1__ContainerConfig *c, const struct image_config *
 /* Whether the container shares the pod's process namespace. */
 bool spec_shared_pid(const Runtime__V1__ContainerConfig *c);
 
-/* The effective stop signal: the container's, else the image's, else SIGTERM; as a number and its name ("SIGTERM"). */
+/* The effective stop signal: the container's, else the image's, else SIGTERM; as a number and its
+ * name ("SIGTERM"). */
 int spec_stop_signal(const Runtime__V1__ContainerConfig *c, const struct image_config *image,
                      char name[16]);
 /* The number of "SIGTERM", "TERM", "15", "SIGRTMIN+3"; -1 when it is none. */

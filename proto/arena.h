@@ -2,8 +2,9 @@
  * arena - a bump allocator with a cap, as a ProtobufCAllocator: one per call.
  *
  * A small protobuf can ask for fifty times its size in memory (2 MiB of empty map entries unpack
- * to 117 MB), so unpacking goes through an arena whose cap makes it fail instead. Nothing is freed one by
- * one; arena_free() drops everything. Allocation past the cap returns NULL and sets `exhausted`.
+ * to 117 MB), so unpacking goes through an arena whose cap makes it fail instead. Nothing is freed
+ * one by one; arena_free() drops everything. Allocation past the cap returns NULL and sets
+ * `exhausted`.
  *
  * Threads: one at a time.
  */
@@ -18,8 +19,8 @@
 
 struct arena;
 
-struct arena *arena_new(size_t cap); /* NULL when memory is out */
-void arena_free(struct arena *a);    /* NULL is fine */
+struct arena *arena_new(size_t cap);             /* NULL when memory is out */
+void arena_free(struct arena *a);                /* NULL is fine */
 void *arena_alloc(struct arena *a, size_t size); /* zeroed, 16-byte aligned */
 char *arena_strdup(struct arena *a, const char *s);
 char *arena_strndup(struct arena *a, const char *s, size_t n);
