@@ -256,6 +256,8 @@ static int data_came(struct link *l, const struct frame *f, struct err *err)
 /* Under the lock: the agent says how much of the input it has. */
 static int accept_ack(struct stream *s, uint64_t offset, struct err *err)
 {
+    if (offset > INT64_MAX)
+        return err_set(err, ERR_DATA_LOSS, "stream %u: impossible offset", s->id);
     if (!s->granted && !s->resumed) {
         /* the first answer to OPEN says where this stream stands */
         s->base = s->sent = offset;
