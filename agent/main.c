@@ -100,7 +100,7 @@ static void on_uevent(void *arg, const struct uevent *event)
 }
 
 /* Signals are blocked rather than ignored or handled: an ignored SIGPIPE would pass on to
- * containers, while a blocked one is unblocked with all others before a container's program starts.
+ * containers, while a blocked one is unblocked with all others in the child of each operation.
  */
 static int watch_signals(struct agent *a, struct err *err)
 {

@@ -12,6 +12,7 @@
 #include "agent/disk.h"
 #include "agent/identity.h"
 #include "agent/net.h"
+#include "agent/net_check.h"
 #include "agent/pidns.h"
 #include "base/cleanup.h"
 #include "base/fs.h"

@@ -22,6 +22,7 @@
 #include <netlink/socket.h>
 
 #include "agent/net.h"
+#include "agent/net_check.h"
 #include "base/cleanup.h"
 #include "base/limits.h"
 
