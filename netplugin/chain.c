@@ -55,13 +55,15 @@ static const char *type_of(const json_t *p)
     return json_get_string(p, "type");
 }
 
-int chain_add(const struct chain *c, json_t **result, struct cancel *cancel, struct err *err)
+int chain_add(const struct chain *c, json_t **result, size_t *n_done, struct cancel *cancel,
+              struct err *err)
 {
     struct cni_exec x = exec_of(c, "ADD");
     auto_json json_t *prev = NULL;
     const json_t *p;
     size_t i;
 
+    *n_done = 0;
     json_array_foreach(c->conf->plugins, i, p)
     {
         auto_json json_t *in = plugin_conf(c, p, prev);
@@ -78,25 +80,44 @@ int chain_add(const struct chain *c, json_t **result, struct cancel *cancel, str
         if (json_get_string(prev, "cniVersion") == NULL ||
             *json_get_string(prev, "cniVersion") == '\0')
             json_object_set_new(prev, "cniVersion", json_string(c->conf->version));
+        *n_done = i + 1;
     }
     *result = take(prev);
     return 0;
 }
 
-int chain_del(const struct chain *c, const json_t *prev, struct cancel *cancel, struct err *err)
+/* A failure of plugin must_from and later ones is kept in *err, but the rest runs. */
+static int del(const struct chain *c, const json_t *prev, size_t must_from, struct cancel *cancel,
+               struct err *err)
 {
     struct cni_exec x = exec_of(c, "DEL");
+    auto_err struct err first = ERR_INIT;
 
     if (!cni_version_at_least(c->conf->version, "0.4.0"))
         prev = NULL;
     for (size_t i = json_array_size(c->conf->plugins); i-- > 0;) {
         const json_t *p = json_array_get(c->conf->plugins, i);
         auto_json json_t *in = plugin_conf(c, p, prev);
+        auto_err struct err why = ERR_INIT;
 
-        if (cni_exec_run(&x, type_of(p), in, NULL, NULL, cancel, err) < 0)
-            return -1;
+        if (cni_exec_run(&x, type_of(p), in, NULL, NULL, cancel, &why) == 0)
+            continue;
+        if (first.code == ERR_OK)
+            err_move(&first, &why);
+        if (i < must_from)
+            break;
     }
-    return 0;
+    return first.code == ERR_OK ? 0 : err_move(err, &first);
+}
+
+int chain_del(const struct chain *c, const json_t *prev, struct cancel *cancel, struct err *err)
+{
+    return del(c, prev, SIZE_MAX, cancel, err);
+}
+
+int chain_undo(const struct chain *c, size_t n_done, struct cancel *cancel, struct err *err)
+{
+    return del(c, NULL, n_done, cancel, err);
 }
 
 int chain_check(const struct chain *c, const json_t *prev, struct cancel *cancel, struct err *err)

@@ -26,10 +26,16 @@ struct chain {
 };
 
 /* *result: the last plugin's answer, with cniVersion set (the caller's). A failure leaves earlier
- * plugins' work in place: run chain_del(). */
-int chain_add(const struct chain *c, json_t **result, struct cancel *cancel, struct err *err);
-/* Plugins in reverse; stops at the first failure, as libcni does. prev may be NULL. */
+ * plugins' work in place: run chain_undo() with *n_done, the number of plugins that succeeded. */
+int chain_add(const struct chain *c, json_t **result, size_t *n_done, struct cancel *cancel,
+              struct err *err);
+/* Plugins in reverse; stops at the first failure, as libcni does: what stands earlier in the list
+ * may not be taken away (an address, say) while what stands later still refers to it (a port
+ * mapping). prev may be NULL. */
 int chain_del(const struct chain *c, const json_t *prev, struct cancel *cancel, struct err *err);
+/* DEL after a failed ADD: a failure of a plugin that never got its ADD done stops nothing, but is
+ * returned. */
+int chain_undo(const struct chain *c, size_t n_done, struct cancel *cancel, struct err *err);
 /* prev is the result of the ADD. Lists older than 0.4.0 have no CHECK: UNIMPLEMENTED. */
 int chain_check(const struct chain *c, const json_t *prev, struct cancel *cancel, struct err *err);
 /* attachments: [{containerID, ifname}] that are to stay. All plugins run; the first failure is

@@ -91,29 +91,24 @@ static struct chain chain_of(const struct cni *c, const struct cni_conf *conf,
 
 /* ---- ADD ---- */
 
-/* Takes an ADD's work back. Its own deadline: the call's token may be what made the ADD fail. When
- * this fails as well, the configuration stays in the cache, so that a later DEL undoes with what
- * the ADD was done with. */
-static void undo_add(const struct cni *c, const struct chain *ch, struct cache_entry *e,
-                     struct err *err)
+/* Takes an ADD's work back. Its own deadline: the call's token may be what made the ADD fail. */
+static void undo_add(const struct cni *c, const struct chain *ch, size_t n_done, struct err *err)
 {
     auto_err struct err why = ERR_INIT;
     auto_cancel struct cancel *deadline =
         cancel_new(c->timeout_ns > 0 ? mono_ns() + c->timeout_ns * UNDO_TIMEOUTS : 0, &why);
 
-    if (deadline != NULL && chain_del(ch, e->result, deadline, &why) == 0)
-        return;
-    (void)cache_write(c->cache_dir, e, NULL);
-    err_append(err, "; undoing it failed: %s", err_msg(&why));
+    if (deadline == NULL || chain_undo(ch, n_done, deadline, &why) < 0)
+        err_append(err, "; undoing it failed: %s", err_msg(&why));
 }
 
 static int add(struct cni *c, const struct chain *ch, struct cache_entry *e, struct netinfo *out,
-               struct cancel *cancel, struct err *err)
+               size_t *n_done, struct cancel *cancel, struct err *err)
 {
     auto_cni_result struct cni_result r = {0};
     auto_netinfo struct netinfo info = {0};
 
-    if (chain_add(ch, &e->result, cancel, err) < 0 ||
+    if (chain_add(ch, &e->result, n_done, cancel, err) < 0 ||
         cni_result_parse(e->result, e->conf->version, &r, err) < 0)
         return -1;
     cni_result_pod_ips(&r, e->ifname, &info);
@@ -132,6 +127,7 @@ int cni_add(struct cni *c, const struct cni_attachment *a, struct netinfo *out,
 {
     auto_gate_pass struct gate_pass *pass = NULL;
     auto_cache_entry struct cache_entry e = {0};
+    size_t n_done = 0;
     struct chain ch;
 
     if (attachment_check(a, false, err) < 0)
@@ -151,8 +147,8 @@ int cni_add(struct cni *c, const struct cni_attachment *a, struct netinfo *out,
     ch = chain_of(c, e.conf, a);
     ch.args = e.args;
     ch.caps = e.caps;
-    if (add(c, &ch, &e, out, cancel, err) < 0) {
-        undo_add(c, &ch, &e, err);
+    if (add(c, &ch, &e, out, &n_done, cancel, err) < 0) {
+        undo_add(c, &ch, n_done, err);
         return err_wrap(err, "CNI network %s", e.network);
     }
     return 0;

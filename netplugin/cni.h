@@ -61,7 +61,8 @@ struct cni_attachment {
 };
 
 /* ADD through the chain, writes the cache, replaces *out ({0} or filled) with the ips of the
- * result, at least one. On failure DEL has been run and *out is as it was. */
+ * result, at least one. On failure DEL has been run (its own failure is in the
+ * text; cni_del() may try again) and *out is as it was. */
 int cni_add(struct cni *c, const struct cni_attachment *a, struct netinfo *out,
             struct cancel *cancel, struct err *err);
 /* DEL with the cached configuration (with the current one when nothing is cached; success when

@@ -59,6 +59,7 @@ static void an_add_hands_results_on(void **state)
     auto_json json_t *caps = json_loads(
         "{\"portMappings\":[{\"hostPort\":80}],\"mac\":\"x\",\"bandwidth\":{}}", 0, NULL);
     struct chain ch = chain(f, c);
+    size_t n_done;
     auto_json json_t *result = NULL, *in1 = NULL, *in2 = NULL, *in3 = NULL;
     auto_err struct err err = ERR_INIT;
     auto_free char *log = NULL, *env = NULL, *fds = NULL;
@@ -72,7 +73,7 @@ static void an_add_hands_results_on(void **state)
     fx_write(f->fake, "three.ADD", "echo '{\"ips\":[{\"address\":\"10.0.0.4/24\"}]}'");
     (void)setenv("CNI_IFNAME", "not-this", 1);
     (void)setenv("CNI_STRANGE", "not-this", 1);
-    if (chain_add(&ch, &result, NULL, &err) < 0)
+    if (chain_add(&ch, &result, &n_done, NULL, &err) < 0)
         fail_msg("%s", err_msg(&err));
     (void)unsetenv("CNI_IFNAME");
     (void)unsetenv("CNI_STRANGE");
@@ -125,14 +126,16 @@ static void a_failing_plugin_stops_the_add(void **state)
     for (int i = 0; i < 3; i++) {
         auto_free char *file = fs_format("%s.ADD", names[i]), *path = NULL, *log = NULL;
         auto_json json_t *result = NULL;
+        size_t n_done;
         auto_err struct err err = ERR_INIT;
         size_t lines = 0;
 
         fx_write(
             f->fake, file,
             "printf %s '{\"code\":7,\"msg\":\"bad subnet\",\"details\":\"it is\\nodd\"}'; exit 1");
-        assert_int_equal(chain_add(&ch, &result, NULL, &err), -1);
+        assert_int_equal(chain_add(&ch, &result, &n_done, NULL, &err), -1);
         assert_null(result);
+        assert_int_equal(n_done, i);
         path = fs_format("plugin %s: ADD: bad subnet: it is odd (code 7)", names[i]);
         assert_string_equal(err_msg(&err), path);
         log = fx_read(f->fake, "log");
@@ -172,6 +175,29 @@ static void del_goes_backwards_and_stops(void **state)
     assert_int_equal(chain_del(&ch, prev, NULL, NULL), 0);
     again = fx_read(f->fake, "log");
     assert_true(str_ends(again, "three DEL pod1 eth0 \ntwo DEL pod1 eth0 \none DEL pod1 eth0 \n"));
+}
+
+static void undoing_passes_over_what_was_never_done(void **state)
+{
+    struct fixture *f = *state;
+    auto_cni_conf struct cni_conf *c = conf(three);
+    struct chain ch = chain(f, c);
+    auto_err struct err err = ERR_INIT;
+    auto_free char *log = NULL, *again = NULL;
+
+    plugins(f);
+    fx_write(f->fake, "three.DEL", "exit 3");
+    fx_write(f->fake, "two.DEL", "exit 2");
+    assert_int_equal(chain_undo(&ch, 1, NULL, &err), -1);
+    assert_string_equal(err_msg(&err), "plugin three: DEL: exit status 3");
+    log = fx_read(f->fake, "log");
+    assert_non_null(strstr(log, "one DEL"));
+    fx_write(f->fake, "log", "");
+    /* the second was done: its failure keeps the first's work in place */
+    assert_int_equal(chain_undo(&ch, 2, NULL, &err), -1);
+    again = fx_read(f->fake, "log");
+    assert_non_null(strstr(again, "two DEL"));
+    assert_null(strstr(again, "one DEL"));
 }
 
 static void an_old_list_gets_no_prev_result_in_del(void **state)
@@ -284,10 +310,11 @@ static int add_one(struct fixture *f, const char *script, int64_t timeout, struc
         conf("{\"cniVersion\":\"1.0.0\",\"name\":\"net\",\"plugins\":[{\"type\":\"one\"}]}");
     struct chain ch = chain(f, c);
     auto_json json_t *result = NULL;
+    size_t n_done;
 
     ch.timeout_ns = timeout;
     fx_write(f->fake, "one.ADD", script);
-    return chain_add(&ch, &result, NULL, err);
+    return chain_add(&ch, &result, &n_done, NULL, err);
 }
 
 static void bad_plugins_end_in_errors(void **state)
@@ -360,11 +387,12 @@ static void a_cancelled_call_ends(void **state)
     struct chain ch = chain(f, c);
     auto_cancel struct cancel *token = cancel_new(0, NULL);
     auto_json json_t *result = NULL;
+    size_t n_done;
     auto_err struct err err = ERR_INIT;
 
     plugins(f);
     cancel_fire(token);
-    assert_int_equal(chain_add(&ch, &result, token, &err), -1);
+    assert_int_equal(chain_add(&ch, &result, &n_done, token, &err), -1);
     assert_int_equal(err.code, ERR_CANCELLED);
 }
 
@@ -376,6 +404,7 @@ int main(void)
         TEST(an_add_hands_results_on),
         TEST(a_failing_plugin_stops_the_add),
         TEST(del_goes_backwards_and_stops),
+        TEST(undoing_passes_over_what_was_never_done),
         TEST(an_old_list_gets_no_prev_result_in_del),
         TEST(check_runs_forward_unless_disabled),
         TEST(gc_goes_on_after_a_failure),
