@@ -12,6 +12,7 @@ targets, device numbers, extended attributes, hard links. Speaks TAP.
 import gzip
 import hashlib
 import io
+import json
 import os
 import random
 import shutil
@@ -742,6 +743,172 @@ def check_damaged_layers():
             f.write(bad if n % 10 else bad[:r.randrange(len(bad))])
         res = subprocess.run([TOOL, "merge", path + ".meta", path], capture_output=True, check=False)
         assert res.returncode in (0, INVALID, EXHAUSTED, DATA_LOSS), (res.returncode, res.stderr)
+
+
+# ---- archives of images ----
+
+
+def digest(data):
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def goarch():
+    return {"x86_64": "amd64", "aarch64": "arm64"}.get(os.uname().machine, os.uname().machine)
+
+
+class Image:
+    """Two layers, the upper one packed, in the files of an OCI layout."""
+
+    def __init__(self, text, annotations):
+        self.layers = [tar_bytes([entry("etc/os", data=b"low"), entry("x", data=text)]),
+                       tar_bytes([entry(".wh.x", data=b""), entry("y", data=text)])]
+        self.config = json.dumps({"os": "linux", "architecture": goarch(), "config": {},
+                                  "rootfs": {"type": "layers",
+                                             "diff_ids": [digest(x) for x in self.layers]}}).encode()
+        oci = "application/vnd.oci.image."
+        packed = [self.layers[0], gzip.compress(self.layers[1])]
+        types = ["layer.v1.tar", "layer.v1.tar+gzip"]
+        self.manifest = json.dumps({
+            "schemaVersion": 2, "mediaType": oci + "manifest.v1+json",
+            "config": self.descriptor(oci + "config.v1+json", self.config),
+            "layers": [self.descriptor(oci + t, d) for t, d in zip(types, packed)]}).encode()
+        self.blobs = {f"blobs/sha256/{digest(b)[7:]}": b
+                      for b in [self.config, self.manifest, *packed]}
+        self.entry = {**self.descriptor(oci + "manifest.v1+json", self.manifest),
+                      "annotations": annotations}
+
+    @staticmethod
+    def descriptor(kind, data):
+        return {"mediaType": kind, "digest": digest(data), "size": len(data)}
+
+
+def layout(*images):
+    files = {"oci-layout": b'{"imageLayoutVersion":"1.0.0"}',
+             "index.json": json.dumps({"schemaVersion": 2,
+                                       "manifests": [i.entry for i in images]}).encode()}
+    for i in images:
+        files.update(i.blobs)
+    return files
+
+
+def write_files(files, form):
+    path = BENCH.path("archive")
+    if form == "dir":
+        for name, data in files.items():
+            os.makedirs(os.path.dirname(f"{path}/{name}"), exist_ok=True)
+            with open(f"{path}/{name}", "wb") as f:
+                f.write(data)
+    else:
+        with open(path, "wb") as f:
+            f.write(tar_bytes([entry(n, data=d) for n, d in files.items()],
+                              tarfile.GNU_FORMAT if form == "gnu" else tarfile.PAX_FORMAT))
+    return path
+
+
+def run_import(path, *name):
+    store = BENCH.path("store")
+    r = subprocess.run([TOOL, "import", store, UNPACK, path, *name], capture_output=True,
+                       check=False)
+    left = os.listdir(store + "/tmp") if os.path.isdir(store + "/tmp") else []
+    assert not left, f"left behind: {left}"
+    return r, store
+
+
+def image_in(store, image):
+    parts = [f"{store}/meta/{digest(image.config)[7:]}.erofs"]
+    parts += [f"{store}/layers/{digest(x)[7:]}.erofs" for x in image.layers]
+    whole = BENCH.path("image")
+    with open(whole, "wb") as out:
+        for p in parts:
+            with open(p, "rb") as f:
+                shutil.copyfileobj(f, out)
+    return sorted(BENCH.read(whole))
+
+
+TAGGED = "org.opencontainers.image.ref.name"
+FULL = "io.containerd.image.name"
+
+
+def check_import_layout():
+    one, two = Image(b"1", {FULL: "quay.io/a/one:v1", TAGGED: "v1"}), Image(b"2", {TAGGED: "v2"})
+    for form in ("dir", "pax", "gnu"):
+        r, store = run_import(write_files(layout(one, two), form))
+        assert r.returncode == 0, r.stderr.decode()
+        first, second = r.stdout.decode().splitlines()
+        size = sum(map(len, one.blobs.values()))
+        assert first == (f"{digest(one.config)} quay.io/a/one:v1 "
+                         f"quay.io/a/one@{digest(one.manifest)} {size}"), first
+        assert second.split()[0] == digest(two.config) and len(second.split()) == 2
+        assert image_in(store, one) == ["", "/etc", "/etc/os", "/y"]
+    r, _ = run_import(write_files(layout(two), "pax"), "named")
+    assert b" docker.io/library/named:latest " in r.stdout, (r.stdout, r.stderr)
+    r, _ = run_import(write_files(layout(one, two), "pax"), "named")
+    assert r.returncode == INVALID and b"2 images" in r.stderr
+
+
+def check_import_docker():
+    i = Image(b"1", {})
+    name = digest(i.config)[7:] + ".json"
+    files = {"0/layer.tar": i.layers[0], "1/layer.tar": i.layers[1], name: i.config,
+             "manifest.json": json.dumps([{"Config": name, "RepoTags": ["app:1", "quay.io/b/app:2"],
+                                           "Layers": ["0/layer.tar", "1/layer.tar"]}]).encode()}
+    r, store = run_import(write_files(files, "pax"))
+    assert r.returncode == 0, r.stderr.decode()
+    assert r.stdout.decode().split()[1:3] == ["docker.io/library/app:1", "quay.io/b/app:2"]
+    assert image_in(store, i) == ["", "/etc", "/etc/os", "/y"]
+    # Older docker writes a layer once and links to it.
+    entries = [entry(n, data=d) for n, d in files.items() if n != "1/layer.tar"]
+    entries += [entry("2/layer.tar", data=i.layers[1]), entry("1/layer.tar", L, linkname="../2/layer.tar")]
+    path = BENCH.path("archive")
+    with open(path, "wb") as f:
+        f.write(tar_bytes(entries))
+    r, _ = run_import(path)
+    assert r.returncode == 0, r.stderr.decode()
+
+
+def check_import_hostile():
+    i = Image(b"1", {})
+    good = layout(i)
+
+    def fails(files, code, text, form="pax"):
+        r, store = run_import(write_files(files, form))
+        assert r.returncode == code and text in r.stderr.decode(), (r.returncode, r.stderr)
+        for d in ("layers", "meta", "blobs/sha256"):
+            assert not os.path.isdir(f"{store}/{d}") or not os.listdir(f"{store}/{d}"), d
+
+    for blob, code in ((i.config, DATA_LOSS), (i.manifest, DATA_LOSS),
+                       (gzip.compress(i.layers[1]), DATA_LOSS)):
+        name = f"blobs/sha256/{digest(blob)[7:]}"
+        if name in good:
+            other = bytearray(blob)
+            other[len(other) // 2] ^= 1
+            r, _ = run_import(write_files({**good, name: bytes(other)}, "pax"))
+            assert r.returncode in (code, INVALID), r.stderr
+            without = {k: v for k, v in good.items() if k != name}
+            fails(without, 15, name)
+    fails({"x": b""}, INVALID, "neither")
+    fails({**good, "index.json": b"{"}, INVALID, "index.json")
+    fails({**good, "index.json": b"[" * 100000}, INVALID, "index.json")
+    swapped = Image(b"1", {})
+    swapped.config = swapped.config.replace(digest(i.layers[0]).encode(), digest(b"").encode())
+    files = {"c": swapped.config, "a": i.layers[0], "b": i.layers[1],
+             "manifest.json": json.dumps([{"Config": "c", "Layers": ["a", "b"]}]).encode()}
+    fails(files, DATA_LOSS, "unpacks to")
+    for bad in ("../../etc/passwd", "/etc/passwd", "none"):
+        files["manifest.json"] = json.dumps([{"Config": bad, "Layers": ["a"]}]).encode()
+        fails(files, 15, "", "pax")
+        fails(files, 15, "", "dir")
+    whole = tar_bytes([entry(n, data=d) for n, d in good.items()])
+    r = random.Random(9)
+    for n in range(60):
+        path = BENCH.path("archive")
+        bad = bytearray(whole)
+        for _ in range(4):
+            bad[r.randrange(len(bad))] = r.randrange(256)
+        with open(path, "wb") as f:
+            f.write(bad if n % 2 else bad[:r.randrange(len(bad))])
+        res, _ = run_import(path)
+        assert 0 <= res.returncode < 40, (res.returncode, res.stderr)
 
 
 def check_jail():

@@ -9,6 +9,7 @@
 #include <signal.h>
 #include <string.h>
 
+#include "base/limits.h"
 #include "base/str.h"
 #include "cri/image/layer.h"
 
@@ -30,6 +31,32 @@ static int convert(char **argv, int n, struct err *err)
     return 0;
 }
 
+static int import(char **argv, int n, struct err *err)
+{
+    const struct image_options o = {
+        .root = argv[0], .unpacker = argv[1], .max_layer_bytes = MiB(256), .max_downloads = 1};
+    auto_strv struct strv ids = {0};
+    struct image_store *s = image_store_open(&o, err);
+    if (s == NULL)
+        return -1;
+    int rc = image_import(s, argv[2], n == 4 ? argv[3] : NULL, NULL, NULL, NULL, &ids, err);
+    for (size_t i = 0; rc == 0 && i < ids.n; i++) {
+        auto_image struct image *img = image_find(s, ids.v[i], err);
+        if (img == NULL) {
+            rc = -1;
+            break;
+        }
+        (void)printf("%s", img->id);
+        for (size_t k = 0; k < img->repo_tags.n; k++)
+            (void)printf(" %s", img->repo_tags.v[k]);
+        for (size_t k = 0; k < img->repo_digests.n; k++)
+            (void)printf(" %s", img->repo_digests.v[k]);
+        (void)printf(" %llu\n", (unsigned long long)img->size);
+    }
+    image_store_close(s);
+    return rc;
+}
+
 int main(int argc, char **argv)
 {
     auto_err struct err err = ERR_INIT;
@@ -43,6 +70,8 @@ int main(int argc, char **argv)
         for (int i = 3; i < argc && n < ARRAY_LEN(layers); i++)
             layers[n++] = argv[i];
         rc = image_meta_build(layers, n, argv[2], &err);
+    } else if (argc >= 5 && strcmp(argv[1], "import") == 0) {
+        rc = import(argv + 2, argc - 2, &err);
     } else {
         rc = err_set(&err, ERR_INVALID, "usage");
     }
