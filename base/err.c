@@ -7,7 +7,7 @@
 
 static const char out_of_memory[] = "out of memory";
 
-static char *msg_format(const char *fmt, va_list ap)
+__attribute__((format(printf, 1, 0))) static char *msg_format(const char *fmt, va_list ap)
 {
     char *msg = NULL;
     if (vasprintf(&msg, fmt, ap) < 0)
