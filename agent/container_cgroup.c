@@ -3,12 +3,14 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/cancel.h"
 #include "base/cleanup.h"
 #include "base/fs.h"
 #include "base/limits.h"
@@ -17,6 +19,7 @@
 #define CGROUP_MOUNT "/sys/fs/cgroup"
 /* A container with its own cgroup namespace may build a tree; we follow it this deep. */
 #define MAX_DEPTH 16
+#define EMPTY_WAIT_NS INT64_C(5000000000)
 
 char *cgroup_spec_path(const char *id)
 {
@@ -103,6 +106,25 @@ int cgroup_signal(const char *id, int sig, struct err *err)
     return 0;
 }
 
+/* Until the last process is gone: killed ones need a moment. */
+static void wait_empty(int dirfd)
+{
+    auto_close int fd = openat(dirfd, "cgroup.events", O_RDONLY | O_CLOEXEC);
+    int64_t deadline = mono_ns() + EMPTY_WAIT_NS;
+
+    while (fd >= 0) {
+        auto_free char *text = fs_read_fd(fd, KiB(1), NULL, NULL);
+        int64_t left = deadline - mono_ns();
+        struct pollfd p = {.fd = fd, .events = POLLPRI};
+
+        if (text == NULL || strstr(text, "populated 1") == NULL || left <= 0)
+            return;
+        if (poll(&p, 1, (int)(left / 1000000) + 1) < 0 && errno != EINTR)
+            return;
+        (void)lseek(fd, 0, SEEK_SET);
+    }
+}
+
 void cgroup_remove(const char *id)
 {
     auto_free char *path = cgroup_file(id, "");
@@ -110,6 +132,8 @@ void cgroup_remove(const char *id)
 
     if (fd < 0)
         return;
+    (void)cgroup_kill(id, NULL);
+    wait_empty(fd);
     walk(fd, 0, 0, NULL);
     (void)rmdir(path);
 }

@@ -1,7 +1,7 @@
 /*
  * container_cgroup - a container's cgroup: /sys/fs/cgroup/pod/<id>, made and removed by libcrun.
  *
- * No state. Nothing here waits.
+ * No state. Nothing but cgroup_remove() waits.
  */
 #ifndef ASPIS_AGENT_CONTAINER_CGROUP_H
 #define ASPIS_AGENT_CONTAINER_CGROUP_H
@@ -20,7 +20,8 @@ int cgroup_signal(const char *id, int sig, struct err *err);
 uint64_t cgroup_oom_kills(const char *id);
 /* Path of its memory.events. The caller's to free. */
 char *cgroup_memory_events(const char *id);
-/* Removes what libcrun left, children first. */
+/* In an operation's child: kills what is left, waits for its end (at most 5 s), removes the
+ * cgroups, children first. */
 void cgroup_remove(const char *id);
 
 #endif

@@ -15,6 +15,9 @@
 #include "base/log.h"
 #include "base/str.h"
 
+/* Until a removal kills the operations that are in its way. */
+#define PATIENCE_NS INT64_C(5000000000)
+
 static struct job_paths paths_of(const struct container *c)
 {
     return (struct job_paths){.id = c->id,
@@ -72,6 +75,11 @@ static void create_done(void *arg, const struct op_result *res, int fd, const st
 
     c->op = NULL;
     c->table->ops--;
+    if (err != NULL && c->remove_wanted) {
+        err_set(&local, ERR_ABORTED, "the container is being removed");
+        create_failed(c, &local);
+        return;
+    }
     if (err != NULL) {
         err_set(&local, err->code, "%s", err_msg(err));
         const char *more = process_trace_text(p);
@@ -349,15 +357,40 @@ static bool out_of_the_way(struct process *p)
     return true;
 }
 
+/* What a removal waits for takes too long, perhaps a volume that nobody serves any more. */
+static void out_of_patience(struct loop_source *src, void *arg)
+{
+    struct container *c = arg;
+    struct process *p;
+
+    (void)src;
+    log_warn("an operation hangs and is killed", LOG_STR("container", c->id));
+    if (c->op != NULL && c->phase == CONTAINER_CREATING)
+        op_kill(c->op);
+    TAILQ_FOREACH(p, &c->execs, link)
+    if (p->op != NULL)
+        op_kill(p->op);
+    (void)cgroup_kill(c->id, NULL);
+}
+
+static void wait_patiently(struct container *c)
+{
+    if (c->patience == NULL)
+        c->patience = loop_add_timer(c->table->loop, PATIENCE_NS, out_of_patience, c, NULL);
+}
+
 void container_progress(struct container *c)
 {
     struct process *p;
     struct process *next;
     auto_err struct err err = ERR_INIT;
 
-    if (!c->remove_wanted || c->op != NULL || c->phase == CONTAINER_IMAGE ||
-        c->phase == CONTAINER_REMOVING)
+    if (!c->remove_wanted || c->phase == CONTAINER_IMAGE || c->phase == CONTAINER_REMOVING)
         return;
+    if (c->op != NULL) {
+        wait_patiently(c);
+        return;
+    }
     /* From here on the ends of processes must not come back here. */
     c->remove_wanted = false;
     bool clear = out_of_the_way(c->init);
@@ -367,6 +400,7 @@ void container_progress(struct container *c)
     }
     c->remove_wanted = true;
     if (!clear) {
+        wait_patiently(c);
         if (cgroup_kill(c->id, &err) < 0)
             log_warn("cannot kill a container", LOG_STR("container", c->id),
                      LOG_STR("error", err_msg(&err)));
@@ -374,6 +408,7 @@ void container_progress(struct container *c)
             (void)kill(c->init->pid, SIGKILL);
         return;
     }
+    loop_remove(take(c->patience));
     struct job_paths paths = paths_of(c);
     container_oom_unwatch(c);
     c->phase = CONTAINER_REMOVING;

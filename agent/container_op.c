@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -135,6 +136,9 @@ __attribute__((noreturn)) static void child(const int stdio_fds[3], int result_f
     if (arrange_fds(stdio_fds, result_fd, trace_fd) < 0)
         _exit(125);
     unprotect();
+    /* Until it executes its command, a container's process is a copy of the agent: not for the eyes
+     * of others in a shared process namespace. */
+    (void)prctl(PR_SET_DUMPABLE, 0);
     FILE *trace = fdopen(TRACE_FD, "w");
     res = calloc(1, sizeof(*res));
     if (trace == NULL || res == NULL)
@@ -195,6 +199,11 @@ struct op *op_start(const int stdio_fds[3], op_fn fn, void *arg, op_done_fn done
 pid_t op_pid(const struct op *op)
 {
     return op->pid;
+}
+
+void op_kill(const struct op *op)
+{
+    (void)kill(op->pid, SIGKILL);
 }
 
 void op_abandon(struct op *op)

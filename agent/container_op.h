@@ -50,6 +50,8 @@ struct op *op_start(const int stdio[3], op_fn fn, void *arg, op_done_fn done, vo
 pid_t op_pid(const struct op *op);
 /* The child was reaped: collects the result, calls done, frees the op. */
 void op_reaped(struct op *op, int status);
+/* For one that hangs; done is called as ever. */
+void op_kill(const struct op *op);
 /* Without done: for the agent's end in tests. The child goes on. */
 void op_abandon(struct op *op);
 

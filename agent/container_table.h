@@ -49,7 +49,8 @@ struct container {
     struct err create_err;
     bool remove_wanted;
     STAILQ_HEAD(, waiting_call) removers;
-    uint64_t reaps_before; /* when its operation began */
+    struct loop_source *patience; /* while a removal waits for operations and processes */
+    uint64_t reaps_before;        /* when its operation began */
     uint64_t oom_seen;
     int oom_watch; /* inotify, -1 */
 };

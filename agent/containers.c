@@ -77,6 +77,7 @@ void container_free(struct container *c)
     struct process *p;
 
     container_oom_unwatch(c);
+    loop_remove(c->patience);
     while ((p = TAILQ_FIRST(&c->execs)) != NULL) {
         TAILQ_REMOVE(&c->execs, p, link);
         t->n_processes--;
