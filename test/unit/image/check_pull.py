@@ -1,0 +1,1192 @@
+#!/usr/bin/env python3
+"""Pulls images from registries that behave and registries that do not.
+
+Usage: check_pull.py IMAGE_TOOL ASPIS_UNPACK [ASPIS_JAIL]
+
+The hostile registry is a small server in this script whose every answer a test can bend; where Debian's
+docker-registry is installed the plain cases run against that one as well. After each failed pull the
+store must be empty. Speaks TAP.
+"""
+
+import base64
+import gzip
+import hashlib
+import http.server
+import io
+import json
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import ssl
+import subprocess
+import sys
+import tarfile
+import tempfile
+import threading
+import time
+import urllib.parse
+import urllib.request
+
+TOOL, UNPACK = sys.argv[1:3]
+JAIL = sys.argv[3] if len(sys.argv) > 3 and os.geteuid() == 0 else None
+OCI = "application/vnd.oci.image."
+MANIFEST, INDEX = OCI + "manifest.v1+json", OCI + "index.v1+json"
+DOCKER = "application/vnd.docker.distribution.manifest.v2+json"
+
+
+class Skip(Exception):
+    pass
+
+
+def sha(data):
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def layer_tar(files):
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size, info.mode, info.mtime = len(data), 0o644, 1
+            tar.addfile(info, io.BytesIO(data))
+    return out.getvalue()
+
+
+def zstd(data):
+    return subprocess.run(["zstd", "-q", "-c"], input=data, stdout=subprocess.PIPE, check=True).stdout
+
+
+class Image:
+    """One image: its layers' tars, compressed as told, its config and manifest."""
+
+    def __init__(self, layers, compress="gzip", config=None, arch=None, docker=False):
+        machine = os.uname().machine
+        self.arch = arch or {"x86_64": "amd64", "aarch64": "arm64"}.get(machine, machine)
+        self.tars = [layer_tar(files) for files in layers]
+        pack = {"gzip": lambda d: gzip.compress(d, mtime=0), "zstd": zstd, "none": lambda d: d}
+        self.blobs = [pack[compress](t) for t in self.tars]
+        self.config = json.dumps({
+            "os": "linux", "architecture": self.arch, "config": config or {"Cmd": ["/bin/sh"]},
+            "rootfs": {"type": "layers", "diff_ids": [sha(t) for t in self.tars]}}).encode()
+        suffix = {"gzip": "+gzip", "zstd": "+zstd", "none": ""}[compress]
+        self.type = DOCKER if docker else MANIFEST
+        self.document = {
+            "schemaVersion": 2, "mediaType": self.type,
+            "config": {"mediaType": "application/vnd.docker.container.image.v1+json" if docker
+                       else OCI + "config.v1+json",
+                       "digest": sha(self.config), "size": len(self.config)},
+            "layers": [{"mediaType": OCI + "layer.v1.tar" + suffix, "digest": sha(b),
+                        "size": len(b)} for b in self.blobs]}
+
+    @property
+    def manifest(self):
+        return json.dumps(self.document).encode()
+
+    @property
+    def id(self):
+        return sha(self.config)
+
+
+def noise(n, seed):
+    out, h = b"", str(seed).encode()
+    while len(out) < n:
+        h = hashlib.sha256(h).digest()
+        out += h
+    return out[:n]
+
+
+SMALL = Image([{"etc/a": b"one\n"}, {"etc/b": b"two\n"}])
+BIG = Image([{"big": noise(3_000_000, "big")}])
+
+
+class Registry:
+    """A registry on a free loopback port. `bend(handler, kind, ref)` sees each request first and may answer
+    it (return True)."""
+
+    def __init__(self, tls=None):
+        self.manifests, self.blobs, self.log = {}, {}, []
+        self.bend = None
+        self.lock = threading.Lock()
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *args):
+                pass
+
+            def handle_one(self):
+                outer.handle(self)
+
+            do_GET = do_HEAD = do_POST = handle_one
+
+        class Server(http.server.ThreadingHTTPServer):
+            daemon_threads = True
+
+            def handle_error(self, request, address):
+                pass
+
+        self.server = Server(("127.0.0.1", 0), Handler)
+        if tls:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*tls)
+            self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
+        self.port = self.server.server_address[1]
+        self.host = f"127.0.0.1:{self.port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def close(self):
+        self.server.shutdown()
+        self.server.server_close()
+
+    def add(self, name, image, tag="latest"):
+        for blob in image.blobs + [image.config]:
+            self.blobs[sha(blob)] = blob
+        self.add_document(name, image.manifest, image.type, tag)
+
+    def add_document(self, name, data, kind, tag=None):
+        self.manifests[name, sha(data)] = (kind, data)
+        if tag:
+            self.manifests[name, tag] = (kind, data)
+
+    def count(self, part):
+        with self.lock:
+            return sum(part in entry[0] for entry in self.log)
+
+    def handle(self, h):
+        length = int(h.headers.get("Content-Length") or 0)
+        h.posted = h.rfile.read(length) if length else b""
+        with self.lock:
+            self.log.append((f"{h.command} {h.path}", dict(h.headers.items()), h.posted))
+        path = urllib.parse.urlsplit(h.path).path
+        parts = path.split("/")
+        kind, ref = (parts[-2], parts[-1]) if len(parts) > 3 else ("", path)
+        h.name = "/".join(parts[2:-2])
+        if self.bend and self.bend(h, kind, ref):
+            return
+        self.answer(h, kind, ref)
+
+    def answer(self, h, kind, ref):
+        if kind == "manifests" and (h.name, ref) in self.manifests:
+            mtype, data = self.manifests[h.name, ref]
+            send(h, 200, data, {"Content-Type": mtype, "Docker-Content-Digest": sha(data)})
+        elif kind == "blobs" and ref in self.blobs:
+            self.send_range(h, self.blobs[ref])
+        else:
+            code = "MANIFEST_UNKNOWN" if kind == "manifests" else "BLOB_UNKNOWN"
+            body = json.dumps({"errors": [{"code": code, "message": "not known here"}]}).encode()
+            send(h, 404, body, {"Content-Type": "application/json"})
+
+    @staticmethod
+    def send_range(h, data):
+        start = h.headers.get("Range")
+        if not start:
+            send(h, 200, data)
+            return
+        at = int(start.split("=")[1].rstrip("-"))
+        send(h, 206, data[at:], {"Content-Range": f"bytes {at}-{len(data) - 1}/{len(data)}"})
+
+
+def send(h, status, body=b"", headers=None, cut=None):
+    h.send_response(status)
+    for key, value in (headers or {}).items():
+        h.send_header(key, value)
+    h.send_header("Content-Length", str(len(body)))
+    h.end_headers()
+    if h.command == "HEAD":
+        return
+    if cut is not None:
+        h.wfile.write(body[:cut])
+        h.wfile.flush()
+        h.connection.shutdown(socket.SHUT_RDWR)
+        h.close_connection = True
+    else:
+        h.wfile.write(body)
+
+
+class Store:
+    def __init__(self):
+        self.root = tempfile.mkdtemp(prefix="aspis-pull-")
+        self.hosts = self.root + "-hosts"
+        os.mkdir(self.hosts)
+
+    def run(self, *args, **options):
+        argv = [TOOL, "--unpacker", UNPACK, "--hosts", self.hosts, "--stall", "5"]
+        if JAIL and options.pop("jail", False):
+            argv += ["--jail", JAIL, "--uid", "64124"]
+        for key, value in options.items():
+            argv += ["--" + key.replace("_", "-"), str(value)]
+        done = subprocess.run(argv + [self.root, *args], stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE, timeout=120)
+        self.stderr = done.stderr.decode()
+        if done.returncode not in (0, 1):
+            raise AssertionError(f"tool died: {done.returncode}\n{self.stderr}")
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    def pull(self, ref, **options):
+        return self.run("pull", ref, **options)[0]
+
+    def pulled(self, ref, **options):
+        answer = self.pull(ref, **options)
+        assert answer["ok"], answer
+        return answer
+
+    def refused(self, ref, code, text="", **options):
+        answer = self.pull(ref, **options)
+        assert not answer["ok"], answer
+        assert answer["code"] == code, answer
+        assert text in answer["msg"], answer
+        return answer
+
+    def files(self):
+        return sorted(os.path.join(os.path.relpath(d, self.root), f)
+                      for d, _, names in os.walk(self.root) for f in names
+                      if not f.startswith(("images.db", "lock")))
+
+    def empty(self):
+        assert self.files() == [], self.files()
+
+    def toml(self, registry, text):
+        path = os.path.join(self.hosts, registry)
+        os.makedirs(path, exist_ok=True)
+        with open(path + "/hosts.toml", "w") as f:
+            f.write(text)
+
+    def close(self):
+        shutil.rmtree(self.root)
+        shutil.rmtree(self.hosts)
+
+
+def tree(store, image_id):
+    """name -> bytes of an image, from its disk."""
+    disk = store.root + "/../" + os.path.basename(store.root) + ".disk"
+    out = store.root + "-out"
+    try:
+        answer = store.run("disk", image_id, disk)[0]
+        assert answer["ok"], answer
+        subprocess.run(["fsck.erofs", f"--extract={out}", disk], check=True,
+                       stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        found = {}
+        for d, _, names in os.walk(out):
+            for name in names:
+                with open(os.path.join(d, name), "rb") as f:
+                    found[os.path.relpath(os.path.join(d, name), out)] = f.read()
+        return found
+    finally:
+        shutil.rmtree(out, ignore_errors=True)
+        if os.path.exists(disk):
+            os.unlink(disk)
+
+
+# ---- tests: each gets a registry and a store ----
+
+
+def test_tag(reg, store):
+    reg.add("lib/small", SMALL, "v1")
+    ref = f"{reg.host}/lib/small:v1"
+    answer = store.pulled(ref)
+    assert answer["id"] == SMALL.id and answer["progress"] >= 4
+    image, = store.run("list")
+    assert image["tags"] == [ref]
+    assert image["digests"] == [f"{reg.host}/lib/small@{sha(SMALL.manifest)}"]
+    assert image["layers"] == 2 and image["cmd"] == ["/bin/sh"]
+    total = len(SMALL.manifest) + len(SMALL.config) + sum(map(len, SMALL.blobs))
+    assert image["size"] == total, (image["size"], total)
+    assert image["disk_size"] > 0
+    assert tree(store, SMALL.id) == {"etc/a": b"one\n", "etc/b": b"two\n"}
+
+
+def test_find_forms(reg, store):
+    reg.add("lib/small", SMALL)
+    store.pulled(f"{reg.host}/lib/small")
+    hexa = SMALL.id[7:]
+    forms = [SMALL.id, hexa, hexa[:12], "sha256:" + hexa[:5], f"{reg.host}/lib/small",
+             f"{reg.host}/lib/small:latest", f"{reg.host}/lib/small@{sha(SMALL.manifest)}",
+             f"{reg.host}/lib/small:other@{sha(SMALL.manifest)}"]
+    for answer, form in zip(store.run("find", *forms), forms):
+        assert answer["ok"] and answer["id"] == SMALL.id, (form, answer)
+    missing = [f"{reg.host}/lib/small:other", "small", "0" * 64, "sha256:" + "0" * 64,
+               f"{reg.host}/lib/small@sha256:" + "1" * 64, f"{reg.host}/lib/smal"]
+    for answer, form in zip(store.run("find", *missing), missing):
+        assert answer.get("code") == "NOT_FOUND", (form, answer)
+    assert store.run("find", "Not Valid")[0]["code"] == "INVALID_ARGUMENT"
+
+
+def test_digest(reg, store):
+    reg.add("lib/small", SMALL)
+    ref = f"{reg.host}/lib/small@{sha(SMALL.manifest)}"
+    store.pulled(ref)
+    image, = store.run("list")
+    assert image["tags"] == [] and image["digests"] == [ref], image
+
+
+def test_pull_again_asks_little(reg, store):
+    reg.add("lib/small", SMALL)
+    ref = f"{reg.host}/lib/small"
+    store.pulled(ref)
+    before = len(reg.log)
+    store.pulled(ref)
+    assert [entry[0] for entry in reg.log[before:]] == ["HEAD /v2/lib/small/manifests/latest"]
+
+
+def test_tag_moves(reg, store):
+    other = Image([{"x": b"y"}])
+    reg.add("lib/a", SMALL, "t")
+    ref = f"{reg.host}/lib/a:t"
+    store.pulled(ref)
+    reg.add("lib/a", other, "t")
+    assert store.pulled(ref)["id"] == other.id
+    images = {i["id"]: i for i in store.run("list")}
+    assert images[other.id]["tags"] == [ref]
+    assert images[SMALL.id]["tags"] == [] and len(images[SMALL.id]["digests"]) == 1
+
+
+def test_formats(reg, store):
+    reg.add("a/plain", Image([{"f": b"plain"}], "none"))
+    reg.add("a/docker", Image([{"f": b"docker"}], docker=True))
+    assert tree(store, store.pulled(f"{reg.host}/a/plain")["id"]) == {"f": b"plain"}
+    assert tree(store, store.pulled(f"{reg.host}/a/docker")["id"]) == {"f": b"docker"}
+    if shutil.which("zstd"):
+        reg.add("a/zstd", Image([{"f": b"zstd"}], "zstd"))
+        assert tree(store, store.pulled(f"{reg.host}/a/zstd")["id"]) == {"f": b"zstd"}
+    store.run("remove", *(i["id"] for i in store.run("list")))
+    store.empty()
+
+
+def test_index(reg, store):
+    other = Image([{"wrong": b""}], arch="mips64")
+    entries = [{"mediaType": MANIFEST, "digest": sha(i.manifest), "size": len(i.manifest),
+                "platform": {"os": "linux", "architecture": i.arch}} for i in (other, SMALL)]
+    entries.insert(0, {"mediaType": MANIFEST, "digest": sha(b"x"), "size": 1,
+                       "platform": {"os": "unknown", "architecture": "unknown"}})
+    index = json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": entries}).encode()
+    reg.add("m/arch", SMALL, None)
+    reg.add_document("m/arch", index, INDEX, "latest")
+    assert store.pulled(f"{reg.host}/m/arch")["id"] == SMALL.id
+    image, = store.run("list")
+    assert image["digests"] == [f"{reg.host}/m/arch@{sha(index)}"]
+    del entries[2]
+    index = json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": entries}).encode()
+    reg.add_document("m/arch", index, INDEX, "none")
+    store.refused(f"{reg.host}/m/arch:none", "NOT_FOUND", "no variant for linux/")
+
+
+def test_index_loop(reg, store):
+    data, kind = SMALL.manifest, MANIFEST
+    reg.add("deep/x", SMALL, None)
+    for _ in range(6):
+        data = json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": [
+            {"mediaType": kind, "digest": sha(data), "size": len(data)}]}).encode()
+        kind = INDEX
+        reg.add_document("deep/x", data, INDEX, "latest")
+    store.refused(f"{reg.host}/deep/x", "INVALID_ARGUMENT", "nested")
+    store.empty()
+
+
+def test_not_found(reg, store):
+    store.refused(f"{reg.host}/no/such", "NOT_FOUND", "")
+    store.refused(f"{reg.host}/no/such@sha256:" + "0" * 64, "NOT_FOUND", "MANIFEST_UNKNOWN")
+    store.refused("UPPER:x:y", "INVALID_ARGUMENT", "invalid image reference")
+    store.empty()
+
+
+def test_unreachable(reg, store):
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    answer = store.refused(f"127.0.0.1:{port}/x", "UNAVAILABLE")
+    assert answer["msg"].startswith("RegistryUnavailable: "), answer
+    assert answer["ms"] < 5000
+    store.empty()
+
+
+def test_wrong_layer_digest(reg, store):
+    reg.add("w/x", SMALL)
+    victim = sha(SMALL.blobs[1])
+    reg.blobs[victim] = bytes(reversed(SMALL.blobs[1]))
+    answer = store.pull(f"{reg.host}/w/x")
+    assert not answer["ok"] and answer["code"] in ("DATA_LOSS", "INVALID_ARGUMENT"), answer
+    # The same length and a sound archive, yet other bytes.
+    fake = Image([{"etc/b": b"TWO\n"}])
+    image = Image([{"etc/b": b"two\n"}], "none")
+    reg.add("w/y", image)
+    reg.blobs[sha(image.blobs[0])] = fake.tars[0]
+    store.refused(f"{reg.host}/w/y", "DATA_LOSS", "digest mismatch")
+    store.empty()
+
+
+def test_wrong_diff_id(reg, store):
+    image = Image([{"a": b"b"}])
+    image.config = image.config.replace(sha(image.tars[0]).encode(), b"sha256:" + b"5" * 64)
+    image.document["config"].update(digest=sha(image.config), size=len(image.config))
+    reg.add("w/diff", image)
+    store.refused(f"{reg.host}/w/diff", "DATA_LOSS", "image config says")
+    store.empty()
+
+
+def test_wrong_manifest(reg, store):
+    reg.add("w/m", SMALL)
+    digest = sha(SMALL.manifest)
+    reg.manifests["w/m", digest] = (MANIFEST, SMALL.manifest + b" ")
+    store.refused(f"{reg.host}/w/m@{digest}", "DATA_LOSS", "digest mismatch")
+    store.empty()
+
+
+def test_wrong_sizes(reg, store):
+    for change in (-1, 1):
+        image = Image([{"a": b"b"}])
+        image.document["layers"][0]["size"] += change
+        reg.add("w/size", image)
+        store.refused(f"{reg.host}/w/size", "DATA_LOSS", "bytes that the manifest says")
+        image = Image([{"a": b"c"}])
+        image.document["config"]["size"] += change
+        reg.add("w/size", image)
+        store.refused(f"{reg.host}/w/size", "DATA_LOSS", "bytes that the manifest says")
+    store.empty()
+
+
+def test_layer_counts(reg, store):
+    image = Image([{"a": b"b"}, {"c": b"d"}])
+    del image.document["layers"][1]
+    reg.add("w/count", image)
+    store.refused(f"{reg.host}/w/count", "INVALID_ARGUMENT", "1 layers, the image config 2")
+    store.empty()
+
+
+def test_not_a_tar(reg, store):
+    image = Image([{"a": b"b"}], "none")
+    image.tars = image.blobs = [b"this is no archive at all" * 100]
+    image.config = json.dumps({"os": "linux", "architecture": image.arch, "rootfs": {
+        "type": "layers", "diff_ids": [sha(image.tars[0])]}}).encode()
+    image.document["config"].update(digest=sha(image.config), size=len(image.config))
+    image.document["layers"][0].update(digest=sha(image.tars[0]), size=len(image.tars[0]))
+    reg.add("w/tar", image)
+    store.refused(f"{reg.host}/w/tar", "INVALID_ARGUMENT")
+    store.empty()
+
+
+def test_schema1(reg, store):
+    reg.add_document("old/x", b'{"schemaVersion":1,"fsLayers":[]}',
+                     "application/vnd.docker.distribution.manifest.v1+prettyjws", "latest")
+    store.refused(f"{reg.host}/old/x", "INVALID_ARGUMENT", "schema 1")
+
+
+def test_huge_manifest(reg, store):
+    reg.add_document("huge/x", b" " * (5 << 20), MANIFEST, "latest")
+    store.refused(f"{reg.host}/huge/x", "RESOURCE_EXHAUSTED", "longer than")
+    store.empty()
+
+
+def test_huge_headers(reg, store):
+    def bend(h, kind, ref):
+        send(h, 200, b"", {f"X-{i}": "y" * 8000 for i in range(20)})
+        return True
+    reg.bend = bend
+    answer = store.pull(f"{reg.host}/x/y")
+    assert not answer["ok"], answer
+    store.empty()
+
+
+def test_resume(reg, store):
+    """Every answer is cut; the pull goes on where it stopped."""
+    reg.add("r/big", BIG)
+    cuts = []
+
+    def bend(h, kind, ref):
+        if kind != "blobs" or ref != sha(BIG.blobs[0]) or len(cuts) >= 3:
+            return False
+        data, at = BIG.blobs[0], 0
+        headers, status = {}, 200
+        if h.headers.get("Range"):
+            at = int(h.headers["Range"].split("=")[1].rstrip("-"))
+            headers["Content-Range"] = f"bytes {at}-{len(data) - 1}/{len(data)}"
+            status = 206
+        cuts.append(at)
+        send(h, status, data[at:], headers, cut=700_000)
+        return True
+    reg.bend = bend
+    assert store.pulled(f"{reg.host}/r/big")["id"] == BIG.id
+    assert len(cuts) == 3 and cuts[0] == 0 and 0 < cuts[1] < cuts[2], cuts
+    assert tree(store, BIG.id) == {"big": noise(3_000_000, "big")}
+
+
+def test_resume_without_ranges(reg, store):
+    reg.add("r/big", BIG)
+    cuts = []
+
+    def bend(h, kind, ref):
+        if kind != "blobs" or ref != sha(BIG.blobs[0]):
+            return False
+        cuts.append(h.headers.get("Range"))
+        if len(cuts) == 2:
+            send(h, 416)
+        else:
+            send(h, 200, BIG.blobs[0], cut=700_000 if len(cuts) == 1 else None)
+        return True
+    reg.bend = bend
+    store.pulled(f"{reg.host}/r/big")
+    assert len(cuts) == 3 and cuts[1] and not cuts[2], cuts
+    assert tree(store, BIG.id) == {"big": noise(3_000_000, "big")}
+
+
+def test_lying_range(reg, store):
+    """A 206 for other bytes than asked for must not be pasted in."""
+    reg.add("r/big", BIG)
+    n = []
+
+    def bend(h, kind, ref):
+        if kind != "blobs" or ref != sha(BIG.blobs[0]):
+            return False
+        n.append(1)
+        if h.headers.get("Range"):
+            send(h, 206, BIG.blobs[0][5:], {"Content-Range": "bytes 5-9/10"})
+        else:
+            send(h, 200, BIG.blobs[0], cut=700_000 if len(n) == 1 else None)
+        return True
+    reg.bend = bend
+    store.pulled(f"{reg.host}/r/big")
+    assert tree(store, BIG.id) == {"big": noise(3_000_000, "big")}
+
+
+def test_no_progress(reg, store):
+    reg.add("r/big", BIG)
+
+    def bend(h, kind, ref):
+        if kind != "blobs" or ref != sha(BIG.blobs[0]):
+            return False
+        send(h, 200, BIG.blobs[0], cut=0)
+        return True
+    reg.bend = bend
+    answer = store.refused(f"{reg.host}/r/big", "UNAVAILABLE")
+    assert answer["msg"].startswith("RegistryUnavailable: ")
+    store.empty()
+
+
+def test_stall(reg, store):
+    reg.add("r/big", BIG)
+    gate = threading.Event()
+
+    def bend(h, kind, ref):
+        if kind != "blobs" or ref != sha(BIG.blobs[0]):
+            return False
+        h.send_response(200)
+        h.send_header("Content-Length", str(len(BIG.blobs[0])))
+        h.end_headers()
+        h.wfile.write(BIG.blobs[0][:1000])
+        h.wfile.flush()
+        gate.wait(30)
+        h.close_connection = True
+        return True
+    reg.bend = bend
+    start = time.monotonic()
+    store.refused(f"{reg.host}/r/big", "UNAVAILABLE", "nothing came for 1 seconds", stall=1)
+    gate.set()
+    assert time.monotonic() - start < 25
+    store.empty()
+
+
+def hang_in(reg, name, image):
+    gate = threading.Event()
+    reg.add(name, image)
+
+    def bend(h, kind, ref):
+        if kind != "blobs" or ref != sha(image.blobs[0]):
+            return False
+        h.send_response(200)
+        h.send_header("Content-Length", str(len(image.blobs[0])))
+        h.end_headers()
+        h.wfile.write(image.blobs[0][:100_000])
+        h.wfile.flush()
+        gate.wait(30)
+        h.close_connection = True
+        return True
+    reg.bend = bend
+    return gate
+
+
+def test_cancel(reg, store):
+    gate = hang_in(reg, "c/big", BIG)
+    answer = store.refused(f"{reg.host}/c/big", "CANCELLED", cancel_ms=500)
+    assert answer["ms"] < 3000, answer
+    store.empty()
+    answer = store.refused(f"{reg.host}/c/big", "DEADLINE_EXCEEDED", deadline_ms=500)
+    assert answer["ms"] < 3000, answer
+    store.empty()
+    gate.set()
+    reg.bend = None
+    store.pulled(f"{reg.host}/c/big")
+
+
+def test_deadline_of_one_millisecond(reg, store):
+    reg.add("lib/small", SMALL)
+    store.refused(f"{reg.host}/lib/small", "DEADLINE_EXCEEDED", deadline_ms=1)
+    store.empty()
+
+
+def test_join(reg, store):
+    """Eight pulls at once of two names with the same layers: every blob is fetched once."""
+    reg.add("j/one", BIG)
+    reg.add("j/two", BIG)
+    refs = [f"{reg.host}/j/one", f"{reg.host}/j/two"] * 4
+    answers = store.run("pull", *refs)
+    assert len(answers) == 8 and all(a["ok"] and a["id"] == BIG.id for a in answers), answers
+    assert reg.count(f"blobs/{sha(BIG.blobs[0])}") == 1, reg.log
+    image, = store.run("list")
+    assert len(image["tags"]) == 2
+
+
+def test_same_layer_twice(reg, store):
+    reg.add("t/twice", Image([{"a": b"1"}, {"b": b"2"}, {"a": b"1"}]))
+    answer = store.pulled(f"{reg.host}/t/twice")
+    assert tree(store, answer["id"]) == {"a": b"1", "b": b"2"}
+
+
+def test_many_layers(reg, store):
+    image = Image([{f"d/{i}": str(i).encode()} for i in range(40)])
+    reg.add("t/many", image)
+    store.pulled(f"{reg.host}/t/many", downloads=4)
+    assert len(tree(store, image.id)) == 40
+
+
+def test_shared_layers_survive_removal(reg, store):
+    one = Image([{"base": b"b"}, {"one": b"1"}])
+    two = Image([{"base": b"b"}, {"two": b"2"}])
+    reg.add("s/one", one)
+    reg.add("s/two", two)
+    store.pulled(f"{reg.host}/s/one")
+    store.pulled(f"{reg.host}/s/two")
+    assert reg.count(f"blobs/{sha(one.blobs[0])}") == 1
+    layers = len(os.listdir(store.root + "/layers"))
+    assert layers == 3
+    assert store.run("remove", f"{reg.host}/s/one")[0]["ok"]
+    assert len(os.listdir(store.root + "/layers")) == 2
+    assert tree(store, two.id) == {"base": b"b", "two": b"2"}
+    assert store.run("remove", two.id, two.id)[1]["ok"]  # twice is no error
+    store.empty()
+
+
+def test_remove_takes_all_names(reg, store):
+    for tag in ("1", "2", "3"):
+        reg.add("n/x", SMALL, tag)
+        store.pulled(f"{reg.host}/n/x:{tag}")
+    image, = store.run("list")
+    assert len(image["tags"]) == 3
+    assert store.run("busy", f"{reg.host}/n/x:2")[0]["code"] == "FAILED_PRECONDITION"
+    assert len(store.run("list")) == 1
+    assert store.run("remove", f"{reg.host}/n/x:2")[0]["ok"]
+    assert store.run("list") == []
+    assert store.run("remove", f"{reg.host}/n/x:2")[0]["ok"]
+    store.empty()
+
+
+def test_fs_info(reg, store):
+    before = store.run("fsinfo")[0]
+    reg.add("r/big", BIG)
+    store.pulled(f"{reg.host}/r/big")
+    after = store.run("fsinfo")[0]
+    assert after["bytes"] > before["bytes"] + 2_900_000 and after["inodes"] > before["inodes"]
+    assert after["mountpoint"] == store.root
+
+
+def test_retries(reg, store):
+    reg.add("lib/small", SMALL)
+    seen = {}
+
+    def bend(h, kind, ref):
+        seen[h.path] = seen.get(h.path, 0) + 1
+        if seen[h.path] == 1:
+            send(h, 503, b"", {"Retry-After": "0"})
+            return True
+        if seen[h.path] == 2 and kind == "manifests":
+            send(h, 429, b'{"errors":[{"code":"TOOMANYREQUESTS","message":"slow"}]}',
+                 {"Retry-After": "1"})
+            return True
+        return False
+    reg.bend = bend
+    store.pulled(f"{reg.host}/lib/small")
+
+
+def test_server_errors(reg, store):
+    reg.bend = lambda h, kind, ref: send(
+        h, 500, b'{"errors":[{"code":"UNKNOWN","message":"\\u001b[31mboom\\n"}]}') or True
+    answer = store.refused(f"{reg.host}/lib/small@{sha(b'x')}", "UNAVAILABLE", "boom")
+    assert "\x1b" not in answer["msg"] and answer["msg"].startswith("RegistryUnavailable: ")
+    reg.bend = lambda h, kind, ref: send(h, 429, b"", {"Retry-After": "3600"}) or True
+    answer = store.refused(f"{reg.host}/lib/small", "UNAVAILABLE", "3600 seconds")
+    assert answer["ms"] < 2000
+    reg.bend = lambda h, kind, ref: send(
+        h, 403, b'{"errors":[{"code":"DENIED","message":"not you"}]}') or True
+    store.refused(f"{reg.host}/lib/small@{sha(b'x')}", "PERMISSION_DENIED", "DENIED: not you")
+    store.empty()
+
+
+def test_head_not_supported(reg, store):
+    reg.add("lib/small", SMALL)
+
+    def bend(h, kind, ref):
+        if h.command == "HEAD":
+            send(h, 405)
+            return True
+        return False
+    reg.bend = bend
+    store.pulled(f"{reg.host}/lib/small")
+
+
+def test_redirect_keeps_secrets_home(reg, store):
+    other = Registry()
+    try:
+        reg.add("lib/small", SMALL)
+        other.add("lib/small", SMALL)
+
+        def bend(h, kind, ref):
+            if h.headers.get("Authorization") != "Basic " + base64.b64encode(b"u:secret").decode():
+                send(h, 401, b"", {"WWW-Authenticate": 'Basic realm="x"'})
+                return True
+            if kind == "blobs":
+                send(h, 307, b"", {"Location": f"http://{other.host}/v2/lib/small/blobs/{ref}"})
+                return True
+            return False
+        reg.bend = bend
+        store.toml(reg.host, f'server = "http://{reg.host}"\n[header]\nx-own = "mine"\n')
+        store.pulled(f"{reg.host}/lib/small", user="u", password="secret")
+        assert other.log, "nobody was redirected"
+        for _, headers, _ in other.log:
+            assert "Authorization" not in headers and "x-own" not in headers, headers
+        assert all(headers.get("x-own") == "mine" for _, headers, _ in reg.log)
+    finally:
+        other.close()
+
+
+def test_redirect_loop(reg, store):
+    def bend(h, kind, ref):
+        send(h, 302, b"", {"Location": h.path + "x"})
+        return True
+    reg.bend = bend
+    store.refused(f"{reg.host}/lib/small", "UNAVAILABLE", "redirects")
+    assert len(reg.log) <= 10
+
+
+def test_redirect_to_file(reg, store):
+    for where in ("file:///etc/passwd", "gopher://127.0.0.1/", "http://u:p@127.0.0.1/", "//"):
+        reg.bend = lambda h, kind, ref, w=where: send(h, 302, b"", {"Location": w}) or True
+        answer = store.pull(f"{reg.host}/lib/small")
+        assert not answer["ok"], answer
+
+
+def token_bend(reg, wants, give="T0KEN", uses=None):
+    """401 with a Bearer challenge at every registry path; /token answers as `wants` likes."""
+    def bend(h, kind, ref):
+        path = urllib.parse.urlsplit(h.path)
+        if path.path == "/token":
+            query = urllib.parse.parse_qs(path.query or h.posted.decode())
+            status = wants(h, query)
+            send(h, status, json.dumps({"token": give}).encode() if status == 200 else b"{}")
+            return True
+        ok = h.headers.get("Authorization") == f"Bearer {give}"
+        if ok and uses is not None:
+            uses[0] -= 1
+            ok = uses[0] >= 0
+        if not ok:
+            if uses is not None:
+                uses[0] = 2
+            send(h, 401, b'{"errors":[{"code":"UNAUTHORIZED","message":"log in"}]}', {
+                "WWW-Authenticate": f'Basic realm="no, \\"this\\"", Bearer '
+                f'realm="http://{reg.host}/token",service="the service",'
+                f'scope="repository:lib/small:pull"'})
+        return not ok
+    reg.bend = bend
+
+
+def test_token_anonymous(reg, store):
+    reg.add("lib/small", SMALL)
+    seen = []
+
+    def wants(h, query):
+        seen.append((h.command, query, h.headers.get("Authorization")))
+        return 200
+    token_bend(reg, wants)
+    store.pulled(f"{reg.host}/lib/small")
+    assert seen == [("GET", {"service": ["the service"], "scope": ["repository:lib/small:pull"]},
+                     None)], seen
+
+
+def test_token_oauth(reg, store):
+    reg.add("lib/small", SMALL)
+    token_bend(reg, lambda h, q: 200 if h.command == "POST" and q["username"] == ["me"] and
+               q["password"] == ["p&w"] and q["grant_type"] == ["password"] else 400)
+    store.pulled(f"{reg.host}/lib/small", user="me", password="p&w")
+
+
+def test_token_identity(reg, store):
+    reg.add("lib/small", SMALL)
+    token_bend(reg, lambda h, q: 200 if q.get("refresh_token") == ["idt"] else 401)
+    store.pulled(f"{reg.host}/lib/small", identity="idt")
+    store.run("remove", SMALL.id)
+    answer = store.refused(f"{reg.host}/lib/small", "UNAUTHENTICATED", identity="wrong-secret")
+    assert "wrong-secret" not in answer["msg"]
+
+
+def test_token_basic_fallback(reg, store):
+    reg.add("lib/small", SMALL)
+    want = "Basic " + base64.b64encode(b"me:pw").decode()
+    token_bend(reg, lambda h, q: 404 if h.command == "POST" else
+               200 if h.headers.get("Authorization") == want else 401)
+    store.pulled(f"{reg.host}/lib/small", auth=base64.b64encode(b"me:pw").decode())
+    store.run("remove", SMALL.id)
+    answer = store.refused(f"{reg.host}/lib/small", "UNAUTHENTICATED", user="me", password="bad-pw")
+    assert "bad-pw" not in answer["msg"], answer
+    store.empty()
+
+
+def test_token_expires(reg, store):
+    reg.add("lib/small", SMALL)
+    fetched = []
+    token_bend(reg, lambda h, q: fetched.append(1) or 200, uses=[0])
+    store.pulled(f"{reg.host}/lib/small", downloads=1)
+    assert len(fetched) >= 2
+
+
+def test_token_never_good(reg, store):
+    fetched = []
+
+    def bend(h, kind, ref):
+        if h.path.startswith("/token"):
+            fetched.append(1)
+            send(h, 200, b'{"token":"never"}')
+        else:
+            send(h, 401, b"", {"WWW-Authenticate": f'Bearer realm="http://{reg.host}/token"'})
+        return True
+    reg.bend = bend
+    store.refused(f"{reg.host}/lib/small", "UNAUTHENTICATED")
+    assert 1 <= len(fetched) <= 2, fetched
+
+
+def test_token_injection(reg, store):
+    """A token that would end the header line is not used."""
+    token_bend(reg, lambda h, q: 200, give="a\r\nX-Evil: 1")
+    store.refused(f"{reg.host}/lib/small", "UNAUTHENTICATED", "unusable token")
+
+
+def test_registry_token(reg, store):
+    reg.add("lib/small", SMALL)
+    token_bend(reg, lambda h, q: 500, give="given")
+    store.pulled(f"{reg.host}/lib/small", token="given")
+
+
+def test_credentials_for_another_server(reg, store):
+    reg.add("lib/small", SMALL)
+    store.pulled(f"{reg.host}/lib/small", user="u", password="p", server="https://other.example")
+
+    def bend(h, kind, ref):
+        send(h, 401, b"", {"WWW-Authenticate": 'Basic realm="x"'})
+        return True
+    reg.bend = bend
+    store.refused(f"{reg.host}/lib/small", "UNAUTHENTICATED", user="u", password="p",
+                  server="https://other.example")
+    assert not any("Authorization" in headers for _, headers, _ in reg.log)
+    store.refused(f"{reg.host}/lib/small", "INVALID_ARGUMENT", "base64", auth="!!!")
+
+
+def test_mirror(reg, store):
+    """Mirrors in file order; the upstream last; ?ns=; credentials stay with the upstream."""
+    mirror = Registry()
+    try:
+        reg.add("lib/small", SMALL)
+        mirror.add("lib/small", SMALL)
+        layer = sha(SMALL.blobs[1])
+        del mirror.blobs[layer]
+        store.toml("images.example", f'server = "http://{reg.host}"\n'
+                   f'[host."http://{mirror.host}"]\ncapabilities = ["pull"]\n')
+        store.pulled("images.example/lib/small", user="u", password="p")
+        assert mirror.count("manifests/latest") == 0  # may not resolve
+        assert reg.count("manifests/latest") == 1
+        assert mirror.count(f"blobs/{layer}") == 1 and reg.count(f"blobs/{layer}") == 1
+        assert reg.count(f"blobs/{sha(SMALL.blobs[0])}") == 0
+        assert all("ns=images.example" in entry[0] for entry in mirror.log + reg.log), reg.log
+        assert not any("Authorization" in headers for _, headers, _ in mirror.log)
+        image, = store.run("list")
+        assert image["tags"] == ["images.example/lib/small:latest"]
+    finally:
+        mirror.close()
+
+
+def test_mirror_down(reg, store):
+    reg.add("lib/small", SMALL)
+    store.toml("images.example", f'server = "http://{reg.host}"\n[host."http://127.0.0.1:9"]\n')
+    store.pulled("images.example/lib/small")
+    store.refused("images.example/lib/none", "NOT_FOUND")
+
+
+def test_mirror_path(reg, store):
+    reg.add("lib/small", SMALL)
+    reg.bend = lambda h, kind, ref: not h.path.startswith("/cache/hub/") and not send(h, 404)
+    original = reg.answer
+
+    def answer(h, kind, ref):
+        h.name = h.name.replace("hub/v2/", "").replace("hub/", "")
+        original(h, kind, ref)
+    reg.answer = answer
+    store.toml("docker.io", f'[host."http://{reg.host}/cache/hub"]\n')
+    store.pulled("lib/small")
+    assert reg.log[0][0].startswith("HEAD /cache/hub/v2/lib/small/"), reg.log[0]
+    store.toml("docker.io", f'[host."http://{reg.host}/cache/hub"]\noverride_path = true\n')
+    del reg.log[:]
+    store.pulled("lib/small")
+    assert reg.log[0][0].startswith("HEAD /cache/hub/lib/small/"), reg.log[0]
+
+
+def test_hosts_file_wrong(reg, store):
+    store.toml(reg.host, "server = 1\n")
+    store.refused(f"{reg.host}/x", "INVALID_ARGUMENT", "hosts.toml: line 1")
+    store.toml(reg.host, 'server = "http://a b"\n')
+    store.refused(f"{reg.host}/x", "INVALID_ARGUMENT", "usable URL")
+
+
+def certificate(directory):
+    done = subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj",
+         "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout",
+         directory + "/key.pem", "-out", directory + "/cert.pem"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    if done.returncode:
+        raise Skip("no openssl program")
+    return directory + "/cert.pem", directory + "/key.pem"
+
+
+def test_tls(reg, store):
+    secure = Registry(tls=certificate(store.hosts))
+    try:
+        secure.add("lib/small", SMALL)
+        ref = f"{secure.host}/lib/small"
+        store.toml(secure.host, f'server = "https://{secure.host}"\n')
+        answer = store.refused(ref, "UNAVAILABLE", "certificate")
+        assert answer["ms"] < 5000
+        store.empty()
+        store.toml(secure.host, f'server = "https://{secure.host}"\nca = "../cert.pem"\n')
+        store.pulled(ref)
+        store.run("remove", ref)
+        store.toml(secure.host, f'server = "https://{secure.host}"\nskip_verify = true\n')
+        store.pulled(ref)
+        store.run("remove", ref)
+        # Docker's layout, in the directory's other form.
+        shutil.rmtree(os.path.join(store.hosts, secure.host))
+        docker = os.path.join(store.hosts, f"127.0.0.1_{secure.port}_")
+        os.mkdir(docker)
+        shutil.copy(store.hosts + "/cert.pem", docker + "/ca.crt")
+        store.pulled(ref)
+        store.run("remove", ref)
+        # From TLS to plain HTTP: no.
+        reg.add("lib/small", SMALL)
+        secure.bend = lambda h, kind, r: kind == "blobs" and not send(
+            h, 307, b"", {"Location": f"http://{reg.host}{h.path}"})
+        store.refused(ref, "UNAVAILABLE", "away from TLS")
+        assert not reg.log
+        store.empty()
+    finally:
+        secure.close()
+
+
+def test_damaged_records(reg, store):
+    reg.add("lib/small", SMALL)
+    ref = f"{reg.host}/lib/small:latest"
+    store.pulled(ref)
+    # Names can still be read when only some page is bad.
+    db = store.root + "/images.db"
+    with sqlite3.connect(db) as c:
+        c.execute("PRAGMA user_version = 99")
+    image, = store.run("list")
+    assert image["id"] == SMALL.id and image["tags"] == [ref], image
+    assert "damaged" in store.stderr
+    assert os.path.exists(db + ".damaged")
+    # Nothing can be read.
+    for name in os.listdir(store.root):
+        if name.startswith("images.db"):
+            os.unlink(f"{store.root}/{name}")
+    with open(db, "wb") as f:
+        f.write(noise(100_000, "junk"))
+    image, = store.run("list")
+    assert image["id"] == SMALL.id and image["tags"] == [] and image["layers"] == 2, image
+    assert tree(store, SMALL.id) == {"etc/a": b"one\n", "etc/b": b"two\n"}
+    before = len(reg.log)
+    store.pulled(ref)
+    assert not any("blobs" in entry[0] for entry in reg.log[before:])
+    assert store.run("list")[0]["tags"] == [ref]
+
+
+def test_damaged_files(reg, store):
+    reg.add("lib/small", SMALL)
+    reg.add("lib/big", BIG)
+    store.pulled(f"{reg.host}/lib/small")
+    store.pulled(f"{reg.host}/lib/big")
+    # Leftovers of a killed daemon.
+    for path in ("tmp/7", "layers/" + "a" * 64 + ".erofs", "layers/junk", "blobs/sha256/" + "b" * 64,
+                 "meta/" + "c" * 64 + ".erofs"):
+        with open(f"{store.root}/{path}", "w") as f:
+            f.write("x")
+    with open(f"{store.root}/layers/{sha(BIG.tars[0])[7:]}.erofs", "r+b") as f:
+        f.truncate(4096)
+    images = store.run("list")
+    assert [i["id"] for i in images] == [SMALL.id], images
+    assert "dropped" in store.stderr
+    assert not any("junk" in f or "a" * 64 in f or "b" * 64 in f or "c" * 64 in f or "tmp" in f
+                   for f in store.files()), store.files()
+    store.pulled(f"{reg.host}/lib/big")
+    assert tree(store, BIG.id)["big"] == noise(3_000_000, "big")
+    # A lost tree is merged again; a lost config drops the image.
+    os.unlink(f"{store.root}/meta/{SMALL.id[7:]}.erofs")
+    assert len(store.run("list")) == 2
+    assert tree(store, SMALL.id)["etc/a"] == b"one\n"
+    os.unlink(f"{store.root}/blobs/sha256/{SMALL.id[7:]}")
+    assert [i["id"] for i in store.run("list")] == [BIG.id]
+
+
+def test_killed(reg, store):
+    """SIGKILL in the middle of a pull; the next start cleans up and pulls."""
+    gate = hang_in(reg, "k/big", BIG)
+    argv = [TOOL, "--unpacker", UNPACK, "--hosts", store.hosts, store.root, "pull",
+            f"{reg.host}/k/big"]
+    p = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 20
+    while not os.listdir(store.root + "/tmp") if os.path.isdir(store.root + "/tmp") else True:
+        assert time.monotonic() < deadline and p.poll() is None
+        time.sleep(0.05)
+    p.kill()
+    p.wait()
+    gate.set()
+    reg.bend = None
+    assert store.run("list") == []
+    store.empty()
+    store.pulled(f"{reg.host}/k/big")
+
+
+def test_one_daemon(reg, store):
+    gate = hang_in(reg, "k/big", BIG)
+    argv = [TOOL, "--unpacker", UNPACK, "--hosts", store.hosts, store.root, "pull",
+            f"{reg.host}/k/big"]
+    p = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 20
+        while reg.count("blobs") == 0:
+            assert time.monotonic() < deadline and p.poll() is None
+            time.sleep(0.05)
+        assert "in use" in store.run("list")[0]["msg"]
+    finally:
+        p.kill()
+        p.wait()
+        gate.set()
+
+
+def test_full_disk(reg, store):
+    """RLIMIT_FSIZE stands for a full disk: an error that says so, and nothing left."""
+    reg.add("r/big", BIG)
+    shell = ["bash", "-c", 'ulimit -f 1000; trap "" XFSZ; exec "$@"', "x", TOOL, "--unpacker", UNPACK,
+             "--hosts", store.hosts, store.root, "pull", f"{reg.host}/r/big"]
+    done = subprocess.run(shell, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
+    answer = json.loads(done.stdout.splitlines()[0])
+    assert not answer["ok"], answer
+    store.empty()
+    store.pulled(f"{reg.host}/r/big")
+
+
+def test_jailed(reg, store):
+    if not JAIL:
+        raise Skip("wants root and aspis-jail")
+    os.chmod(store.root, 0o700)
+    reg.add("lib/small", SMALL)
+    store.pulled(f"{reg.host}/lib/small", jail=True)
+    assert tree(store, SMALL.id) == {"etc/a": b"one\n", "etc/b": b"two\n"}
+
+
+def push(port, name, image, tag):
+    """Plain distribution API, as any client would."""
+    base = f"http://127.0.0.1:{port}/v2/{name}"
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    def call(method, url, data=b"", kind="application/octet-stream"):
+        request = urllib.request.Request(url, data, {"Content-Type": kind}, method=method)
+        return opener.open(request, timeout=20)
+    for blob in image.blobs + [image.config]:
+        where = call("POST", base + "/blobs/uploads/").headers["Location"]
+        where = urllib.parse.urljoin(base, where)
+        call("PUT", where + ("&" if "?" in where else "?") + "digest=" + sha(blob), blob)
+    call("PUT", f"{base}/manifests/{tag}", image.manifest, image.type)
+
+
+def wait_port(port, p):
+    deadline = time.monotonic() + 20
+    while True:
+        with socket.socket() as s:
+            if s.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        assert time.monotonic() < deadline and p.poll() is None, "registry does not start"
+        time.sleep(0.1)
+
+
+def test_docker_registry(reg, store):
+    if not shutil.which("docker-registry"):
+        raise Skip("docker-registry is not installed")
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    where = store.root + "-registry"
+    os.mkdir(where)
+    with open(where + "/config.yml", "w") as f:
+        f.write(f"version: 0.1\nstorage: {{filesystem: {{rootdirectory: {where}/data}}}}\n"
+                f"http: {{addr: '127.0.0.1:{port}'}}\nlog: {{level: error}}\n")
+    p = subprocess.Popen(["docker-registry", "serve", where + "/config.yml"],
+                         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_port(port, p)
+        image = Image([{"bin/x": noise(200_000, 1)}, {"etc/y": b"y"}])
+        push(port, "team/app", image, "1.0")
+        ref = f"localhost:{port}/team/app"
+        assert store.pulled(ref + ":1.0")["id"] == image.id
+        store.run("remove", image.id)
+        store.pulled(f"{ref}@{sha(image.manifest)}")
+        assert tree(store, image.id) == {"bin/x": noise(200_000, 1), "etc/y": b"y"}
+        store.refused(ref + ":2.0", "NOT_FOUND")
+        store.refused(f"localhost:{port}/team/none", "NOT_FOUND")
+        if shutil.which("zstd"):
+            packed = Image([{"z": b"zstd"}], "zstd")
+            push(port, "team/zstd", packed, "latest")
+            assert tree(store, store.pulled(f"localhost:{port}/team/zstd")["id"]) == {"z": b"zstd"}
+    finally:
+        p.send_signal(signal.SIGTERM)
+        p.wait(20)
+        shutil.rmtree(where)
+
+
+def main():
+    # A proxy in the environment must not see loopback traffic.
+    os.environ["http_proxy"] = os.environ["HTTP_PROXY"] = "http://127.0.0.1:9"
+    tests = [(name, f) for name, f in globals().items() if name.startswith("test_")]
+    only = os.environ.get("ONLY")
+    if only:
+        tests = [t for t in tests if only in t[0]]
+    print(f"1..{len(tests)}")
+    failed = 0
+    for number, (name, f) in enumerate(tests, 1):
+        reg, store = Registry(), Store()
+        try:
+            f(reg, store)
+            print(f"ok {number} - {name}", flush=True)
+        except Skip as e:
+            print(f"ok {number} - {name} # SKIP {e}", flush=True)
+        except Exception as e:  # noqa: BLE001 - every failure is one "not ok"
+            failed += 1
+            line = e.__traceback__
+            while line.tb_next:
+                line = line.tb_next
+            print(f"not ok {number} - {name}", flush=True)
+            print(f"# line {line.tb_lineno}: {type(e).__name__}: {str(e)[:2000]}", flush=True)
+            print("# " + getattr(store, "stderr", "")[-1500:].replace("\n", "\n# "), flush=True)
+        finally:
+            reg.close()
+            store.close()
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
