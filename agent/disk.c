@@ -34,8 +34,8 @@ struct waiter {
 struct disks {
     struct loop *loop;
     char *dir;
-    LIST_HEAD(, image) images;
-    LIST_HEAD(, waiter) waiters;
+    LIST_HEAD(image_list, image) images;
+    LIST_HEAD(waiter_list, waiter) waiters;
     unsigned n_waiters;
     const char **names; /* result of disks_mounted() */
 };
@@ -143,10 +143,16 @@ void disks_free(struct disks *d)
         return;
     auto_err struct err err = ERR_INIT;
     err_set(&err, ERR_CANCELLED, "the agent is ending");
-    while (!LIST_EMPTY(&d->waiters))
-        waiter_end(LIST_FIRST(&d->waiters), NULL, &err);
-    while (!LIST_EMPTY(&d->images))
-        image_free(LIST_FIRST(&d->images));
+    struct waiter *next_waiter;
+    for (struct waiter *w = LIST_FIRST(&d->waiters); w != NULL; w = next_waiter) {
+        next_waiter = LIST_NEXT(w, link);
+        waiter_end(w, NULL, &err);
+    }
+    struct image *next_image;
+    for (struct image *i = LIST_FIRST(&d->images); i != NULL; i = next_image) {
+        next_image = LIST_NEXT(i, link);
+        image_free(i);
+    }
     free(d->names);
     free(d->dir);
     free(d);
