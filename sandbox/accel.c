@@ -64,9 +64,10 @@ static void set_verdict(struct machine_factory *f, enum accel accel, const char 
 void accel_load(struct machine_factory *f)
 {
     auto_free char *path = cache_path(f);
-    auto_free char *text = fs_read(path, KiB(64), NULL, NULL);
+    size_t len = 0;
+    auto_free char *text = fs_read(path, KiB(64), &len, NULL);
     auto_free char *key = make_key(f);
-    json_auto_t *v = text != NULL ? json_loads(text, JSON_REJECT_DUPLICATES, NULL) : NULL;
+    json_auto_t *v = text != NULL ? json_loadb(text, len, JSON_REJECT_DUPLICATES, NULL) : NULL;
     const char *theirs = json_string_value(json_object_get(v, "key"));
     const char *accel = json_string_value(json_object_get(v, "accel"));
     const char *reason = json_string_value(json_object_get(v, "reason"));

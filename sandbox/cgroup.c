@@ -250,10 +250,11 @@ int cgroup_create(const char *path, struct strv *dirs, struct err *err)
 static int kill_members(const char *dir, bool *any, struct cancel *cancel, struct err *err)
 {
     auto_free char *file = fs_format("%s/cgroup.procs", dir);
-    auto_free char *text = fs_read(file, MiB(1), NULL, NULL);
+    size_t len = 0;
+    auto_free char *text = fs_read(file, MiB(1), &len, NULL);
     char *save = NULL;
     *any = false;
-    for (char *line = text != NULL ? strtok_r(text, "\n", &save) : NULL; line != NULL;
+    for (char *line = len > 0 ? strtok_r(text, "\n", &save) : NULL; line != NULL;
          line = strtok_r(NULL, "\n", &save)) {
         int64_t pid;
         if (str_to_i64(line, &pid) < 0 || pid <= 1 || pid == getpid())
@@ -316,8 +317,9 @@ bool cgroup_populated(const char *path)
         return false;
     for (size_t i = 0; i < h.n; i++) {
         auto_free char *procs = fs_format("%s%s/cgroup.procs", h.v[i].mount, path);
-        auto_free char *text = fs_read(procs, MiB(1), NULL, NULL);
-        if (!str_empty(text))
+        size_t len = 0;
+        auto_free char *text = fs_read(procs, MiB(1), &len, NULL);
+        if (text != NULL && len > 0)
             return true;
     }
     return false;
