@@ -33,7 +33,7 @@ static int add_ingress(struct nl_sock *sk, int ifindex, struct err *err)
         return rtnl_err(err, -NLE_NOMEM, "ingress qdisc");
     rtnl_tc_set_ifindex(TC_CAST(q), ifindex);
     rtnl_tc_set_parent(TC_CAST(q), TC_H_INGRESS);
-    rtnl_tc_set_handle(TC_CAST(q), TC_HANDLE(0xffff, 0));
+    rtnl_tc_set_handle(TC_CAST(q), TC_HANDLE(0xffffU, 0));
     e = rtnl_tc_set_kind(TC_CAST(q), "ingress");
     if (e == 0)
         e = rtnl_qdisc_add(sk, q, NLM_F_CREATE | NLM_F_EXCL);
