@@ -78,10 +78,10 @@ static char *read_file(const char *path, size_t *len, struct err *err)
 
 /* ---- one list ---- */
 
-static int check_plugin(const json_t *p, struct err *err)
+static int check_plugin(json_t *p, struct err *err)
 {
     const char *type = json_get_string(p, "type");
-    const json_t *caps = json_object_get(p, "capabilities"), *v;
+    json_t *caps = json_object_get(p, "capabilities"), *v;
     const char *key;
 
     if (!json_is_object(p))
@@ -95,11 +95,8 @@ static int check_plugin(const json_t *p, struct err *err)
         return 0;
     if (!json_is_object(caps))
         return err_set(err, ERR_INVALID, "%s: `capabilities` is not an object", type);
-    /* json_object_foreach() wants a mutable tree, which it does not change. */
-    for (void *it = json_object_iter((json_t *)(uintptr_t)caps); it != NULL;
-         it = json_object_iter_next((json_t *)(uintptr_t)caps, it)) {
-        key = json_object_iter_key(it);
-        v = json_object_iter_value(it);
+    json_object_foreach(caps, key, v)
+    {
         if (!json_is_boolean(v))
             return err_set(err, ERR_INVALID, "%s: capability %s is not a boolean", type, key);
     }
@@ -200,7 +197,7 @@ static struct cni_conf *from_tree(json_t *list, const char *file, struct err *er
     auto_cni_conf struct cni_conf *c = xcalloc(1, sizeof(*c));
     const char *name = json_get_string(list, "name");
     json_t *plugins = json_object_get(list, "plugins");
-    const json_t *p;
+    json_t *p;
     size_t i;
 
     __atomic_store_n(&c->refs, 1, __ATOMIC_RELAXED);

@@ -126,7 +126,7 @@ static void add_check_del(void **state)
     struct fixture *f = *state;
     struct world w;
     struct cni_attachment a = pod("pod1");
-    auto_free char *text = NULL, *log = NULL, *env = NULL;
+    auto_free char *text = NULL, *env = NULL;
     auto_json json_t *cache = NULL, *in = NULL;
     auto_cache_entry struct cache_entry e = {0};
     auto_free char *file = fs_format("%s/results/net-pod1-eth0", f->cache);
