@@ -323,7 +323,7 @@ static int event_came(struct link *l, const struct frame *f, struct err *err)
         return err_set(err, ERR_DATA_LOSS, "an event of %zu bytes cannot be read", f->len);
     (void)pthread_mutex_lock(&l->rpc.lock);
     old = ev->seq <= l->last_event;
-    flood = !old && l->n_unacked >= LIMIT_AGENT_EVENTS;
+    flood = !old && l->n_unacked >= 2 * LIMIT_AGENT_EVENTS; /* it keeps fewer than half */
     if (!old && !flood) {
         l->last_event = ev->seq;
         l->n_unacked++;
@@ -333,7 +333,7 @@ static int event_came(struct link *l, const struct frame *f, struct err *err)
         return err_set(err, ERR_EXHAUSTED,
                        "the guest sent more than %d events that nobody "
                        "acknowledged",
-                       LIMIT_AGENT_EVENTS);
+                       2 * LIMIT_AGENT_EVENTS);
     if (old)
         return link_chan_junk(&l->rpc, err);
     if (l->cb.on_event != NULL)

@@ -288,7 +288,7 @@ static bool put_event(struct fake *f, uint64_t seq)
 static void s_flood_events(struct fake *f)
 {
     hello(f, 1);
-    for (uint64_t i = 1; i < 6000; i++)
+    for (uint64_t i = 1; i < 10000; i++)
         if (!put_event(f, i))
             return;
 }
