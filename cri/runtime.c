@@ -1,8 +1,9 @@
 #include "cri/runtime.h"
 
+#include <dirent.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
+#include <unistd.h>
 
 #include "base/fs.h"
 #include "base/limits.h"
@@ -13,6 +14,7 @@
 #include "cri/model.h"
 #include "cri/sandbox_ops.h"
 #include "netplugin/cni.h"
+#include "netplugin/netns.h"
 
 /* A VM of an earlier daemon that does not answer in this time is given up. */
 #define ADOPT_NS (15LL * 1000000000)
@@ -320,6 +322,50 @@ static void recover_sandbox(struct sandbox *s, struct cancel *cancel)
               LOG_STR("sandbox", s->rec.id), LOG_STR("error", err_msg(&err)));
 }
 
+/* Names in a directory of the run root that `known` does not know, handed to `drop` with their
+ * paths. */
+static void sweep(struct runtime *rt, const char *sub,
+                  bool (*known)(struct runtime *, const char *), void (*drop)(const char *path))
+{
+    auto_free char *base = fs_format("%s/%s", rt->deps.run_root, sub);
+    auto_closedir DIR *d = opendir(base);
+    struct dirent *e;
+    while (d != NULL && (e = readdir(d)) != NULL) {
+        if (e->d_name[0] == '.' || known(rt, e->d_name))
+            continue;
+        auto_free char *path = fs_format("%s/%s", base, e->d_name);
+        drop(path);
+    }
+}
+
+static bool known_sandbox(struct runtime *rt, const char *id)
+{
+    struct sandbox *s = NULL;
+    HASH_FIND(hh, rt->sandboxes, id, strlen(id), s);
+    return s != NULL;
+}
+
+static bool known_container(struct runtime *rt, const char *id)
+{
+    struct container *c = NULL;
+    HASH_FIND(hh, rt->containers, id, strlen(id), c);
+    return c != NULL;
+}
+
+/* The namespace of a sandbox whose record was lost: its path stands in the run directory too. */
+static void drop_netns(const char *run_dir)
+{
+    auto_free char *file = fs_format("%s/" SANDBOX_NETNS_FILE, run_dir);
+    auto_free char *path = fs_read(file, LIMIT_PATH, NULL, NULL);
+    if (path != NULL && str_starts(path, "/run/netns/cni-") && strstr(path, "/..") == NULL)
+        (void)netns_remove(path, NULL);
+}
+
+static void drop_file(const char *path)
+{
+    (void)unlink(path);
+}
+
 int runtime_recover(struct runtime *rt, struct cancel *cancel, struct err *err)
 {
     load(rt, err);
@@ -338,11 +384,13 @@ int runtime_recover(struct runtime *rt, struct cancel *cancel, struct err *err)
     for (struct sandbox *s = rt->sandboxes; s != NULL; s = s->hh.next)
         ids[n++] = s->rec.id;
     auto_err struct err why = ERR_INIT;
-    if (machine_collect(rt->deps.factory, ids, n, &why) < 0)
-        log_error("cannot collect leftovers", LOG_STR("error", err_msg(&why)));
+    sweep(rt, "logs", known_container, drop_file);
     auto_cancel struct cancel *limit = cancel_child(cancel, mono_ns() + CLEAN_NS, NULL);
     if (cni_gc(rt->deps.cni, ids, n, limit, &why) < 0)
         log_warn("network garbage collection failed", LOG_STR("error", err_msg(&why)));
+    sweep(rt, "sandboxes", known_sandbox, drop_netns);
+    if (machine_collect(rt->deps.factory, ids, n, &why) < 0)
+        log_error("cannot collect leftovers", LOG_STR("error", err_msg(&why)));
     free(ids);
     return cancel_check(cancel, err);
 }

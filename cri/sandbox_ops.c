@@ -141,7 +141,11 @@ static int network_up(struct sandbox *s, int *tap, struct cancel *cancel, struct
     /* the path is recorded before it exists, so that a killed daemon's successor can take it away
      */
     set_text(s, &s->rec.netns, fs_format("/run/netns/%s", name));
-    if (sandbox_save(s, err) < 0 || FAILPOINT("sandbox.netns", err) < 0)
+    auto_free char *dir = sandbox_run_dir(s);
+    auto_free char *note = fs_format("%s/" SANDBOX_NETNS_FILE, dir);
+    if (sandbox_save(s, err) < 0 || fs_mkdir_p(dir, 0700, err) < 0 ||
+        fs_write_atomic(note, s->rec.netns, strlen(s->rec.netns), 0600, false, err) < 0 ||
+        FAILPOINT("sandbox.netns", err) < 0)
         return -1;
     auto_free char *path = NULL;
     if (netns_create(name, &path, err) < 0)

@@ -22,6 +22,9 @@ int sandbox_remove(struct sandbox *s, struct cancel *cancel, struct err *err);
 /* The machine's callbacks; arg is the sandbox, which must outlive the machine. */
 extern const struct machine_callbacks sandbox_machine_callbacks;
 
+/* In the run directory: the path of the network namespace, for the day when the record is lost. */
+#define SANDBOX_NETNS_FILE "netns"
+
 /* For recovery. */
 struct machine_spec sandbox_machine_spec(const struct sandbox *s);
 int sandbox_configure_pod(struct sandbox *s, struct machine *m, struct cancel *cancel,

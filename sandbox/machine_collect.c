@@ -53,9 +53,11 @@ static char *sandbox_of(const struct machine_factory *f, const char *proc_dir)
     return NULL;
 }
 
-/* Kills the VMs of ours that the list does not name; with `only` those of that one sandbox. */
+/* Kills the VMs of ours that the list does not name; with `only` those of that one sandbox. *killed
+ * gets their ids. */
 static int kill_strays(struct machine_factory *f, const char *const *ids, size_t n,
-                       const char *only, struct cancel *cancel, struct err *err)
+                       const char *only, struct strv *killed, struct cancel *cancel,
+                       struct err *err)
 {
     auto_closedir DIR *d = opendir("/proc");
     struct dirent *e;
@@ -71,6 +73,7 @@ static int kill_strays(struct machine_factory *f, const char *const *ids, size_t
         (void)syscall(SYS_pidfd_send_signal, fd, SIGKILL, NULL, 0);
         if (cancel_poll(cancel, fd, POLLIN, -1, err) < 0)
             return err_wrap(err, "kill stray vm %s", id);
+        strv_add(killed, id);
     }
     return 0;
 }
@@ -92,9 +95,10 @@ static int remove_dirs(const char *root, const char *const *ids, size_t n, struc
 }
 
 /* Groups of ours below the places pods have theirs. A group with a process in it is another
- * daemon's: those of ours were killed before. */
+ * daemon's, unless we just killed that process and nobody has reaped it yet. */
 static int remove_cgroups(struct machine_factory *f, const char *const *ids, size_t n,
-                          const char *only, struct cancel *cancel, struct err *err)
+                          const char *only, const struct strv *killed, struct cancel *cancel,
+                          struct err *err)
 {
     const char *places[] = {f->config.cgroup_root, "/kubepods", "/kubepods.slice"};
     auto_strv struct strv found = {0};
@@ -104,7 +108,8 @@ static int remove_cgroups(struct machine_factory *f, const char *const *ids, siz
     for (size_t i = 0; i < found.n; i++) {
         const char *name = strrchr(found.v[i], '/') + 1 + strlen("aspis-");
         if ((only != NULL ? strcmp(name, only) != 0 : listed(name, ids, n)) ||
-            cgroup_populated(found.v[i]))
+            (!listed(name, (const char *const *)killed->v, killed->n) &&
+             cgroup_populated(found.v[i])))
             continue;
         if (cgroup_remove(found.v[i], f->config.cgroup_root, cancel, err) < 0)
             ret = -1;
@@ -115,21 +120,23 @@ static int remove_cgroups(struct machine_factory *f, const char *const *ids, siz
 int machine_kill_stray(struct machine_factory *f, const char *id, struct cancel *cancel,
                        struct err *err)
 {
-    if (kill_strays(f, NULL, 0, id, cancel, err) < 0)
+    auto_strv struct strv killed = {0};
+    if (kill_strays(f, NULL, 0, id, &killed, cancel, err) < 0)
         return -1;
-    return remove_cgroups(f, NULL, 0, id, cancel, err);
+    return remove_cgroups(f, NULL, 0, id, &killed, cancel, err);
 }
 
 int machine_collect(struct machine_factory *f, const char *const *ids, size_t n_ids,
                     struct err *err)
 {
     auto_cancel struct cancel *c = cancel_new(mono_ns() + KILL_WAIT_NS, err);
+    auto_strv struct strv killed = {0};
     if (c == NULL)
         return -1;
-    if (kill_strays(f, ids, n_ids, NULL, c, err) < 0 ||
+    if (kill_strays(f, ids, n_ids, NULL, &killed, c, err) < 0 ||
         remove_dirs(f->config.run_root, ids, n_ids, err) < 0 ||
         remove_dirs(f->config.state_root, ids, n_ids, err) < 0 ||
-        remove_cgroups(f, ids, n_ids, NULL, c, err) < 0)
+        remove_cgroups(f, ids, n_ids, NULL, &killed, c, err) < 0)
         return err_wrap(err, "collect leftovers");
     return 0;
 }

@@ -66,14 +66,10 @@ def snapshot(daemon):
 
 
 def compare(before, after):
-    """A readable list of what is there now and was not, or the other way round."""
+    """A readable list of what is there now and was not. What went away meanwhile was somebody else's."""
     wrong = []
     for key, was in before.items():
-        now = after[key]
-        if was == now:
-            continue
-        extra = [x for x in now if x not in was]
-        gone = [x for x in was if x not in now]
-        if extra or gone:
-            wrong.append(f"{key}: left behind {extra}, missing {gone}")
+        extra = [x for x in after[key] if x not in was]
+        if extra:
+            wrong.append(f"{key}: left behind {extra}")
     return wrong

@@ -44,7 +44,7 @@ def images(registry):
 def shared_daemon(images):
     d = Daemon(world("s"))
     d.start()
-    d.client.PullImage(image={"image": images["busybox"]}, timeout=120)
+    d.client.PullImage(image={"image": images["busybox"]})
     yield d
     d.destroy()
 

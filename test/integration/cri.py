@@ -39,7 +39,7 @@ METHODS = _methods()
 
 
 class Client:
-    """client.Version(version="v1") sends a VersionRequest and gives the VersionResponse."""
+    """client.Version(version="v1") sends a VersionRequest and gives the VersionResponse; deadline is gRPC's, in seconds."""
 
     def __init__(self, socket):
         self.channel = grpc.insecure_channel(
@@ -50,10 +50,10 @@ class Client:
     def __getattr__(self, name):
         path, request, reply = METHODS[name]
 
-        def call(message=None, timeout=120, **fields):
+        def call(message=None, deadline=240, **fields):
             stub = self.channel.unary_unary(path, request_serializer=request.SerializeToString,
                                             response_deserializer=reply.FromString)
-            return stub(message if message is not None else request(**fields), timeout=timeout)
+            return stub(message if message is not None else request(**fields), timeout=deadline)
 
         return call
 

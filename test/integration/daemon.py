@@ -105,18 +105,26 @@ class Daemon:
         self.proc = subprocess.Popen([str(BUILD / "cri" / "aspisd"), "--config", str(self.config)],
                                      stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env)
         log.close()
-        self.client = Client(self.socket)
         deadline = time.monotonic() + wait
-        while True:
-            try:
-                self.client.Version(timeout=5)
-                return self
-            except grpc.RpcError:
-                if self.proc.poll() is not None:
-                    raise AssertionError(f"aspisd ended with {self.proc.returncode}:\n{self.log_text()[-4000:]}")
-                if time.monotonic() > deadline:
-                    raise AssertionError(f"aspisd does not answer:\n{self.log_text()[-4000:]}")
-                time.sleep(0.05)
+        while not self.answers():
+            if self.proc.poll() is not None:
+                raise AssertionError(f"aspisd ended with {self.proc.returncode}:\n{self.log_text()[-4000:]}")
+            if time.monotonic() > deadline:
+                raise AssertionError(f"aspisd does not answer:\n{self.log_text()[-4000:]}")
+            time.sleep(0.02)
+        return self
+
+    def answers(self):
+        # a new channel each time: gRPC waits a second before it dials again
+        if not self.socket.exists():
+            return False
+        self.client = Client(self.socket)
+        try:
+            self.client.Version(deadline=5)
+            return True
+        except grpc.RpcError:
+            self.client.close()
+            return False
 
     def stop(self, timeout=60):
         """SIGTERM; pods keep running."""

@@ -97,7 +97,7 @@ def test_guest_panic_is_seen_and_explained(daemon, make_pod):
                   security={"capabilities": {"add_capabilities": ["ALL"]}, "readonly_paths": []})
     # the container's /proc/sysrq-trigger is writable when nothing is read-only
     with pytest.raises(grpc.RpcError):
-        daemon.client.ExecSync(container_id=c, cmd=["sh", "-c", "echo c > /proc/sysrq-trigger"], timeout=10)
+        daemon.client.ExecSync(container_id=c, cmd=["sh", "-c", "echo c > /proc/sysrq-trigger"], deadline=10)
     deadline = time.monotonic() + 5
     while pod.status().state != pb.SANDBOX_NOTREADY:
         assert time.monotonic() < deadline
