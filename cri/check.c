@@ -35,7 +35,7 @@ __attribute__((format(printf, 4, 5))) static void say(struct check *c, enum verd
     static const char *const marks[] = {"ok  ", "note", "FAIL"};
     va_list ap;
     va_start(ap, fmt);
-    (void)fprintf(c->out, "%s  %-12s ", marks[v], what);
+    (void)fprintf(c->out, "%s  %-13s ", marks[v], what);
     (void)vfprintf(c->out, fmt, ap);
     (void)fputc('\n', c->out);
     va_end(ap);
@@ -107,14 +107,17 @@ static void check_facts(struct check *c, struct loop *loop)
     if (f == NULL || machine_facts(f, &facts, &err) < 0) {
         say(c, BAD, "machine", "%s", err_msg(&err));
     } else {
-        static const char *const accels[] = {"not decided yet", "kvm", "tcg (emulation, slow)"};
         static const char *const transports[] = {"auto", "virtio-serial", "vsock"};
         if (facts.qemu_version != NULL)
-            say(c, GOOD, "qemu", "version %s", facts.qemu_version);
+            say(c, GOOD, "qemu version", "%s", facts.qemu_version);
         if (facts.kernel_release != NULL)
-            say(c, GOOD, "kernel", "release %s", facts.kernel_release);
-        say(c, facts.accel == ACCEL_TCG ? NOTE : GOOD, "accelerator", "%s: %s", accels[facts.accel],
-            facts.accel_reason != NULL ? facts.accel_reason : "");
+            say(c, GOOD, "guest kernel", "%s", facts.kernel_release);
+        if (facts.accel == ACCEL_AUTO)
+            say(c, GOOD, "accelerator", "auto: decided when the first guest boots");
+        else
+            say(c, facts.accel == ACCEL_TCG ? NOTE : GOOD, "accelerator", "%s: %s",
+                facts.accel == ACCEL_KVM ? "kvm" : "tcg (emulation)",
+                facts.accel_reason != NULL ? facts.accel_reason : "");
         say(c, GOOD, "transport", "%s: %s", transports[facts.transport],
             facts.transport_reason != NULL ? facts.transport_reason : "");
         if (facts.ready)

@@ -135,9 +135,13 @@ static void raise_fd_limit(void)
     struct rlimit r;
     if (getrlimit(RLIMIT_NOFILE, &r) < 0 || r.rlim_cur >= WANTED_FDS)
         return;
-    r.rlim_cur = r.rlim_max < WANTED_FDS ? r.rlim_max : WANTED_FDS;
-    if (setrlimit(RLIMIT_NOFILE, &r) < 0 || r.rlim_cur < WANTED_FDS)
-        log_warn("few file descriptors", LOG_INT("limit", r.rlim_cur));
+    struct rlimit all = {.rlim_cur = WANTED_FDS,
+                         .rlim_max = r.rlim_max > WANTED_FDS ? r.rlim_max : WANTED_FDS};
+    if (setrlimit(RLIMIT_NOFILE, &all) == 0)
+        return;
+    r.rlim_cur = r.rlim_max; /* not allowed to raise the hard limit */
+    (void)setrlimit(RLIMIT_NOFILE, &r);
+    log_warn("few file descriptors", LOG_INT("limit", r.rlim_cur));
 }
 
 static int open_stores(struct parts *p, struct err *err)

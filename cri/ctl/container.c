@@ -115,9 +115,26 @@ int cmd_stopp(struct ctl *ctl, int argc, char **argv, struct err *err)
     return each(ctl, argc, argv, ctl_pod, ctl_stop_pod, "POD", err);
 }
 
+static char *log_dir_of(struct ctl *ctl, const char *id)
+{
+    Runtime__V1__PodSandboxStatusRequest r = RUNTIME__V1__POD_SANDBOX_STATUS_REQUEST__INIT;
+    r.pod_sandbox_id = (char *)(uintptr_t)id;
+    const Runtime__V1__PodSandboxStatusResponse *s =
+        (const Runtime__V1__PodSandboxStatusResponse *)ctl_call(
+            ctl, RUNTIME_SERVICE "PodSandboxStatus", &r.base,
+            &runtime__v1__pod_sandbox_status_response__descriptor, NULL);
+    if (s == NULL || s->status == NULL || s->status->metadata == NULL)
+        return NULL;
+    return ctl_log_dir(s->status->metadata->name, s->status->metadata->uid);
+}
+
+/* Also the logs, if `aspisctl run` made the pod. */
 static int stop_and_remove_pod(struct ctl *ctl, const char *id, struct err *err)
 {
-    return ctl_stop_pod(ctl, id, err) < 0 ? -1 : ctl_remove_pod(ctl, id, err);
+    auto_free char *logs = log_dir_of(ctl, id);
+    if (ctl_stop_pod(ctl, id, err) < 0 || ctl_remove_pod(ctl, id, err) < 0)
+        return -1;
+    return logs != NULL ? fs_rm_rf(logs, err) : 0;
 }
 
 int cmd_rmp(struct ctl *ctl, int argc, char **argv, struct err *err)

@@ -51,6 +51,9 @@ int ctl_remove_container(struct ctl *ctl, const char *id, struct err *err);
 int ctl_stop_pod(struct ctl *ctl, const char *id, struct err *err);
 int ctl_remove_pod(struct ctl *ctl, const char *id, struct err *err);
 
+/* Where `run` keeps the logs of a pod; the caller's. NULL when name or uid cannot be ours. */
+char *ctl_log_dir(const char *name, const char *uid);
+
 /* Pulls with progress on stderr; the image's id. */
 const char *ctl_pull(struct ctl *ctl, const char *image, struct err *err);
 

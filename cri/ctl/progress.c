@@ -40,15 +40,14 @@ static void print_layer(const struct progress *p, const struct layer *l)
     (void)fprintf(p->out, "%*s",
                   l->phase[0] != '\0' && strlen(l->phase) < 12 ? (int)(12 - strlen(l->phase)) : 1,
                   "");
-    if (l->total > 0 && p->tty) {
+    if (l->total <= 1) /* steps, not bytes */
+        return;
+    if (p->tty) {
         uint64_t shown = l->done < l->total ? l->done : l->total;
         int full = (int)((double)shown * BAR / (double)l->total);
         (void)fprintf(p->out, "[%.*s%*s] ", full, "##############################", BAR - full, "");
     }
-    if (l->total > 0 || l->done > 0)
-        (void)fputs(ctl_size(l->done, done), p->out);
-    if (l->total > 0)
-        (void)fprintf(p->out, " of %s", ctl_size(l->total, total));
+    (void)fprintf(p->out, "%s of %s", ctl_size(l->done, done), ctl_size(l->total, total));
 }
 
 /* How many lines fit: more than the screen cannot be drawn over. */

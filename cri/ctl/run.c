@@ -2,7 +2,7 @@
 #include <getopt.h>
 #include <signal.h>
 #include <string.h>
-#include <sys/signalfd.h>
+#include <sys/eventfd.h>
 
 #include "base/fs.h"
 #include "base/str.h"
@@ -10,7 +10,6 @@
 #include "cri/ctl/follow.h"
 #include "cri/ctl/wait.h"
 
-#define LOG_ROOT "/var/log/aspis"
 #define CONTAINER_NAME "main"
 #define STOP_SECONDS 10
 
@@ -219,21 +218,37 @@ static void end(const struct run *r, bool all)
     }
 }
 
+static int caught = -1;
+
+static void on_caught(int sig)
+{
+    (void)sig;
+    int saved = errno;
+    (void)eventfd_write(caught, 1);
+    errno = saved;
+}
+
+/* A handler and not a signalfd: gRPC's threads were made with these signals unblocked. */
+static int catch_signals(struct err *err)
+{
+    auto_close int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK | EFD_SEMAPHORE);
+    struct sigaction sa = {.sa_handler = on_caught, .sa_flags = SA_RESTART};
+    caught = fd;
+    if (fd < 0 || sigaction(SIGINT, &sa, NULL) < 0 || sigaction(SIGTERM, &sa, NULL) < 0)
+        return err_sys(err, errno, "catch signals");
+    return take_fd(&fd);
+}
+
 static int run(struct run *r, struct err *err)
 {
     const char *image_id = get_image(r, err); /* may be interrupted: there is nothing to clean up */
     if (image_id == NULL)
         return -1;
-    /* Blocked before the wait's thread exists, and so that an interrupt never leaves a pod behind.
+    /* From here on an interrupt must not leave a pod behind: it is kept until the container runs.
      */
-    sigset_t set;
-    (void)sigemptyset(&set);
-    (void)sigaddset(&set, SIGINT);
-    (void)sigaddset(&set, SIGTERM);
-    (void)sigprocmask(SIG_BLOCK, &set, NULL);
-    auto_close int signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+    auto_close int signals = catch_signals(err);
     if (signals < 0)
-        return err_sys(err, errno, "signalfd");
+        return -1;
     int rc = make_all(r, image_id, err);
     bool made = rc == 0;
     if (rc == 0 && r->detach) {
@@ -246,6 +261,7 @@ static int run(struct run *r, struct err *err)
     }
     if (!made || !r->detach)
         end(r, !made || r->remove);
+    caught = -1;
     return rc;
 }
 
@@ -259,8 +275,8 @@ int cmd_run(struct ctl *ctl, int argc, char **argv, struct err *err)
         r.uid = xstrdup(random);
         if (r.name == NULL)
             r.name = fs_format("run-%.6s", random);
-        r.log_dir = fs_format(LOG_ROOT "/%s-%s", r.name, r.uid);
-        rc = run(&r, err);
+        r.log_dir = ctl_log_dir(r.name, r.uid);
+        rc = r.log_dir == NULL ? ctl_usage(err, "run: bad name `%s`", r.name) : run(&r, err);
     }
     strv_clear(&r.env);
     free(r.name);

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "base/cancel.h"
+#include "base/fs.h"
 #include "base/str.h"
 #include "cri/ctl/ctl.h"
 
@@ -161,6 +162,13 @@ int ctl_remove_pod(struct ctl *ctl, const char *id, struct err *err)
                     &runtime__v1__remove_pod_sandbox_response__descriptor, err) != NULL
                ? 0
                : -1;
+}
+
+char *ctl_log_dir(const char *name, const char *uid)
+{
+    if (str_empty(name) || str_empty(uid) || strchr(name, '/') != NULL || strchr(uid, '/') != NULL)
+        return NULL;
+    return fs_format("/var/log/aspis/%s-%s", name, uid);
 }
 
 /* --- printing --- */

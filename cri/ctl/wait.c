@@ -3,7 +3,6 @@
 #include <poll.h>
 #include <pthread.h>
 #include <sys/eventfd.h>
-#include <sys/signalfd.h>
 
 #include "base/limits.h"
 #include "base/str.h"
@@ -105,8 +104,8 @@ int wait_following(struct wait *w, struct follow *f, const struct wait_signals *
             break; /* the log was complete before the end was told */
         if (poll(fds, ARRAY_LEN(fds), -1) < 0 && errno != EINTR)
             return err_sys(err, errno, "poll");
-        struct signalfd_siginfo info;
-        if ((fds[2].revents & POLLIN) != 0 && read(signals->fd, &info, sizeof(info)) > 0 &&
+        eventfd_t one;
+        if ((fds[2].revents & POLLIN) != 0 && eventfd_read(signals->fd, &one) == 0 &&
             signals->on_signal(signals->arg, ++n_signals, err) < 0)
             return -1;
     }

@@ -26,7 +26,7 @@ DEFINE_AUTO(struct wait *, wait_free);
 
 /* What to do when a signal interrupts following; n counts them from 1. */
 struct wait_signals {
-    int fd; /* signalfd */
+    int fd; /* eventfd with EFD_SEMAPHORE, counted up by each signal */
     int (*on_signal)(void *arg, unsigned n, struct err *err);
     void *arg;
 };
