@@ -20,6 +20,7 @@
 #define PREFIX "aspis-"
 #define MAX_DEPTH 16
 #define REMOVE_ROUNDS 64
+#define REAP_WAIT_MS 10
 
 /* --- paths --- */
 
@@ -281,6 +282,10 @@ static int remove_dir(const char *dir, struct cancel *cancel, struct err *err)
             return err_wrap(err, "empty cgroup %s", dir);
         if (!any && rmdir(dir) < 0 && errno != ENOENT && i > 0)
             return err_sys(err, why, "remove cgroup %s", dir);
+        /* a killed process stays a member until its parent, which may be init, has reaped it;
+         * no kernel of Debian 12 tells us when that happened */
+        if (any && i > 0 && cancel_poll(cancel, -1, 0, REAP_WAIT_MS, err) < 0)
+            return err_wrap(err, "empty cgroup %s", dir);
     }
     return err_set(err, ERR_UNAVAILABLE, "cgroup %s does not become empty", dir);
 }
