@@ -2,18 +2,19 @@
 import subprocess
 from pathlib import Path
 
+from daemon import BRIDGE, SLOT
+
 
 def _links():
-    """Names of host interfaces that CNI made for pods, and taps."""
-    names = set()
-    for p in Path("/sys/class/net").iterdir():
-        if p.name.startswith(("veth", "tap")):
-            names.add(p.name)
-    return names
+    """Host ends of pods' interfaces on the suite's own bridge, and taps that strayed out of a namespace."""
+    names = {p.name for p in Path("/sys/class/net").iterdir() if p.name.startswith("tap")}
+    ports = Path("/sys/class/net") / BRIDGE / "brif"
+    return names | ({p.name for p in ports.iterdir()} if ports.is_dir() else set())
 
 
 def _mounts():
-    return sorted(line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines())
+    found = sorted(line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines())
+    return [m for m in found if SLOT == 0 or not m.startswith(("/run/netns", "/tmp"))]
 
 
 def _cgroups(name):
@@ -54,7 +55,8 @@ def snapshot(daemon):
         "qemu": sorted(daemon.qemu_pids()),
         "children": _children(daemon.proc.pid) if daemon.proc else [],
         "links": _links(),
-        "netns": {p.name for p in netns.iterdir()} if netns.is_dir() else set(),
+        # a suite that shares the machine cannot tell whose a namespace is
+        "netns": {p.name for p in netns.iterdir()} if SLOT == 0 and netns.is_dir() else set(),
         "mounts": _mounts(),
         "cgroups": _cgroups(daemon.cgroup),
         "run files": _files(daemon.run / "sandboxes", daemon.run / "logs"),

@@ -16,11 +16,13 @@ BUILD = Path(os.environ.get("ASPIS_BUILD", ROOT / "build"))
 GUEST = Path(os.environ.get("ASPIS_GUEST", "/var/cache/aspis/guest"))
 INITRD = Path(os.environ.get("ASPIS_INITRD", BUILD / "agent" / "aspis-initrd.cpio"))
 
-BRIDGE = "aspist0"
-SUBNET4 = "10.231.7.0/24"
-GATEWAY4 = "10.231.7.1"
-SUBNET6 = "fd00:a515:7::/64"
-GATEWAY6 = "fd00:a515:7::1"
+# Suites that run at the same time on one machine take different slots.
+SLOT = int(os.environ.get("ASPIS_TEST_SLOT", "0"))
+BRIDGE = f"aspist{SLOT}"
+SUBNET4 = f"10.231.{7 + SLOT}.0/24"
+GATEWAY4 = f"10.231.{7 + SLOT}.1"
+SUBNET6 = f"fd00:a515:{7 + SLOT}::/64"
+GATEWAY6 = f"fd00:a515:{7 + SLOT}::1"
 
 
 def conflist(bridge=BRIDGE, ipam_dir="/run/at/ipam", **more):

@@ -8,6 +8,7 @@ import grpc
 import pytest
 
 from cri import container_config, pb, sandbox_config
+from daemon import GATEWAY4, GATEWAY6
 
 
 def code_of(excinfo):
@@ -37,7 +38,7 @@ def test_life_of_a_pod_with_two_containers(daemon, make_pod):
     assert st.state == pb.SANDBOX_READY
     assert dict(st.labels) == labels and dict(st.annotations) == notes
     assert st.metadata == pod.config.metadata
-    assert st.network.ip.startswith("10.231.7.") and len(st.network.additional_ips) == 1
+    assert st.network.ip.startswith(GATEWAY4[:-1]) and len(st.network.additional_ips) == 1
     assert st.linux.namespaces.options.pid == pb.CONTAINER
 
     a = pod.create("a", "sh", "-c", "echo out; echo err >&2; sleep 1000", labels=labels)
@@ -304,7 +305,6 @@ def test_network_both_ways(daemon, pod):
                               "--retry-delay", "1", "--noproxy", "*", url], capture_output=True, text=True)
         assert out.stdout == "hello\n", out.stderr
     # pod to host: the bridge's own addresses
-    from daemon import GATEWAY4, GATEWAY6
     for gateway in (GATEWAY4, GATEWAY6):
         r = daemon.exec(c, "ping", "-c", "1", "-W", "5", gateway)
         assert r.exit_code == 0, r
