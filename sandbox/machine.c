@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
@@ -525,7 +526,10 @@ static int kill_recorded(const struct machine_record *r, struct cancel *cancel, 
     if (fd < 0 || hv_start_time(r->pid) != r->pid_start_time)
         return 0;
     (void)syscall(SYS_pidfd_send_signal, fd, SIGKILL, NULL, 0);
-    return cancel_poll(cancel, fd, POLLIN, -1, err) < 0 ? err_wrap(err, "wait for qemu's end") : 0;
+    if (cancel_poll(cancel, fd, POLLIN, -1, err) < 0)
+        return err_wrap(err, "wait for qemu's end");
+    (void)waitpid(r->pid, NULL, WNOHANG); /* it may be our child, if this daemon started it */
+    return 0;
 }
 
 int machine_destroy_record(struct machine_factory *f, const char *sandbox_id,

@@ -96,8 +96,12 @@ static void on_exit_fd(struct loop_source *src, uint32_t events, void *arg)
     hv->exit_src = NULL;
     (void)pthread_mutex_lock(&hv->lock);
     int status = 0;
-    if (hv->child && waitpid(hv->proc.pid, &status, 0) == hv->proc.pid)
+    /* an adopted process may still be our child, when the handle was let go of and taken up again
+     */
+    if (waitpid(hv->proc.pid, &status, hv->child ? 0 : WNOHANG) == hv->proc.pid) {
         hv->status = status;
+        hv->child = true;
+    }
     hv->exited = true;
     (void)eventfd_write(hv->gone, 1);
     (void)pthread_mutex_unlock(&hv->lock);
