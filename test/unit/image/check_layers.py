@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 
 TOOL, UNPACK = sys.argv[1:3]
 JAIL = sys.argv[3] if len(sys.argv) > 3 else None
@@ -922,6 +923,46 @@ def check_jail():
     with open(out, "rb") as a, open(plain, "rb") as b:
         assert a.read() == b.read()
     refused([entry("../x", data=b"")], INVALID, "..", jail=True)
+
+
+def check_jail_confines():
+    """What the unpacker may do, read from the kernel while it waits for more of the tar."""
+    if JAIL is None or not ROOT:
+        return
+    out = BENCH.path("erofs")
+    with subprocess.Popen([TOOL, "convert", UNPACK, "1000000", out, JAIL, JAIL_UID],
+                          stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+                          stderr=subprocess.DEVNULL) as tool:
+        tool.stdin.write(tar_bytes([entry("a", data=b"x")])[:512])
+        tool.stdin.flush()
+        status, pid = {}, 0
+        end = time.monotonic() + 10
+        while status.get("Seccomp") != "2" and time.monotonic() < end:
+            with open(f"/proc/{tool.pid}/task/{tool.pid}/children") as f:
+                children = f.read().split()
+            try:
+                for pid in children:
+                    with open(f"/proc/{pid}/status") as f:
+                        status = dict(x.rstrip("\n").split(":\t", 1) for x in f if ":\t" in x)
+                    if status.get("Name") == "aspis-unpack":
+                        break
+            except OSError:
+                continue
+        try:
+            assert status["Name"] == "aspis-unpack" and status["Seccomp"] == "2", status
+            assert status["Uid"].split() == [JAIL_UID] * 4 == status["Gid"].split(), status["Uid"]
+            for caps in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+                assert int(status[caps], 16) == 0, caps
+            assert status["NoNewPrivs"] == "1" and status["Groups"].strip() == ""
+            for ns in ("mnt", "pid", "net", "ipc", "uts"):
+                assert os.readlink(f"/proc/{pid}/ns/{ns}") != os.readlink(f"/proc/self/ns/{ns}"), ns
+            seen = sorted(os.listdir(f"/proc/{pid}/root"))
+            assert set(seen) <= {"aspis-unpack", "dev", "etc", "lib", "lib64", "usr"}, seen
+            assert os.listdir(f"/proc/{pid}/root/etc") in ([], ["ld.so.cache"])
+            fds = {n: os.readlink(f"/proc/{pid}/fd/{n}") for n in os.listdir(f"/proc/{pid}/fd")}
+            assert set(fds) == {"0", "1", "2", "3", "4"} and fds["3"] == out, fds
+        finally:
+            tool.stdin.close()
 
 
 def main():
