@@ -28,6 +28,8 @@
 /* Calls that may arrive before the event thread has asked for more. */
 #define REQUESTS_WAITING 16
 #define WORKER_IDLE_NS (10LL * 1000000000)
+/* How long running calls may take to answer when the server stops; after that they are cut off. */
+#define STOP_GRACE_NS (2LL * 1000000000)
 
 struct rpc;
 
@@ -92,6 +94,21 @@ static void on_sent(struct rpc *r, bool ok);
 static void on_finished(struct rpc *r, bool ok);
 static int stream_send(struct call *call, const void *data, size_t len, struct err *err);
 
+static struct timespec timespec_of(int64_t ns)
+{
+    return (struct timespec){.tv_sec = (time_t)(ns / 1000000000),
+                             .tv_nsec = (long)(ns % 1000000000)};
+}
+
+static void cond_init_monotonic(pthread_cond_t *cond)
+{
+    pthread_condattr_t attr;
+    (void)pthread_condattr_init(&attr);
+    (void)pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    (void)pthread_cond_init(cond, &attr);
+    (void)pthread_condattr_destroy(&attr);
+}
+
 static struct rpc *rpc_of(struct call *call)
 {
     return (struct rpc *)(void *)call; /* its first member */
@@ -155,11 +172,7 @@ static void request_call(struct gserver *s)
     grpc_metadata_array_init(&r->metadata);
     STAILQ_INIT(&r->queue);
     (void)pthread_mutex_init(&r->lock, NULL);
-    pthread_condattr_t attr;
-    (void)pthread_condattr_init(&attr);
-    (void)pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    (void)pthread_cond_init(&r->moved, &attr);
-    (void)pthread_condattr_destroy(&attr);
+    cond_init_monotonic(&r->moved);
 
     (void)pthread_mutex_lock(&s->lock);
     LIST_INSERT_HEAD(&s->live, r, link);
@@ -341,11 +354,24 @@ static ProtobufCMessage *unpack(struct rpc *r, struct err *err)
 /* Waits until everything queued has left, or ends the call when the client does not read. */
 static int drain(struct rpc *r, struct err *err);
 
+/* A call that was cancelled since we stop: clients try again after UNAVAILABLE. */
+static int run_handler(struct rpc *r, const ProtobufCMessage *req, ProtobufCMessage **reply,
+                       struct err *err)
+{
+    int rc = dispatch_run(&r->call, req, reply, err);
+    (void)pthread_mutex_lock(&r->server->lock);
+    bool stopping = r->server->stopping;
+    (void)pthread_mutex_unlock(&r->server->lock);
+    if (rc < 0 && stopping && err->code == ERR_CANCELLED)
+        (void)err_set(err, ERR_UNAVAILABLE, "aspisd is stopping");
+    return rc;
+}
+
 static void serve_stream(struct rpc *r, const ProtobufCMessage *req)
 {
     auto_err struct err err = ERR_INIT;
     ProtobufCMessage *none = NULL;
-    int rc = dispatch_run(&r->call, req, &none, &err);
+    int rc = run_handler(r, req, &none, &err);
     /* What was sent before an error still belongs to the client. */
     auto_err struct err late = ERR_INIT;
     if (drain(r, &late) < 0) {
@@ -365,7 +391,7 @@ static void serve_unary(struct rpc *r, const ProtobufCMessage *req)
     ProtobufCMessage *reply = NULL;
     size_t len = 0;
     auto_free uint8_t *data = NULL;
-    if (dispatch_run(&r->call, req, &reply, &err) == 0)
+    if (run_handler(r, req, &reply, &err) == 0)
         data = message_pack(reply, LIMIT_GRPC_MESSAGE, r->call.arena, &len, &err);
     finish(r, data, len, &err);
 }
@@ -451,8 +477,7 @@ static int wait_room(struct rpc *r, size_t room, struct err *err)
     while (!r->gone && r->queued > room) {
         if (r->stalled)
             return err_set(err, ERR_EXHAUSTED, "the client reads its stream too slowly");
-        struct timespec t = {.tv_sec = (time_t)(until / 1000000000),
-                             .tv_nsec = (long)(until % 1000000000)};
+        struct timespec t = timespec_of(until);
         int rc = pthread_cond_timedwait(&r->moved, &r->lock, &t);
         if (r->departed != seen) {
             seen = r->departed;
@@ -595,6 +620,11 @@ static void free_server(struct gserver *s)
     grpc_shutdown();
 }
 
+static bool all_ended(const struct gserver *s)
+{
+    return s->shutdown_done && LIST_EMPTY(&s->live);
+}
+
 /* Shuts the server down and waits until no call is left. */
 static void end_calls(struct gserver *s)
 {
@@ -606,9 +636,15 @@ static void end_calls(struct gserver *s)
         cancel_fire(r->call.cancel);
     (void)pthread_mutex_unlock(&s->lock);
     grpc_server_shutdown_and_notify(s->server, s->cq, &s->shut_down);
-    grpc_server_cancel_all_calls(s->server);
+    struct timespec until = timespec_of(mono_ns() + STOP_GRACE_NS);
     (void)pthread_mutex_lock(&s->lock);
-    while (!s->shutdown_done || !LIST_EMPTY(&s->live))
+    int rc = 0;
+    while (rc == 0 && !LIST_EMPTY(&s->live))
+        rc = pthread_cond_timedwait(&s->changed, &s->lock, &until);
+    (void)pthread_mutex_unlock(&s->lock);
+    grpc_server_cancel_all_calls(s->server); /* and closes idle connections */
+    (void)pthread_mutex_lock(&s->lock);
+    while (!all_ended(s))
         (void)pthread_cond_wait(&s->changed, &s->lock);
     (void)pthread_mutex_unlock(&s->lock);
 }
@@ -625,7 +661,7 @@ struct gserver *gserver_start(const struct gserver_opts *opts, struct err *err)
         s->opts.stream_stall_ns = LIMIT_STREAM_STALL_NS;
     LIST_INIT(&s->live);
     (void)pthread_mutex_init(&s->lock, NULL);
-    (void)pthread_cond_init(&s->changed, NULL);
+    cond_init_monotonic(&s->changed);
     gpr_set_log_function(grpc_log_line);
     grpc_init();
     s->cq = grpc_completion_queue_create_for_next(NULL);
