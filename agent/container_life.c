@@ -289,7 +289,8 @@ void container_process_reaped(struct process *p, int status)
 
     if (p->reaped)
         return;
-    uint64_t oom = cgroup_oom_kills(c->id);
+    /* The notice may come later than the end. */
+    uint64_t oom = container_oom_look(c);
     process_settle_exec(p); /* answers a start that is waiting */
     if (is_init) {
         /* The rest of the container goes with its init, also where they share the pod's pid

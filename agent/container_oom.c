@@ -8,7 +8,7 @@
 #include "agent/container_table.h"
 #include "base/cleanup.h"
 
-static void look(struct container *c)
+uint64_t container_oom_look(struct container *c)
 {
     uint64_t kills = cgroup_oom_kills(c->id);
 
@@ -16,6 +16,7 @@ static void look(struct container *c)
         c->oom_seen = kills;
         (void)events_oom(c->table->events, c->id);
     }
+    return kills;
 }
 
 static void changed(struct loop_source *src, uint32_t events, void *arg)
@@ -36,7 +37,7 @@ static void changed(struct loop_source *src, uint32_t events, void *arg)
             const struct inotify_event *ev = (const struct inotify_event *)(void *)(buf + at);
             TAILQ_FOREACH(c, &t->list, link)
             if (c->oom_watch == ev->wd)
-                look(c);
+                (void)container_oom_look(c);
             at += (ssize_t)(sizeof(*ev) + ev->len);
         }
     }

@@ -113,6 +113,8 @@ void exec_forget(struct process *p);
 
 /* container_oom.c */
 int container_oom_init(struct containers *t, struct err *err);
+/* Tells the daemon of new OOM kills; returns how many there were so far. */
+uint64_t container_oom_look(struct container *c);
 void container_oom_watch(struct container *c);
 void container_oom_unwatch(struct container *c);
 
