@@ -1,11 +1,9 @@
 #include "cri/image/bundle.h"
 
 #include <fcntl.h>
+#include <search.h>
 #include <string.h>
 #include <sys/stat.h>
-
-#define HASH_NONFATAL_OOM 1
-#include <uthash.h>
 
 #include "base/fs.h"
 #include "base/limits.h"
@@ -17,15 +15,14 @@
 
 struct member {
     uint64_t offset, size;
-    char *target; /* of a symbolic link: another member's name */
-    UT_hash_handle hh;
-    char name[];
+    char *target; /* of a link: another member's name */
+    char *name;
 };
 
 struct bundle {
     int fd;
     bool is_dir;
-    struct member *members;
+    void *members; /* tsearch() root, by name */
     size_t n;
 };
 
@@ -190,6 +187,35 @@ static int read_extension(const struct bundle *b, struct extension *x, char type
     return 0;
 }
 
+static int compare_members(const void *a, const void *b)
+{
+    const struct member *x = a;
+    const struct member *y = b;
+    return strcmp(x->name, y->name);
+}
+
+static void member_free(void *arg)
+{
+    struct member *m = arg;
+    free(m->target);
+    free(m->name);
+    free(m);
+}
+
+/* The member of that name, a fresh one if there was none; NULL: out of memory. */
+static struct member *get_member(struct bundle *b, const char *name)
+{
+    struct member *fresh = calloc(1, sizeof(*fresh));
+    if (fresh == NULL)
+        return NULL;
+    fresh->name = strdup(name);
+    struct member **there =
+        fresh->name != NULL ? tsearch(fresh, &b->members, compare_members) : NULL;
+    if (there == NULL || *there != fresh)
+        member_free(fresh);
+    return there != NULL ? *there : NULL;
+}
+
 static int add_member(struct bundle *b, const struct header *h, const struct extension *x,
                       uint64_t offset, uint64_t size, struct err *err)
 {
@@ -202,19 +228,9 @@ static int add_member(struct bundle *b, const struct header *h, const struct ext
         return err_set(err, ERR_EXHAUSTED, "out of memory");
     if (++b->n > MEMBERS_MAX)
         return err_set(err, ERR_EXHAUSTED, "the archive has more than %d members", MEMBERS_MAX);
-    struct member *m;
-    HASH_FIND_STR(b->members, name, m);
-    if (m == NULL) {
-        m = calloc(1, sizeof(*m) + strlen(name) + 1);
-        if (m == NULL)
-            return err_set(err, ERR_EXHAUSTED, "out of memory");
-        memcpy(m->name, name, strlen(name) + 1);
-        HASH_ADD_STR(b->members, name, m);
-        if (m->hh.tbl == NULL) {
-            free(m);
-            return err_set(err, ERR_EXHAUSTED, "out of memory");
-        }
-    }
+    struct member *m = get_member(b, name);
+    if (m == NULL)
+        return err_set(err, ERR_EXHAUSTED, "out of memory");
     m->offset = offset;
     m->size = size;
     free(m->target);
@@ -307,30 +323,23 @@ struct bundle *bundle_open(const char *path, struct err *err)
 
 void bundle_close(struct bundle *b)
 {
-    struct member *m;
-    struct member *tmp;
     if (b == NULL)
         return;
-    HASH_ITER(hh, b->members, m, tmp)
-    {
-        HASH_DEL(b->members, m);
-        free(m->target);
-        free(m);
-    }
+    tdestroy(b->members, member_free);
     cleanup_closep(&b->fd);
     free(b);
 }
 
 static const struct member *find(const struct bundle *b, const char *name)
 {
-    const struct member *m = NULL;
     auto_free char *clean = clean_name("", name);
     for (int i = 0; clean != NULL && i < LINKS_MAX; i++) {
-        HASH_FIND_STR(b->members, clean, m);
-        if (m == NULL || m->target == NULL)
-            return m;
+        const struct member key = {.name = clean};
+        struct member **m = tfind(&key, &b->members, compare_members);
+        if (m == NULL || (*m)->target == NULL)
+            return m != NULL ? *m : NULL;
         free(clean);
-        clean = strdup(m->target);
+        clean = strdup((*m)->target);
     }
     return NULL;
 }

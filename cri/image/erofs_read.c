@@ -1,19 +1,17 @@
 #include "cri/image/erofs_read.h"
 
 #include <endian.h>
+#include <search.h>
 #include <string.h>
-
-/* The table of inodes with several names. */
-#define HASH_NONFATAL_OOM 1
-#include <uthash.h>
 
 #include "base/limits.h"
 #include "cri/image/erofs_format.h"
 
+/* An inode with several names. They are kept in a balanced tree: no choice of numbers makes it
+ * slow. */
 struct shared {
     uint64_t nid;
     struct tree_inode *inode;
-    UT_hash_handle hh;
 };
 
 struct reader {
@@ -23,7 +21,7 @@ struct reader {
     uint64_t meta; /* byte offset of the inodes */
     uint32_t part;
     uint8_t *seen; /* one bit for each slot where an inode could start: directories read */
-    struct shared *shared;
+    void *shared;  /* tsearch() root of struct shared */
     struct erofs_layer *out;
 };
 
@@ -216,31 +214,30 @@ static struct tree_inode *read_inode(struct reader *r, const struct raw *raw, st
     return in;
 }
 
+static int compare_shared(const void *a, const void *b)
+{
+    const struct shared *x = a;
+    const struct shared *y = b;
+    return x->nid < y->nid ? -1 : x->nid > y->nid;
+}
+
 /* An inode that may have other names: the same object for each. */
 static struct tree_inode *read_shared(struct reader *r, uint64_t nid, const struct raw *raw,
                                       struct err *err)
 {
-    struct shared *s = NULL;
-    HASH_FIND(hh, r->shared, &nid, sizeof(nid), s);
+    struct shared key = {.nid = nid};
+    struct shared **there = tfind(&key, &r->shared, compare_shared);
+    if (there != NULL)
+        return (*there)->inode;
+    struct shared *s = calloc(1, sizeof(*s));
     if (s != NULL)
-        return s->inode;
-    s = calloc(1, sizeof(*s));
-    if (s == NULL) {
+        s->nid = nid;
+    if (s == NULL || tsearch(s, &r->shared, compare_shared) == NULL) {
+        free(s);
         (void)err_set(err, ERR_EXHAUSTED, "out of memory");
         return NULL;
     }
-    s->nid = nid;
     s->inode = read_inode(r, raw, err);
-    if (s->inode == NULL) {
-        free(s);
-        return NULL;
-    }
-    HASH_ADD(hh, r->shared, nid, sizeof(s->nid), s);
-    if (s->hh.tbl == NULL) {
-        free(s);
-        (void)err_set(err, ERR_EXHAUSTED, "out of memory");
-        return NULL;
-    }
     return s->inode;
 }
 
@@ -377,13 +374,7 @@ int erofs_read(struct tree *t, const void *data, uint64_t len, uint32_t part,
     memset(out, 0, sizeof(*out));
     struct reader r = {.t = t, .data = data, .len = len, .part = part, .out = out};
     int rc = read_all(&r, err);
-    struct shared *s;
-    struct shared *tmp;
-    HASH_ITER(hh, r.shared, s, tmp)
-    {
-        HASH_DEL(r.shared, s);
-        free(s);
-    }
+    tdestroy(r.shared, free);
     free(r.seen);
     return rc;
 }
