@@ -120,9 +120,7 @@ static int arrange_fds(const int stdio_fds[3], int result_fd, int trace_fd)
 /* The agent itself is protected from the OOM killer; its children are not, unless the spec says. */
 static void unprotect(void)
 {
-    auto_close int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
-    if (fd >= 0 && write(fd, "0", 1) < 0)
-        return;
+    (void)fs_write_str("/proc/self/oom_score_adj", "0", NULL);
 }
 
 __attribute__((noreturn)) static void child(const int stdio_fds[3], int result_fd, int trace_fd,

@@ -299,7 +299,8 @@ static void handle_list(struct rpc_call *call, const ProtobufCMessage *request, 
     Aspis__Agent__V1__ListStateResponse reply;
     aspis__agent__v1__list_state_response__init(&reply);
     auto_free struct state_row *rows = xcalloc(t->n_processes + 1, sizeof(*rows));
-    auto_free Aspis__Agent__V1__ProcessState **list = xcalloc(t->n_processes + 1, sizeof(*list));
+    auto_free Aspis__Agent__V1__ProcessState **list =
+        xcalloc(t->n_processes + 1, sizeof(*list)); // NOLINT(bugprone-sizeof-expression)
     const char *const *disks = pod_images(t->pod);
     auto_free char *id = xstrdup(pod_id(t->pod));
     auto_strv struct strv names = {0};
@@ -394,12 +395,15 @@ struct containers *containers_new(struct loop *loop, struct pod *pod, struct std
 void containers_free(struct containers *t)
 {
     struct container *c;
+    struct container *next;
 
     if (t == NULL)
         return;
     t->closing = true; /* calls went with their server */
-    while ((c = TAILQ_FIRST(&t->list)) != NULL)
+    for (c = TAILQ_FIRST(&t->list); c != NULL; c = next) {
+        next = TAILQ_NEXT(c, link);
         container_free(c);
+    }
     events_free(t->events);
     loop_remove(t->inotify_source);
     cleanup_closep(&t->inotify_fd);

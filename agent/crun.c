@@ -101,7 +101,9 @@ int crun_release(const char *state_root, const char *id, struct err *err)
         return err_sys(err, errno, "%s", path);
     (void)unlink(path); /* its absence is libcrun's sign for "started" */
     if (write(fd, "", 1) != 1)
+        // cppcheck-suppress resourceLeak
         return err_sys(err, errno, "%s", path);
+    // cppcheck-suppress resourceLeak
     return 0;
 }
 
@@ -113,7 +115,7 @@ int crun_exec(const struct crun_ctx *ctx, const char *spec, struct err *err)
 
     if (container == NULL)
         return fail(err, &e, "load the spec");
-    /* Only a second load from its state tells libcrun about the container itself. */
+    /* Of this spec only the process counts: libcrun reads the rest from its own state. */
     int r = libcrun_container_exec(&c, ctx->id, container->container_def->process, &e);
     if (r < 0)
         return fail(err, &e, "exec");
