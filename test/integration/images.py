@@ -2,6 +2,7 @@
 
     refs = publish(registry, work)      short name -> reference, see CATALOGUE below
 """
+import functools
 import importlib.machinery
 import importlib.util
 import json
@@ -20,6 +21,7 @@ def _load_mkimage():
 
 
 mkimage = _load_mkimage()
+mkimage.busybox_layer = functools.lru_cache(mkimage.busybox_layer)
 Layout, Tar = mkimage.Layout, mkimage.Tar
 OTHER_ARCH = "arm64" if mkimage.goarch() != "arm64" else "amd64"
 

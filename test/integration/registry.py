@@ -137,6 +137,7 @@ class Registry:
         self.auth, self.tls = auth, tls
         self.proc = self.host = self.ca = self.tokens = None
         self.log = []
+        self.blobs = {}  # digest -> a repository that has it
 
     def start(self):
         self.dir = Path(tempfile.mkdtemp(prefix="aspis-registry-"))
@@ -221,7 +222,13 @@ class Registry:
             return d
         except RuntimeError:
             pass
-        with self._request("POST", f"/v2/{name}/blobs/uploads/", name, data=b"") as r:
+        query = ""
+        if d in self.blobs and self.auth != "token":  # the token is for one repository
+            query = "?" + urllib.parse.urlencode({"mount": d, "from": self.blobs[d]})
+        self.blobs[d] = name
+        with self._request("POST", f"/v2/{name}/blobs/uploads/{query}", name, data=b"") as r:
+            if r.status == 201:  # mounted
+                return d
             where = urllib.parse.urljoin(self.url, r.headers["Location"])
         where += ("&" if "?" in where else "?") + urllib.parse.urlencode({"digest": d})
         self._request("PUT", where, name, data=data, headers={"Content-Type": "application/octet-stream"}).close()
