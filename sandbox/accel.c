@@ -21,6 +21,7 @@
 #include "base/fs.h"
 #include "base/limits.h"
 #include "base/str.h"
+#include "sandbox/lock.h"
 #include "sandbox/machine_internal.h"
 
 static void add_file(struct buf *b, const char *path)
@@ -180,7 +181,7 @@ int machine_decide_accel(struct machine_factory *f, struct cancel *cancel, struc
 {
     if (decided(f) != ACCEL_AUTO)
         return 0;
-    if (machine_lock(&f->deciding, cancel, "the kvm probe", err) < 0)
+    if (lock_within(&f->deciding, cancel, "the kvm probe", err) < 0)
         return -1;
     int ret = decided(f) != ACCEL_AUTO ? 0 : decide(f, cancel, err);
     (void)pthread_mutex_unlock(&f->deciding);

@@ -111,10 +111,16 @@ static int open_file(struct console *c, const char *path, struct err *err)
     return 0;
 }
 
+struct add {
+    struct console *c;
+    bool ok; /* the stream may end before the caller looks at c->src */
+};
+
 static void add_work(void *arg)
 {
-    struct console *c = arg;
-    c->src = loop_add_fd(c->loop, c->fd, EPOLLIN, on_readable, c, NULL);
+    struct add *a = arg;
+    a->c->src = loop_add_fd(a->c->loop, a->c->fd, EPOLLIN, on_readable, a->c, NULL);
+    a->ok = a->c->src != NULL;
 }
 
 struct console *console_new(struct loop *loop, int fd, const char *path, struct err *err)
@@ -131,8 +137,9 @@ struct console *console_new(struct loop *loop, int fd, const char *path, struct 
     }
     int flags = fcntl(fd, F_GETFL);
     (void)fcntl(fd, F_SETFL, flags | O_NONBLOCK);
-    loop_call(loop, add_work, c);
-    if (c->src == NULL) {
+    struct add a = {.c = c};
+    loop_call(loop, add_work, &a);
+    if (!a.ok) {
         (void)err_set(err, ERR_INTERNAL, "watch the stream for %s", path);
         console_free(c);
         return NULL;

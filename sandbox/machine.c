@@ -24,6 +24,7 @@
 #include "base/limits.h"
 #include "base/str.h"
 #include "sandbox/cgroup.h"
+#include "sandbox/lock.h"
 #include "sandbox/machine_internal.h"
 #include "sandbox/scratch.h"
 
@@ -508,7 +509,7 @@ static int destroy(struct machine *m, bool ask_agent, struct cancel *cancel, str
 
 int machine_destroy(struct machine *m, struct cancel *cancel, struct err *err)
 {
-    if (machine_lock(&m->ending, cancel, "another removal of this machine", err) < 0)
+    if (lock_within(&m->ending, cancel, "another removal of this machine", err) < 0)
         return -1;
     int ret = FAILPOINT("machine.destroy", err);
     if (ret == 0)

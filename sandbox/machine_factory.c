@@ -109,15 +109,6 @@ uint32_t machine_cid_find(struct machine_factory *f, uint32_t seed, struct err *
 
 /* --- small things --- */
 
-int machine_lock(pthread_mutex_t *lock, struct cancel *cancel, const char *what, struct err *err)
-{
-    int64_t at = cancel != NULL ? cancel_deadline(cancel) : 0;
-    struct timespec ts = {.tv_sec = at / 1000000000, .tv_nsec = at % 1000000000};
-    int rc =
-        at == 0 ? pthread_mutex_lock(lock) : pthread_mutex_clocklock(lock, CLOCK_MONOTONIC, &ts);
-    return rc == 0 ? 0 : err_sys(err, rc, "wait for %s", what);
-}
-
 char *machine_run_path(const struct machine_factory *f, const char *id)
 {
     return fs_format("%s/sandboxes/%s", f->config.run_root, id);

@@ -52,9 +52,6 @@ void machine_uid_release(struct machine_factory *f, uint32_t uid);
  * *err: none. */
 uint32_t machine_cid_find(struct machine_factory *f, uint32_t seed, struct err *err);
 
-/* Locks a mutex, at most until the token's deadline. */
-int machine_lock(pthread_mutex_t *lock, struct cancel *cancel, const char *what, struct err *err);
-
 /* Kills the VM of one sandbox, found by its name, and removes its cgroup; none is fine. */
 int machine_kill_stray(struct machine_factory *f, const char *id, struct cancel *cancel,
                        struct err *err);

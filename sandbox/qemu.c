@@ -396,7 +396,7 @@ static int start_process(struct hv *hv, const struct hv_spec *s, const struct en
 /* QEMU's own words say more than "connection closed". */
 static void explain(struct hv *hv, struct err *err)
 {
-    if (hv->child && err->code == ERR_UNAVAILABLE) {
+    if (err->code == ERR_UNAVAILABLE) {
         auto_cancel struct cancel *c = cancel_new(mono_ns() + LINGER_NS, NULL);
         (void)cancel_poll(c, hv->gone, POLLIN, -1, NULL);
         auto_free char *said = console_tail(hv->output, LIMIT_GUEST_ERROR / 2);

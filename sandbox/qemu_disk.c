@@ -25,6 +25,7 @@
 #include "base/fs.h"
 #include "base/limits.h"
 #include "base/str.h"
+#include "sandbox/lock.h"
 #include "sandbox/qemu_vm.h"
 
 #define SECTOR 512
@@ -37,19 +38,6 @@
 static int set_id(int slot, size_t n)
 {
     return (slot << 8) + (int)n;
-}
-
-static int lock_disks(struct hv *hv, struct cancel *cancel, struct err *err)
-{
-    int64_t at = cancel != NULL ? cancel_deadline(cancel) : 0;
-    int rc;
-    if (at == 0) {
-        rc = pthread_mutex_lock(&hv->disks);
-    } else {
-        struct timespec ts = {.tv_sec = at / 1000000000, .tv_nsec = at % 1000000000};
-        rc = pthread_mutex_clocklock(&hv->disks, CLOCK_MONOTONIC, &ts);
-    }
-    return rc == 0 ? 0 : err_sys(err, rc, "wait for another disk of this vm");
 }
 
 static int find_slot(const struct hv *hv, const char *serial)
@@ -238,7 +226,7 @@ int qemu_add_disk(struct hv *hv, const char *serial, const struct disk_part *par
         return -1;
     if (n_parts == 0 || n_parts > MAX_PARTS)
         return err_set(err, ERR_INVALID, "disk %s: %zu parts", serial, n_parts);
-    if (lock_disks(hv, cancel, err) < 0)
+    if (lock_within(&hv->disks, cancel, "another disk of this vm", err) < 0)
         return -1;
     int ret = find_slot(hv, serial) != 0 ? 0 : plug(hv, serial, parts, n_parts, cancel, &local);
     (void)pthread_mutex_unlock(&hv->disks);
@@ -276,7 +264,7 @@ static int unplug(struct hv *hv, int slot, struct cancel *cancel, struct err *er
 
 int qemu_remove_disk(struct hv *hv, const char *serial, struct cancel *cancel, struct err *err)
 {
-    if (lock_disks(hv, cancel, err) < 0)
+    if (lock_within(&hv->disks, cancel, "another disk of this vm", err) < 0)
         return -1;
     int slot = find_slot(hv, serial);
     int ret = slot == 0 ? 0 : unplug(hv, slot, cancel, err);

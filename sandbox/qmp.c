@@ -210,12 +210,14 @@ static void take_reply(struct qmp *q, struct qmp_message *m)
     struct call *c = TAILQ_FIRST(&q->calls);
     bool wrong = c == NULL || m->id != c->id;
     if (!wrong) {
-        if (m->kind == QMP_RETURN)
-            c->result = json_incref(m->data);
-        else
+        if (m->kind == QMP_RETURN) {
+            c->result = json_incref(take(m->data));
+            (void)json_object_del(m->value, "return"); /* the caller's alone now */
+        } else {
             (void)err_set(&c->err,
                           strcmp(m->class, "DeviceNotFound") == 0 ? ERR_NOT_FOUND : ERR_INTERNAL,
                           "%.*s", (int)LIMIT_GUEST_ERROR, m->text);
+        }
         finish_call(q, c);
         q->sent = 0;
     }
@@ -480,6 +482,7 @@ int qmp_wait_ready(struct qmp *q, struct cancel *cancel, struct err *err)
 struct open_args {
     struct qmp *q;
     struct err *err;
+    bool ok; /* the peer may hang up before the caller looks at q->src */
 };
 
 /* The source refers to the client until close_now(). */
@@ -487,7 +490,8 @@ static void open_work(void *arg)
 {
     struct open_args *a = arg;
     a->q->src = loop_add_fd(a->q->loop, a->q->fd, EPOLLIN, on_socket, a->q, a->err);
-    if (a->q->src != NULL)
+    a->ok = a->q->src != NULL;
+    if (a->ok)
         (void)qmp_ref(a->q);
 }
 
@@ -502,9 +506,9 @@ struct qmp *qmp_new(struct loop *loop, int fd, const struct qmp_callbacks *cb, s
     TAILQ_INIT(&q->calls);
     TAILQ_INIT(&q->expects);
     (void)pthread_mutex_init(&q->lock, NULL);
-    struct open_args a = {q, err};
+    struct open_args a = {.q = q, .err = err};
     loop_call(loop, open_work, &a);
-    if (q->src == NULL) {
+    if (!a.ok) {
         qmp_unref(q);
         return NULL;
     }
