@@ -155,7 +155,7 @@ int cache_parse(const char *text, size_t len, struct cache_entry *out, struct er
     owner = json_get_string(o, CACHE_OWNER);
     e.ours = owner != NULL && strcmp(owner, CACHE_OWNER_US) == 0;
     *out = e;
-    e = (struct cache_entry){0};
+    memset(&e, 0, sizeof(e));
     return 0;
 }
 

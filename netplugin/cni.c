@@ -1,8 +1,11 @@
 #include "netplugin/cni.h"
 
+#include <linux/magic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/vfs.h>
 
+#include "base/failpoint.h"
 #include "base/limits.h"
 #include "base/str.h"
 #include "netplugin/attachment.h"
@@ -108,7 +111,8 @@ static int add(struct cni *c, const struct chain *ch, struct cache_entry *e, str
     auto_cni_result struct cni_result r = {0};
     auto_netinfo struct netinfo info = {0};
 
-    if (chain_add(ch, &e->result, n_done, cancel, err) < 0 ||
+    if (FAILPOINT("netplugin.add", err) < 0 || chain_add(ch, &e->result, n_done, cancel, err) < 0 ||
+        FAILPOINT("netplugin.added", err) < 0 ||
         cni_result_parse(e->result, e->conf->version, &r, err) < 0)
         return -1;
     cni_result_pod_ips(&r, e->ifname, &info);
@@ -156,6 +160,15 @@ int cni_add(struct cni *c, const struct cni_attachment *a, struct netinfo *out,
 
 /* ---- DEL, CHECK ---- */
 
+/* The path while it is a namespace. Plugins take an empty one for "gone" but stumble over a plain
+ * file, which is what a reboot or a crash in the middle can leave. */
+static const char *live_netns(const char *path)
+{
+    struct statfs fs;
+
+    return !str_empty(path) && statfs(path, &fs) == 0 && fs.f_type == NSFS_MAGIC ? path : "";
+}
+
 /* The result as the cached list's version words it; what cannot be read is left out, since plugins
  * can DEL without. */
 static json_t *prev_result(const struct cache_entry *e)
@@ -167,7 +180,8 @@ static int del_entry(struct cni *c, const struct cache_entry *e, const char *net
                      struct cancel *cancel, struct err *err)
 {
     auto_json json_t *prev = prev_result(e);
-    struct cni_attachment a = {.sandbox_id = e->container_id, .ifname = e->ifname, .netns = netns};
+    struct cni_attachment a = {
+        .sandbox_id = e->container_id, .ifname = e->ifname, .netns = live_netns(netns)};
     struct chain ch = chain_of(c, e->conf, &a);
 
     ch.args = e->args;
@@ -219,7 +233,8 @@ int cni_del(struct cni *c, const struct cni_attachment *a, struct cancel *cancel
     pass = gate_enter(c->gate, a->sandbox_id, cancel, err);
     if (pass == NULL)
         return err_wrap(err, "CNI DEL");
-    if (cache_each(c->cache_dir, a->sandbox_id, a->ifname, del_cached, &d, err) < 0)
+    if (FAILPOINT("netplugin.del", err) < 0 ||
+        cache_each(c->cache_dir, a->sandbox_id, a->ifname, del_cached, &d, err) < 0)
         return -1;
     if (d.done)
         return 0;
@@ -231,6 +246,7 @@ int cni_del(struct cni *c, const struct cni_attachment *a, struct cancel *cancel
     if (caps == NULL)
         return err_wrap(err, "CNI DEL");
     ch = chain_of(c, conf, a);
+    ch.netns = live_netns(a->netns);
     ch.args = args;
     ch.caps = caps;
     if (chain_del(&ch, NULL, cancel, err) < 0)

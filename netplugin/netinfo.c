@@ -284,6 +284,6 @@ int netinfo_decode(const char *text, struct netinfo *out, struct err *err)
     }
     netinfo_clear(out);
     *out = n;
-    n = (struct netinfo){0};
+    memset(&n, 0, sizeof(n));
     return 0;
 }

@@ -11,6 +11,7 @@
 #include <sys/vfs.h>
 
 #include "base/cleanup.h"
+#include "base/failpoint.h"
 #include "base/fs.h"
 #include "base/limits.h"
 #include "base/str.h"
@@ -66,7 +67,7 @@ int netns_create(const char *name, char **path, struct err *err)
     if (!cni_name_ok(name))
         return err_set(err, ERR_INVALID, "netns: bad name");
     p = fs_format("%s/%s", NETNS_DIR, name);
-    if (prepare_dir(err) < 0)
+    if (FAILPOINT("netplugin.netns", err) < 0 || prepare_dir(err) < 0)
         return err_wrap(err, "netns %s", name);
     fd = open(p, O_RDONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0444);
     if (fd < 0 || fstatfs(fd, &fs) < 0)
@@ -117,7 +118,7 @@ static int attach(void *arg, struct err *err)
     tap = if_nametoindex(a->tap_name);
     if (tap == 0)
         return err_sys(err, errno, "index of %s", a->tap_name);
-    return redirect_join(link, (int)tap, err);
+    return FAILPOINT("netplugin.redirect", err) < 0 ? -1 : redirect_join(link, (int)tap, err);
 }
 
 int netns_attach_tap(const char *path, const char *ifname, const char *tap_name,
@@ -129,7 +130,9 @@ int netns_attach_tap(const char *path, const char *ifname, const char *tap_name,
 
     if (!netaddr_ifname_ok(ifname) || !netaddr_ifname_ok(tap_name) || strcmp(ifname, tap_name) == 0)
         return err_set(err, ERR_INVALID, "netns %s: bad interface names", path);
-    ret = nsthread_run(path, attach, &a, err);
+    ret = FAILPOINT("netplugin.tap", err);
+    if (ret == 0)
+        ret = nsthread_run(path, attach, &a, err);
     fd = a.fd;
     if (ret < 0) {
         net_iface_clear(&a.iface);

@@ -42,7 +42,7 @@ struct probe {
 static bool load(struct probe *p)
 {
     auto_err struct err why = ERR_INIT;
-    auto_free char *problem = NULL, *old_problem = NULL;
+    char *problem = NULL;
     struct cni_conf *conf = cni_conf_load(p->conf_dir, &problem, &why), *old;
     bool changed;
 
@@ -53,8 +53,8 @@ static bool load(struct probe *p)
     p->conf = conf;
     free(p->load_error);
     p->load_error = conf == NULL ? xstrdup(err_msg(&why)) : NULL;
-    old_problem = p->problem;
-    p->problem = take(problem);
+    free(p->problem);
+    p->problem = problem;
     if (changed) {
         p->known = false;
         free(p->not_ready);
