@@ -22,10 +22,9 @@
 /* What the unpacker needs beside the tree: libraries, zstd's window, lists over the inodes. */
 #define UNPACK_MEMORY (LIMIT_TREE_BYTES + MiB(512))
 
-/* Sanitizers reserve terabytes, and look for leaks in a /proc that the jail has not. */
+/* Sanitizers reserve terabytes. */
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define SANITIZED
-static const char *const sanitizer_env[] = {"ASAN_OPTIONS=detect_leaks=0", NULL};
 #endif
 
 struct conversion {
@@ -68,9 +67,6 @@ static int start_jailed(const struct conversion *c, const char *max_bytes,
         .rlimits = rlimits,
         .n_rlimits = ARRAY_LEN(rlimits),
         .argv = argv,
-#ifdef SANITIZED
-        .env = sanitizer_env,
-#endif
         .fds = fds,
         .n_fds = n_fds,
     };
