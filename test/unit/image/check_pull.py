@@ -90,11 +90,7 @@ class Image:
 
 
 def noise(n, seed):
-    out, h = b"", str(seed).encode()
-    while len(out) < n:
-        h = hashlib.sha256(h).digest()
-        out += h
-    return out[:n]
+    return hashlib.shake_128(str(seed).encode()).digest(n)
 
 
 SMALL = Image([{"etc/a": b"one\n"}, {"etc/b": b"two\n"}])
@@ -135,7 +131,7 @@ class Registry:
             self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
         self.port = self.server.server_address[1]
         self.host = f"127.0.0.1:{self.port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 
     def close(self):
         self.server.shutdown()
@@ -588,7 +584,10 @@ def test_stall(reg, store):
 
 
 def hang_in(reg, name, image):
+    """Sends the beginning of the layer and no more until the returned event is set; its `reached` is set
+    when the beginning has gone out."""
     gate = threading.Event()
+    gate.reached = threading.Event()
     reg.add(name, image)
 
     def bend(h, kind, ref):
@@ -599,6 +598,7 @@ def hang_in(reg, name, image):
         h.end_headers()
         h.wfile.write(image.blobs[0][:100_000])
         h.wfile.flush()
+        gate.reached.set()
         gate.wait(30)
         h.close_connection = True
         return True
@@ -1048,10 +1048,7 @@ def test_killed(reg, store):
     argv = [TOOL, "--unpacker", UNPACK, "--hosts", store.hosts, store.root, "pull",
             f"{reg.host}/k/big"]
     p = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 20
-    while not os.listdir(store.root + "/tmp") if os.path.isdir(store.root + "/tmp") else True:
-        assert time.monotonic() < deadline and p.poll() is None
-        time.sleep(0.05)
+    assert gate.reached.wait(20)
     p.kill()
     p.wait()
     gate.set()
@@ -1067,10 +1064,7 @@ def test_one_daemon(reg, store):
             f"{reg.host}/k/big"]
     p = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 20
-        while reg.count("blobs") == 0:
-            assert time.monotonic() < deadline and p.poll() is None
-            time.sleep(0.05)
+        assert gate.reached.wait(20)
         assert "in use" in store.run("list")[0]["msg"]
     finally:
         p.kill()
@@ -1114,16 +1108,6 @@ def push(port, name, image, tag):
     call("PUT", f"{base}/manifests/{tag}", image.manifest, image.type)
 
 
-def wait_port(port, p):
-    deadline = time.monotonic() + 20
-    while True:
-        with socket.socket() as s:
-            if s.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        assert time.monotonic() < deadline and p.poll() is None, "registry does not start"
-        time.sleep(0.1)
-
-
 def test_docker_registry(reg, store):
     if not shutil.which("docker-registry"):
         raise Skip("docker-registry is not installed")
@@ -1134,11 +1118,16 @@ def test_docker_registry(reg, store):
     os.mkdir(where)
     with open(where + "/config.yml", "w") as f:
         f.write(f"version: 0.1\nstorage: {{filesystem: {{rootdirectory: {where}/data}}}}\n"
-                f"http: {{addr: '127.0.0.1:{port}'}}\nlog: {{level: error}}\n")
+                f"http: {{addr: '127.0.0.1:{port}'}}\nlog: {{level: info}}\n")
     p = subprocess.Popen(["docker-registry", "serve", where + "/config.yml"],
-                         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:
-        wait_port(port, p)
+        for line in p.stderr:
+            if b"listening on" in line:
+                break
+        else:
+            raise AssertionError("docker-registry does not start")
+        threading.Thread(target=p.stderr.read, daemon=True).start()
         image = Image([{"bin/x": noise(200_000, 1)}, {"etc/y": b"y"}])
         push(port, "team/app", image, "1.0")
         ref = f"localhost:{port}/team/app"
