@@ -207,7 +207,7 @@ static struct gserver_opts opts(void)
                                  .methods = methods,
                                  .n_methods = ARRAY_LEN(methods),
                                  .daemon = &t,
-                                 .stream_stall_ns = 300000000};
+                                 .stream_stall_ns = 20000000000};
 }
 
 static int setup(void **state)
@@ -542,6 +542,13 @@ static void test_stream_slow(void **state)
 {
     (void)state;
     auto_err struct err err = ERR_INIT;
+    gserver_stop(take(t.server));
+    struct gserver_opts o = opts();
+    o.stream_stall_ns = 300000000;
+    t.server = gserver_start(&o, &err);
+    assert_non_null(t.server);
+    gclient_close(take(t.client));
+    t.client = gclient_open(t.path, &err);
     struct collect c = {.block = true};
     assert_int_equal(stream("flood", "", &c, &err), -1);
     assert_int_equal(err.code, ERR_EXHAUSTED);
