@@ -518,12 +518,90 @@ static void hanging_up_is_not_breaking(void **state)
     stop(&f);
 }
 
+static void s_old_data(struct fake *f)
+{
+    uint32_t stream;
+    uint8_t type;
+
+    (void)get_frame(f->fd[1], &stream, &type); /* OPEN */
+    (void)put_io(f, 7, 0, 0, 10);
+    do {
+        if (!get_frame(f->fd[1], &stream, &type)) /* ACK, RESET of the closed one, OPEN */
+            return;
+    } while (type != FRAME_IO_OPEN);
+    (void)put_io(f, 7, 0, 20, 10); /* was on its way when the stream was closed */
+    (void)put_io(f, 7, 0, 0, 30);
+    (void)put_io(f, 7, FRAME_FLAG_EOF, 30, 1);
+}
+
+struct received {
+    struct sink *s;
+    uint64_t n;
+};
+
+static bool received(void *arg)
+{
+    struct received *r = arg;
+
+    return sink_received(r->s) >= r->n;
+}
+
+static void old_data_after_opening_again(void **state)
+{
+    (void)state;
+    struct fake f = {0};
+    struct sink s = {.never_ack = true};
+    struct received r = {&s, 10};
+
+    start(&f, s_old_data);
+    sink_open(&s, f.host.link, 7, 0, 0);
+    assert_true(eventually(received, &r));
+    sink_close(&s);
+    sink_open(&s, f.host.link, 7, 0, 10);
+    assert_true(eventually_int(&s.eof, 1));
+    assert_int_equal(s.total, 31);
+    assert_int_equal(sink_received(&s), 31);
+    assert_int_equal(atomic_load(&f.host.broken), 0);
+    sink_close(&s);
+    stop(&f);
+}
+
+static void s_die_in_call(struct fake *f)
+{
+    uint32_t stream;
+    uint8_t type;
+
+    hello(f, 1);
+    (void)get_frame(f->fd[0], &stream, &type);
+    (void)shutdown(f->fd[0], SHUT_RDWR);
+}
+
+static void call_fails_when_the_guest_dies(void **state)
+{
+    (void)state;
+    struct fake f = {0};
+    auto_err struct err err = ERR_INIT;
+    int64_t began = mono_ns();
+
+    start(&f, s_die_in_call);
+    assert_int_equal(ping(&f, &err), -1);
+    assert_int_equal(err.code, ERR_UNAVAILABLE);
+    assert_true(mono_ns() - began < 10000000000); /* nobody waits for its deadline */
+    assert_int_equal(atomic_load(&f.host.broken), 0);
+    stop(&f);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(broken_protocol),  cmocka_unit_test(broken_streams),
-        cmocka_unit_test(noise_is_ignored), cmocka_unit_test(endless_stale_bytes),
-        cmocka_unit_test(silence),          cmocka_unit_test(hanging_up_is_not_breaking),
+        cmocka_unit_test(broken_protocol),
+        cmocka_unit_test(broken_streams),
+        cmocka_unit_test(noise_is_ignored),
+        cmocka_unit_test(endless_stale_bytes),
+        cmocka_unit_test(silence),
+        cmocka_unit_test(hanging_up_is_not_breaking),
+        cmocka_unit_test(old_data_after_opening_again),
+        cmocka_unit_test(call_fails_when_the_guest_dies),
     };
 
     (void)signal(SIGPIPE, SIG_IGN);
