@@ -220,11 +220,17 @@ static void leave(struct pull_job *j)
 
 static int take_result(struct pull_job *j, char **id, struct err *err)
 {
+    int ret = 0;
+
+    /* An eventfd orders memory for the kernel, not for the language: the lock does. */
+    pthread_mutex_lock(&j->store->pulls_lock);
     if (j->id == NULL)
-        return err_set(err, j->err.code != ERR_OK ? j->err.code : ERR_INTERNAL, "%s",
-                       err_msg(&j->err));
-    *id = xstrdup(j->id);
-    return 0;
+        ret = err_set(err, j->err.code != ERR_OK ? j->err.code : ERR_INTERNAL, "%s",
+                      err_msg(&j->err));
+    else
+        *id = xstrdup(j->id);
+    pthread_mutex_unlock(&j->store->pulls_lock);
+    return ret;
 }
 
 static int wait_for(struct pull_job *j, image_progress_fn progress, void *arg,
