@@ -23,8 +23,8 @@ import tarfile
 import tempfile
 import time
 
-TOOL, UNPACK = sys.argv[1:3]
-JAIL = sys.argv[3] if len(sys.argv) > 3 else None
+TOOL, UNPACK = map(os.path.abspath, sys.argv[1:3])
+JAIL = os.path.abspath(sys.argv[3]) if len(sys.argv) > 3 and sys.argv[3] else None
 JAIL_UID = "64123"
 ROOT = os.geteuid() == 0
 BLOCK = 4096

@@ -17,8 +17,7 @@
 #include "base/limits.h"
 #include "cri/image/layer.h"
 
-static const char *unpacker;
-static char *dir, *out;
+static char *unpacker, *dir, *out;
 
 static int set_up(void **state)
 {
@@ -180,6 +179,8 @@ int main(int argc, char **argv)
         cmocka_unit_test_setup_teardown(test_existing_file_stays, set_up, tear_down),
     };
     (void)signal(SIGPIPE, SIG_IGN);
-    unpacker = argc > 1 ? argv[1] : "";
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    unpacker = argc > 1 ? realpath(argv[1], NULL) : NULL;
+    int failed = unpacker == NULL ? 1 : cmocka_run_group_tests(tests, NULL, NULL);
+    free(unpacker);
+    return failed;
 }
