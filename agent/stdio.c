@@ -10,6 +10,7 @@
 #include <termios.h>
 #include <unistd.h>
 
+#define HASH_FUNCTION HASH_FNV /* clang warns of the default one */
 #include <uthash.h>
 
 #include "agent/peer.h"

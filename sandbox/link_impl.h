@@ -19,6 +19,7 @@
 #include <stdatomic.h>
 #include <sys/queue.h>
 
+#define HASH_FUNCTION HASH_FNV /* clang warns of the default one */
 #include <uthash.h>
 
 #include "base/buf.h"

@@ -228,7 +228,6 @@ static void a_guest_text_may_hold_an_answer(void **state)
 {
     (void)state;
     auto_buf struct buf in = BUF_INIT(MiB(1));
-    auto_buf struct buf log = BUF_INIT(KiB(4));
     uint8_t answer[PREAMBLE_SIZE];
     struct frame_parser p;
     struct frame f;

@@ -536,6 +536,23 @@ static void stream_ends(void **state)
     stream_close(in);
     (void)close(p[0]);
 
+    /* stdin that looks like a new connection is only stdin */
+    uint8_t tricky[3 * PREAMBLE_SIZE + 1];
+    memset(tricky, 'A', sizeof(tricky));
+    for (int i = 0; i < 3; i++)
+        preamble_make(tricky + 1 + i * PREAMBLE_SIZE, LINK_IO, (const uint8_t *)"ASPISLNKASPISLNK");
+    assert_int_equal(pipe(p), 0);
+    id = guest_input(&g, p[1]);
+    in = stream_open_input(h.link, id, &err);
+    assert_int_equal(stream_write(in, tricky, sizeof(tricky), true, NULL, &err), 0);
+    got = 0;
+    for (ssize_t n = 1; n > 0; got += (size_t)n)
+        n = read(p[0], big + got, 1000);
+    assert_int_equal(got, sizeof(tricky));
+    assert_memory_equal(big, tricky, sizeof(tricky));
+    stream_close(in);
+    (void)close(p[0]);
+
     /* a stranger holds the pipe of an ended process: what is in it still comes, then the end */
     assert_int_equal(pipe(p), 0);
     struct writer w;
