@@ -26,6 +26,7 @@ static int buf_grow(struct buf *b, size_t need)
     }
     b->data = data;
     b->cap = cap;
+    b->data[b->len] = '\0'; /* also when what is reserved now is never committed */
     return 0;
 }
 

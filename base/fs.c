@@ -11,6 +11,7 @@
 #include <sys/random.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include "base/buf.h"
@@ -144,6 +145,8 @@ int fs_write_atomic(const char *path, const void *data, size_t len, mode_t mode,
 
 int fs_mkdir_p(const char *path, mode_t mode, struct err *err)
 {
+    if (path[0] == '\0')
+        return err_sys(err, ENOENT, "mkdir without a path");
     auto_free char *p = strdup(path);
     if (p == NULL)
         return err_sys(err, ENOMEM, "mkdir %s", path);
@@ -166,7 +169,18 @@ int fs_mkdir_p(const char *path, mode_t mode, struct err *err)
     return 0;
 }
 
-/* Removes everything below an open directory that is on device `dev`. Takes dirfd. Iterative only
+/* A bind mount of the same file system has the same device number, so that alone would not tell. */
+static bool is_mount(int fd, dev_t parent)
+{
+    struct statx sx;
+    if (statx(fd, "", AT_EMPTY_PATH, STATX_TYPE, &sx) < 0)
+        return true;
+    if ((sx.stx_attributes_mask & STATX_ATTR_MOUNT_ROOT) != 0)
+        return (sx.stx_attributes & STATX_ATTR_MOUNT_ROOT) != 0;
+    return makedev(sx.stx_dev_major, sx.stx_dev_minor) != parent;
+}
+
+/* Removes everything below an open directory, which is on device `dev`. Takes dirfd. Iterative only
  * in breadth: depth is bounded by PATH_MAX-sized trees that we made ourselves, and by max_depth for
  * those that we did not. */
 static int rm_below(int dirfd, dev_t dev, int max_depth, struct err *err)
@@ -187,8 +201,7 @@ static int rm_below(int dirfd, dev_t dev, int max_depth, struct err *err)
         int sub = openat(dirfd, e->d_name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
         if (sub < 0)
             return err_sys(err, errno, "open %s", e->d_name);
-        struct stat st;
-        if (fstat(sub, &st) < 0 || st.st_dev != dev || max_depth == 0) {
+        if (max_depth == 0 || is_mount(sub, dev)) {
             (void)close(sub);
             return err_set(err, ERR_INTERNAL, "%s is %s", e->d_name,
                            max_depth == 0 ? "nested too deep" : "a mount point");
@@ -214,6 +227,10 @@ int fs_rm_rf(const char *path, struct err *err)
     if (fstat(fd, &st) < 0) {
         (void)close(fd);
         return err_sys(err, errno, "remove %s", path);
+    }
+    if (is_mount(fd, st.st_dev)) {
+        (void)close(fd);
+        return err_set(err, ERR_INTERNAL, "remove %s: it is a mount point", path);
     }
     if (rm_below(fd, st.st_dev, 256, err) < 0)
         return err_wrap(err, "remove %s", path);
@@ -246,8 +263,9 @@ static int copy_range(int from, int to, off_t start, off_t end, struct err *err)
         n = pread(from, block, want, in);
         if (n <= 0)
             return err_sys(err, n < 0 ? errno : EIO, "copy: read");
-        if (pwrite(to, block, (size_t)n, out) != n)
-            return err_sys(err, errno, "copy: write");
+        ssize_t w = pwrite(to, block, (size_t)n, out);
+        if (w != n)
+            return err_sys(err, w < 0 ? errno : ENOSPC, "copy: write");
         in += n;
         out += n;
     }

@@ -70,8 +70,8 @@ static bool needs_quotes(const char *s)
     return false;
 }
 
-/* Control bytes and anything that is not UTF-8 as \xNN: a guest's text must not draw on a terminal.
- */
+/* Control bytes (also the C1 ones that UTF-8 writes as c2 80 to c2 9f) and anything that is not
+ * UTF-8 as \xNN: a guest's text must not draw on a terminal. */
 static void put_escaped(struct buf *b, const char *s)
 {
     bool utf8 = str_is_utf8(s, strlen(s));
@@ -81,6 +81,8 @@ static void put_escaped(struct buf *b, const char *s)
             (void)buf_printf(b, "\\%c", c);
         else if (c == '\n')
             (void)buf_puts(b, "\\n");
+        else if (c == 0xc2 && utf8 && (unsigned char)s[1] < 0xa0)
+            (void)buf_printf(b, "\\xc2\\x%02x", (unsigned char)*++s);
         else if (c < ' ' || c == 0x7f || (c >= 0x80 && !utf8))
             (void)buf_printf(b, "\\x%02x", c);
         else
@@ -101,6 +103,15 @@ static void put_value(struct buf *b, const struct log_field *f)
     }
 }
 
+/* An overlong line loses its end, never its newline. */
+static void end_line(struct buf *b)
+{
+    b->overflow = false;
+    if (b->len + 1 > b->max)
+        b->len = b->max - 1;
+    (void)buf_putc(b, '\n');
+}
+
 /* Journal native protocol: FIELD=value lines; our values hold no raw newline once escaped. */
 static void write_journal(int fd, enum log_level level, const char *msg,
                           const struct log_field *fields)
@@ -114,7 +125,7 @@ static void write_journal(int fd, enum log_level level, const char *msg,
         (void)buf_printf(&b, " %s=", f->key);
         put_value(&b, f);
     }
-    (void)buf_putc(&b, '\n');
+    end_line(&b);
     for (const struct log_field *f = fields; f->key != NULL; f++) {
         (void)buf_puts(&b, "ASPIS_");
         for (const char *k = f->key; *k != '\0'; k++)
@@ -124,7 +135,7 @@ static void write_journal(int fd, enum log_level level, const char *msg,
             put_escaped(&b, f->str);
         else
             put_value(&b, f);
-        (void)buf_putc(&b, '\n');
+        end_line(&b);
     }
     (void)send(fd, b.data, b.len, MSG_NOSIGNAL);
 }
@@ -149,11 +160,7 @@ void log_write(enum log_level level, const char *msg, const struct log_field *fi
         (void)buf_printf(&b, " %s=", f->key);
         put_value(&b, f);
     }
-    /* an overlong line loses its end, never its newline */
-    b.overflow = false;
-    if (b.len + 1 > b.max)
-        b.len = b.max - 1;
-    (void)buf_putc(&b, '\n');
+    end_line(&b);
     ssize_t n = write(STDERR_FILENO, b.data, b.len);
     (void)n; /* nowhere left to complain */
 }

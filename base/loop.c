@@ -34,7 +34,7 @@ struct loop {
     int epoll;
     int wake;
     atomic_bool stop;
-    pthread_t thread; /* valid while running */
+    _Atomic pthread_t thread; /* valid while running */
     atomic_bool running;
     pthread_mutex_t lock; /* guards the three lists */
     TAILQ_HEAD(, loop_source) sources;
@@ -132,7 +132,7 @@ static void dispatch(struct loop *l, const struct epoll_event *ev)
 void loop_turn(struct loop *loop, int timeout_ms)
 {
     struct epoll_event evs[64];
-    loop->thread = pthread_self();
+    atomic_store(&loop->thread, pthread_self());
     atomic_store(&loop->running, true);
     int n = epoll_wait(loop->epoll, evs, (int)ARRAY_LEN(evs), timeout_ms);
     for (int i = 0; i < n; i++)
@@ -157,7 +157,7 @@ void loop_stop(struct loop *loop)
 
 bool loop_is_current(const struct loop *loop)
 {
-    return atomic_load(&loop->running) && pthread_equal(loop->thread, pthread_self());
+    return atomic_load(&loop->running) && pthread_equal(atomic_load(&loop->thread), pthread_self());
 }
 
 /* Takes s; everything in it must be set, since its first event can come before this returns. */

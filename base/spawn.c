@@ -19,7 +19,8 @@ extern char **environ;
 
 /* The spec as posix_spawn file actions. Sources are first duplicated above every target, so that no
  * dup2 overwrites a descriptor that a later one still needs; dup2 clears close-on-exec in the
- * child. Everything of ours is O_CLOEXEC, and closefrom() catches what a library opened without. */
+ * child. Everything of ours is O_CLOEXEC; close and closefrom() catch what a library opened
+ * without. */
 static int file_actions(const struct spawn_opts *o, posix_spawn_file_actions_t *fa, int *high,
                         struct err *err)
 {
@@ -46,6 +47,13 @@ static int file_actions(const struct spawn_opts *o, posix_spawn_file_actions_t *
     for (int i = 0; i < 3 && rc == 0; i++) {
         if (!set[i])
             rc = posix_spawn_file_actions_addopen(fa, i, "/dev/null", O_RDWR, 0);
+    }
+    for (int fd = 3; fd < top && rc == 0; fd++) {
+        bool named = false;
+        for (size_t i = 0; i < o->n_fds; i++)
+            named = named || o->fds[i].child == fd;
+        if (!named)
+            rc = posix_spawn_file_actions_addclose(fa, fd); /* glibc: fine when it is not open */
     }
     if (rc == 0)
         rc = posix_spawn_file_actions_addclosefrom_np(fa, top + 1);
