@@ -383,14 +383,17 @@ void container_log_close(struct container_log *l)
 {
     if (l == NULL)
         return;
+    /* first the timer, whose callback acknowledges to the streams */
+    (void)pthread_mutex_lock(&l->lock);
+    struct removal r = {l->retry};
+    l->retry = NULL;
+    (void)pthread_mutex_unlock(&l->lock);
+    if (r.src != NULL)
+        loop_call(l->io, remove_source, &r);
     for (unsigned i = 0; i < 2; i++) {
         if (l->s[i].stream != NULL)
             stream_close(l->s[i].stream);
         l->s[i].stream = NULL;
-    }
-    if (l->retry != NULL) {
-        struct removal r = {l->retry};
-        loop_call(l->io, remove_source, &r);
     }
     for (unsigned i = 0; i < 2; i++)
         buf_clear(&l->s[i].pending);

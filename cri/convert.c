@@ -1,5 +1,6 @@
 #include "cri/convert.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -86,10 +87,14 @@ static Runtime__V1__Signal signal_of(const char *name)
         char number[8] = "";
         (void)strncat(number, plus + 1, sizeof(number) - 1);
         *plus = '\0';
-        if (strcmp(number, "0") != 0) {
-            (void)strcat(text, "PLUS");
-            (void)strcat(text, number);
-        }
+        /* CRI counts the upper half down from SIGRTMAX, which is SIGRTMIN+30 */
+        unsigned long n = strtoul(number, NULL, 10);
+        if (n > 0 && n <= 15)
+            (void)snprintf(text, sizeof(text), "SIGNAL_SIGRTMINPLUS%lu", n);
+        else if (n > 15 && n < 30)
+            (void)snprintf(text, sizeof(text), "SIGNAL_SIGRTMAXMINUS%lu", 30 - n);
+        else if (n == 30)
+            (void)snprintf(text, sizeof(text), "SIGNAL_SIGRTMAX");
     }
     const ProtobufCEnumValue *v =
         protobuf_c_enum_descriptor_get_value_by_name(&runtime__v1__signal__descriptor, text);
@@ -112,7 +117,10 @@ static Runtime__V1__ContainerUser *user_of(struct call *call, const struct conta
     l->supplemental_groups = groups;
     for (const char *p = c->rec.groups; *p != '\0';) {
         char *end = NULL;
-        groups[l->n_supplemental_groups++] = (int64_t)strtoul(p, &end, 10);
+        int64_t gid = (int64_t)strtoul(p, &end, 10);
+        if (end == p)
+            break; /* a damaged record */
+        groups[l->n_supplemental_groups++] = gid;
         p = *end == ' ' ? end + 1 : end;
     }
     return u;

@@ -111,7 +111,8 @@ int spec_signal_number(const char *name)
 {
     uint64_t n;
     if (str_to_u64(name, &n) == 0)
-        return n >= 1 && n <= 64 ? (int)n : -1;
+        return n >= 1 && n <= 64 && n != 32 && n != 33 ? (int)n
+                                                       : -1; /* those two are glibc's own */
     if (strncasecmp(name, "SIG", 3) == 0)
         name += 3;
     static const struct {
@@ -133,8 +134,8 @@ int spec_signal_number(const char *name)
         return SIGABRT;
     if (strcasecmp(name, "CLD") == 0)
         return SIGCHLD;
-    if (strcasecmp(name, "POLL") == 0)
-        return SIGIO;
+    if (strcasecmp(name, "IO") == 0)
+        return SIGIO; /* glibc calls it POLL */
     for (int sig = 1; sig < 32; sig++) {
         const char *abbrev = sigabbrev_np(sig);
         if (abbrev != NULL && strcasecmp(abbrev, name) == 0)
