@@ -185,6 +185,8 @@ static int add_device(struct hv *hv, int slot, const char *serial, struct cancel
 static void undo(struct hv *hv, int slot)
 {
     auto_cancel struct cancel *c = cancel_new(mono_ns() + UNDO_NS, NULL);
+    if (c == NULL)
+        return; /* no descriptors left: without a bound this could wait for ever */
     (void)del_node(hv, slot, c, NULL);
     remove_fds(hv, slot, c);
 }
