@@ -163,7 +163,7 @@ def test_odd_layers_stay_in_their_root(daemon, make_pod, images, name):
 
 
 @pytest.mark.parametrize("fault, code", [
-    ("short-always", CODE.UNAVAILABLE), ("flip", CODE.DATA_LOSS), ("garbage-manifest", CODE.INVALID_ARGUMENT),
+    ("short-always", CODE.UNAVAILABLE), ("flip", CODE.DATA_LOSS), ("garbage-manifest", None),
     ("wrong-manifest", CODE.DATA_LOSS), ("huge-manifest", None), ("wrong-type", None), ("loop", None),
     ("error", CODE.UNAVAILABLE), ("basic", CODE.UNAUTHENTICATED)])
 def test_registries_that_misbehave(daemon, fresh, fault, code):
@@ -204,8 +204,9 @@ def test_silent_registry_is_given_up(own_daemon, fresh):
     r = FaultyRegistry(fresh, "stall").start()
     try:
         begin = time.monotonic()
-        fails(d.client.PullImage, image={"image": r.ref()})
-        assert time.monotonic() - begin < 40
+        pull(d, r.ref())  # the silent connection is given up, the rest comes by another
+        assert 2 <= time.monotonic() - begin < 40
+        assert any("Range" in h for _, _, h in r.requests)
     finally:
         r.stop()
 
@@ -296,7 +297,7 @@ def test_unreachable_registry_says_so(daemon):
 
 
 def ctl(daemon, *args, check=True):
-    r = subprocess.run([str(BUILD / "cri" / "aspisctl"), "--socket", str(daemon.socket), *args],
+    r = subprocess.run([str(BUILD / "cri" / "ctl" / "aspisctl"), "--socket", str(daemon.socket), *args],
                        capture_output=True, text=True, timeout=120)
     assert not check or r.returncode == 0, r.stdout + r.stderr
     return r
