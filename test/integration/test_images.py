@@ -317,7 +317,7 @@ def test_import_without_a_registry(daemon, make_pod, layouts, tmp_path):
     assert "imported/one" in ctl(daemon, "image", "ls").stdout
     pod.remove()
     ctl(daemon, "image", "rm", "imported/one:v1")
-    ctl(daemon, "image", "rm", "imported/two:v2")
+    ctl(daemon, "image", "rm", "imported/two:v2", check=False)  # the same image by another name
     r = ctl(daemon, "image", "import", "/nonexistent", check=False)
     assert r.returncode != 0 and "/nonexistent" in r.stderr
     r = ctl(daemon, "image", "import", "/etc/passwd", check=False)
