@@ -60,8 +60,7 @@ static void test_sysctl_path(void **state)
         "a.//.b",
         "a b",
         "a\n",
-        "a\xff"
-        "b",
+        "a\xff.b",
         "/etc/passwd",
     };
     for (size_t i = 0; i < ARRAY_LEN(good); i++) {
