@@ -35,8 +35,9 @@
 #define LIMIT_LINK_STALE MiB(64)       /* bytes on a connection before its preamble is answered */
 #define LIMIT_AGENT_CALL_ARENA MiB(16) /* one unpacked request in the guest */
 #define LIMIT_PIPE MiB(1)              /* what a pipe can hold (fs.pipe-max-size) */
-#define LIMIT_DEVICE_WAIT_MS 10000 /* guest: until a disk or NIC that a call names must be there   \
-                                    */
+#define LIMIT_DEVICE_WAIT_MS                                                                       \
+    10000 /* guest: until a disk or NIC that a call names must be there                            \
+           */
 #define LIMIT_SYSCTL_VALUE KiB(4)
 #define LIMIT_POD_SYSCTLS 256
 #define LIMIT_POD_INTERFACES 32
@@ -73,6 +74,7 @@
 #define LIMIT_INDEX_DEPTH 3
 #define LIMIT_INDEX_ENTRIES 1024
 #define LIMIT_HTTP_HEADER KiB(64)
+#define LIMIT_HTTP_PROGRESS KiB(1) /* the least that must come within the stall timeout */
 #define LIMIT_HTTP_ERROR_BODY KiB(64)
 #define LIMIT_REDIRECTS 8
 #define LIMIT_LAYER_ENTRIES 2000000  /* tar members in one layer */
