@@ -355,8 +355,8 @@ static int drive(struct http_client *c, struct transfer *t, struct cancel *cance
         left_ms = (t->req->stall_ns - (mono_ns() - t->last_byte_ns)) / 1000000;
         if (left_ms <= 0) {
             t->resp->broken = true;
-            return err_set(err, ERR_UNAVAILABLE,
-                           "nothing, or next to nothing, came for %lld seconds",
+            return err_set(err, ERR_UNAVAILABLE, "%s came for %lld seconds",
+                           t->since == 0 ? "nothing" : "next to nothing",
                            (long long)(t->req->stall_ns / 1000000000));
         }
         if (mc == CURLM_OK)
