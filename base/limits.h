@@ -72,6 +72,7 @@
 #define LIMIT_INDEX_DEPTH 3
 #define LIMIT_INDEX_ENTRIES 1024
 #define LIMIT_HTTP_HEADER KiB(64)
+#define LIMIT_HTTP_PROGRESS KiB(1) /* the least that must come within the stall timeout */
 #define LIMIT_HTTP_ERROR_BODY KiB(64)
 #define LIMIT_REDIRECTS 8
 #define LIMIT_LAYER_ENTRIES 2000000  /* tar members in one layer */

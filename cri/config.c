@@ -14,7 +14,8 @@ enum kind {
     MEBI,    /* -> uint64_t bytes */
     NUMBER,  /* -> uint32_t */
     CHOICE,  /* one of `names` -> int */
-    PATHS,   /* of absolute paths -> cni.bin_dirs */
+    PATHS,   /* of absolute paths -> struct strv */
+    TEXTS,   /* of strings -> struct strv */
 };
 
 struct key {
@@ -73,11 +74,21 @@ static const struct key keys[] = {
     {"images", "stall_timeout_seconds", SECONDS, AT(images.stall_timeout_ns), .number = 300,
      .min = 1, .max = 86400},
     {"images", "max_downloads", NUMBER, AT(images.max_downloads), .number = 6, .min = 1, .max = 64},
+    {"images", "max_unpackers", NUMBER, AT(images.max_unpackers), .number = 0, .min = 0, .max = 64},
+    {"images", "pinned", TEXTS, AT(pinned), .text = ""},
+    {"images", "max_manifest_mib", MEBI, AT(images.max_manifest_bytes), .number = 4, .min = 1,
+     .max = LIMIT_MANIFEST >> 20},
+    {"images", "max_config_mib", MEBI, AT(images.max_config_bytes), .number = 8, .min = 1,
+     .max = LIMIT_IMAGE_CONFIG >> 20},
+    {"images", "max_layers", NUMBER, AT(images.max_layers), .number = LIMIT_IMAGE_LAYERS, .min = 1,
+     .max = LIMIT_IMAGE_LAYERS},
+    {"images", "max_layer_entries", NUMBER, AT(images.max_layer_entries),
+     .number = LIMIT_LAYER_ENTRIES, .min = 1, .max = 100000000},
     {"images", "max_layer_mib", MEBI, AT(images.max_layer_bytes), .number = 65536, .min = 1,
      .max = 1 << 24},
 
     {"network", "conf_dir", PATH, AT(cni.conf_dir), .text = "/etc/cni/net.d"},
-    {"network", "bin_dirs", PATHS, AT(cni.bin_dirs), .text = "/opt/cni/bin:/usr/lib/cni"},
+    {"network", "bin_dirs", PATHS, AT(bin_dirs), .text = "/opt/cni/bin:/usr/lib/cni"},
     {"network", "cache_dir", PATH, AT(cni.cache_dir), .text = "/var/lib/cni"},
     {"network", "plugin_timeout_seconds", SECONDS, AT(cni.timeout_ns), .number = 60, .min = 1,
      .max = 3600},
@@ -118,12 +129,12 @@ static int set_choice(struct config *c, const struct key *k, const char *s)
     return -1;
 }
 
-static void set_paths(struct config *c, const char *joined)
+static void set_paths(struct strv *list, const char *joined)
 {
     auto_free char *copy = xstrdup(joined);
     char *save = NULL;
     for (char *s = strtok_r(copy, ":", &save); s != NULL; s = strtok_r(NULL, ":", &save))
-        strv_add(&c->bin_dirs, s);
+        strv_add(list, s);
 }
 
 static void set_defaults(struct config *c)
@@ -138,7 +149,9 @@ static void set_defaults(struct config *c)
             (void)set_choice(c, k, k->text);
             break;
         case PATHS:
-            set_paths(c, k->text);
+            set_paths(member(c, k), k->text);
+            break;
+        case TEXTS:
             break;
         case NUMBER:
         case MEBI:
@@ -158,6 +171,7 @@ static int complete(struct config *c, struct err *err)
     c->machine.transport = (enum transport)c->transport;
     c->images.jail_helper = c->machine.jail_helper;
     c->cni.bin_dirs = (const char *const *)c->bin_dirs.v;
+    c->images.pinned = (const char *const *)c->pinned.v;
     if (c->bin_dirs.n == 0)
         return err_set(err, ERR_INVALID, "network.bin_dirs is empty");
     if (c->images.unpack_uid >= c->machine.uid_base &&
@@ -192,6 +206,7 @@ static int check_path(const struct key *k, const struct toml_value *v, struct er
 static int set_value(struct config *c, const struct key *k, const struct toml_value *v,
                      struct err *err)
 {
+    struct strv *list = member(c, k);
     switch (k->kind) {
     case PATH:
         if (check_path(k, v, err) < 0)
@@ -199,13 +214,15 @@ static int set_value(struct config *c, const struct key *k, const struct toml_va
         set_text(c, k, v->str);
         return 0;
     case PATHS:
+    case TEXTS:
         if (want(k, v, TOML_ARRAY, err) < 0)
             return -1;
-        strv_clear(&c->bin_dirs);
+        strv_clear(list);
         for (size_t i = 0; i < v->n_items; i++) {
-            if (check_path(k, &v->items[i], err) < 0)
+            if ((k->kind == PATHS ? check_path(k, &v->items[i], err)
+                                  : want(k, &v->items[i], TOML_STRING, err)) < 0)
                 return -1;
-            strv_add(&c->bin_dirs, v->items[i].str);
+            strv_add(list, v->items[i].str);
         }
         return 0;
     case CHOICE:
@@ -310,6 +327,7 @@ void config_free(struct config *c)
         return;
     strv_clear(&c->strings);
     strv_clear(&c->bin_dirs);
+    strv_clear(&c->pinned);
     free(c);
 }
 
@@ -319,6 +337,7 @@ char *config_text(const struct config *c)
     for (size_t i = 0; i < ARRAY_LEN(keys); i++) {
         const struct key *k = &keys[i];
         const void *at = (const char *)c + k->offset;
+        const struct strv *list = at;
         (void)buf_printf(&b, "%s.%s = ", k->section, k->name);
         switch (k->kind) {
         case PATH:
@@ -328,8 +347,9 @@ char *config_text(const struct config *c)
             (void)buf_puts(&b, k->names[*(const int *)at]);
             break;
         case PATHS:
-            for (size_t d = 0; d < c->bin_dirs.n; d++)
-                (void)buf_printf(&b, "%s%s", d > 0 ? ":" : "", c->bin_dirs.v[d]);
+        case TEXTS:
+            for (size_t d = 0; d < list->n; d++)
+                (void)buf_printf(&b, "%s%s", d > 0 ? k->kind == PATHS ? ":" : " " : "", list->v[d]);
             break;
         case NUMBER:
             (void)buf_printf(&b, "%u", *(const uint32_t *)at);

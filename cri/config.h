@@ -39,6 +39,7 @@ struct config {
 
     struct strv strings;  /* storage of the strings above */
     struct strv bin_dirs; /* storage of cni.bin_dirs */
+    struct strv pinned;   /* storage of images.pinned */
 };
 
 /* path NULL: CONFIG_DEFAULT_PATH if it exists. */

@@ -64,7 +64,7 @@ static const struct method methods[] = {
     CRI(RUNTIME, RuntimeConfig, runtime_config, cri_runtime_config, QUIET),
     CRI(RUNTIME, UpdatePodSandboxResources, update_pod_sandbox_resources, NULL, LOUD),
     CRI(IMAGE, ListImages, list_images, cri_list_images, QUIET),
-    CRI_STREAM(IMAGE, StreamImages, stream_images, NULL),
+    CRI_STREAM(IMAGE, StreamImages, stream_images, cri_stream_images),
     CRI(IMAGE, ImageStatus, image_status, cri_image_status, QUIET),
     CRI(IMAGE, PullImage, pull_image, cri_pull_image, LOUD),
     CRI(IMAGE, RemoveImage, remove_image, cri_remove_image, LOUD),

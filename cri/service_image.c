@@ -3,10 +3,13 @@
 #include <jansson.h>
 #include <string.h>
 
+#include "base/limits.h"
 #include "base/log.h"
 #include "base/str.h"
+#include "cri/config.h"
 #include "cri/daemon.h"
 #include "cri/image/image.h"
+#include "cri/service_runtime.h"
 #include "proto/cri/v1/api.pb-c.h"
 
 /* --- images as CRI sees them --- */
@@ -81,6 +84,42 @@ static int find_images(const struct daemon *d, const Runtime__V1__ImageFilter *f
     }
     free(take(*list));
     return why.code == ERR_NOT_FOUND ? 0 : err_move(err, &why);
+}
+
+/* StreamImages: as many as fit well into one message at a time. */
+#define STREAM_BATCH 64
+
+int cri_stream_images(struct call *call, const ProtobufCMessage *req, ProtobufCMessage **reply,
+                      struct err *err)
+{
+    (void)reply;
+    const struct daemon *d = call->daemon;
+    const Runtime__V1__StreamImagesRequest *r = (const Runtime__V1__StreamImagesRequest *)req;
+    struct image **list = NULL;
+    size_t n = 0;
+    if (find_images(d, r->filter, &list, &n, err) < 0)
+        return -1;
+    int rc = 0;
+    for (size_t at = 0; rc == 0 && at < n; at += STREAM_BATCH) {
+        /* A batch has memory of its own: the call's would grow with the number of images. */
+        auto_arena struct arena *arena = arena_new(LIMIT_CALL_ARENA);
+        struct call part = *call;
+        part.arena = arena;
+        Runtime__V1__StreamImagesResponse out = RUNTIME__V1__STREAM_IMAGES_RESPONSE__INIT;
+        size_t want = n - at < STREAM_BATCH ? n - at : STREAM_BATCH;
+        out.images = arena == NULL ? NULL : call_array(&part, want, sizeof(*out.images), err);
+        if (out.images == NULL)
+            rc = arena != NULL ? -1 : err_set(err, ERR_EXHAUSTED, "out of memory");
+        for (size_t i = 0; rc == 0 && i < want; i++) {
+            out.images[i] = image_message(&part, list[at + i], err);
+            rc = out.images[i] == NULL ? -1 : 0;
+            out.n_images++;
+        }
+        if (rc == 0)
+            rc = call_send(call, &out.base, err);
+    }
+    free_list(list, n);
+    return rc;
 }
 
 int cri_list_images(struct call *call, const ProtobufCMessage *req, ProtobufCMessage **reply,
@@ -161,10 +200,11 @@ static int put_info(struct call *call, Runtime__V1__ImageStatusResponse *out, co
 /* The reference that a request names. */
 static const char *reference(const Runtime__V1__ImageSpec *spec, struct err *err)
 {
-    if (spec != NULL && !str_empty(spec->image))
-        return spec->image;
-    (void)err_set(err, ERR_INVALID, "the request names no image");
-    return NULL;
+    if (spec == NULL || str_empty(spec->image)) {
+        (void)err_set(err, ERR_INVALID, "the request names no image");
+        return NULL;
+    }
+    return spec->image;
 }
 
 int cri_image_status(struct call *call, const ProtobufCMessage *req, ProtobufCMessage **reply,
@@ -173,7 +213,7 @@ int cri_image_status(struct call *call, const ProtobufCMessage *req, ProtobufCMe
     const struct daemon *d = call->daemon;
     const Runtime__V1__ImageStatusRequest *r = (const Runtime__V1__ImageStatusRequest *)req;
     const char *name = reference(r->image, err);
-    if (name == NULL)
+    if (name == NULL || cri_check_handler(r->image->runtime_handler, err) < 0)
         return -1;
     Runtime__V1__ImageStatusResponse *out =
         call_message(call, &runtime__v1__image_status_response__descriptor, err);
@@ -209,7 +249,9 @@ int cri_pull_image(struct call *call, const ProtobufCMessage *req, ProtobufCMess
     const struct daemon *d = call->daemon;
     const Runtime__V1__PullImageRequest *r = (const Runtime__V1__PullImageRequest *)req;
     const char *name = reference(r->image, err);
-    if (name == NULL)
+    /* Images are the same for all our handlers, but one that does not exist is a mistake that the
+     * client should hear of. */
+    if (name == NULL || cri_check_handler(r->image->runtime_handler, err) < 0)
         return -1;
     struct image_auth auth = {0};
     const Runtime__V1__AuthConfig *a = r->auth;
@@ -280,15 +322,19 @@ int cri_image_fs_info(struct call *call, const ProtobufCMessage *req, ProtobufCM
     struct image_fs fs = {0};
     if (image_fs_info(d->images, &fs, err) < 0)
         return -1;
-    /* Scratch disks live on the file system of the images, so kubelet sees one, under both names.
-     */
-    Runtime__V1__FilesystemUsage *u = usage(call, &fs, err);
+    Runtime__V1__FilesystemUsage *images = usage(call, &fs, err);
     free(fs.mountpoint);
-    out->image_filesystems = call_array(call, 1, sizeof(u), err);
-    out->container_filesystems = call_array(call, 1, sizeof(u), err);
-    if (u == NULL || out->image_filesystems == NULL || out->container_filesystems == NULL)
+    /* What containers write is in their pods' scratch disks, files of one name. */
+    image_dir_usage(d->config->state_root, "scratch.img", 2, &fs);
+    Runtime__V1__FilesystemUsage *containers = usage(call, &fs, err);
+    free(fs.mountpoint);
+    out->image_filesystems = call_array(call, 1, sizeof(images), err);
+    out->container_filesystems = call_array(call, 1, sizeof(containers), err);
+    if (images == NULL || containers == NULL || out->image_filesystems == NULL ||
+        out->container_filesystems == NULL)
         return -1;
-    out->image_filesystems[0] = out->container_filesystems[0] = u;
+    out->image_filesystems[0] = images;
+    out->container_filesystems[0] = containers;
     out->n_image_filesystems = out->n_container_filesystems = 1;
     *reply = &out->base;
     return 0;

@@ -10,6 +10,8 @@
 
 int cri_list_images(struct call *call, const ProtobufCMessage *req, ProtobufCMessage **reply,
                     struct err *err);
+int cri_stream_images(struct call *call, const ProtobufCMessage *req, ProtobufCMessage **reply,
+                      struct err *err);
 int cri_image_status(struct call *call, const ProtobufCMessage *req, ProtobufCMessage **reply,
                      struct err *err);
 int cri_pull_image(struct call *call, const ProtobufCMessage *req, ProtobufCMessage **reply,

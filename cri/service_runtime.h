@@ -15,6 +15,9 @@
     int name(struct call *call, const ProtobufCMessage *req, ProtobufCMessage **reply,             \
              struct err *err)
 
+/* INVALID when there is no such runtime handler ("" is the default one). service_sandbox.c */
+int cri_check_handler(const char *handler, struct err *err);
+
 /* service_status.c */
 DECLARE_HANDLER(cri_version);
 DECLARE_HANDLER(cri_status);

@@ -59,7 +59,7 @@ static int check_config(const Runtime__V1__PodSandboxConfig *c, struct err *err)
     return spec_check_sandbox(c, err);
 }
 
-static int check_handler(const char *handler, struct err *err)
+int cri_check_handler(const char *handler, struct err *err)
 {
     if (str_empty(handler) || strcmp(handler, "aspis-vm") == 0)
         return 0;
@@ -76,7 +76,7 @@ int cri_run_pod_sandbox(struct call *call, const ProtobufCMessage *message,
     Runtime__V1__RunPodSandboxResponse *r =
         call_message(call, &runtime__v1__run_pod_sandbox_response__descriptor, err);
     if (r == NULL || check_config(req->config, err) < 0 ||
-        check_handler(req->runtime_handler, err) < 0)
+        cri_check_handler(req->runtime_handler, err) < 0)
         return -1;
     auto_sandbox struct sandbox *s =
         sandbox_run(runtime_of(call), req->config, req->runtime_handler, call->cancel, err);

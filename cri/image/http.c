@@ -20,10 +20,11 @@ struct http_client {
 struct transfer {
     const struct http_request *req;
     struct http_response *resp;
-    int64_t last_byte_ns;
-    bool started;      /* on_start has run */
-    bool enough;       /* the rest of an error's body is not wanted */
-    struct err failed; /* of a callback */
+    int64_t last_byte_ns; /* when enough bytes had come for the last time */
+    size_t since;         /* bytes since then */
+    bool started;         /* on_start has run */
+    bool enough;          /* the rest of an error's body is not wanted */
+    struct err failed;    /* of a callback */
 };
 
 static pthread_once_t curl_once = PTHREAD_ONCE_INIT;
@@ -171,6 +172,16 @@ static void take_number(int64_t *field, const char *line, size_t len, const char
         *field = (int64_t)n;
 }
 
+/* A registry that sends a byte now and then is as silent as one that sends none. */
+static void came(struct transfer *t, size_t len)
+{
+    t->since += len;
+    if (t->since < LIMIT_HTTP_PROGRESS)
+        return;
+    t->since = 0;
+    t->last_byte_ns = mono_ns();
+}
+
 static size_t on_header(char *data, size_t size, size_t count, void *arg)
 {
     struct transfer *t = arg;
@@ -178,7 +189,7 @@ static size_t on_header(char *data, size_t size, size_t count, void *arg)
     size_t len = size * count;
     char *challenge;
 
-    t->last_byte_ns = mono_ns();
+    came(t, len);
     r->header_bytes += len;
     if (r->header_bytes > LIMIT_HTTP_HEADER) {
         (void)err_set(&t->failed, ERR_EXHAUSTED, "the answer's headers are longer than %zu bytes",
@@ -236,9 +247,12 @@ static size_t on_body(char *data, size_t size, size_t count, void *arg)
 {
     struct body_arg *b = arg;
 
+    int64_t from = mono_ns();
+
     if (take_body(b->t, b->easy, data, size * count) < 0)
         return 0;
-    b->t->last_byte_ns = mono_ns(); /* after the sink: its waiting is not the registry's */
+    b->t->last_byte_ns += mono_ns() - from; /* the sink's waiting is not the registry's */
+    came(b->t, size * count);
     return size * count;
 }
 
@@ -341,7 +355,8 @@ static int drive(struct http_client *c, struct transfer *t, struct cancel *cance
         left_ms = (t->req->stall_ns - (mono_ns() - t->last_byte_ns)) / 1000000;
         if (left_ms <= 0) {
             t->resp->broken = true;
-            return err_set(err, ERR_UNAVAILABLE, "nothing came for %lld seconds",
+            return err_set(err, ERR_UNAVAILABLE, "%s came for %lld seconds",
+                           t->since == 0 ? "nothing" : "next to nothing",
                            (long long)(t->req->stall_ns / 1000000000));
         }
         if (mc == CURLM_OK)

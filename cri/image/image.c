@@ -26,7 +26,17 @@ void image_free(struct image *i)
     free(i);
 }
 
-static struct image *snapshot(const struct store_image *i)
+/* Pinned by what the configuration says now, not when the image was pulled. */
+static bool is_pinned(const struct image_store *s, const struct store_image *i)
+{
+    for (size_t k = 0; k < s->pinned.n; k++)
+        if (store_strv_has(&i->rec.tags, s->pinned.v[k]) ||
+            store_strv_has(&i->rec.digests, s->pinned.v[k]))
+            return true;
+    return i->rec.pinned;
+}
+
+static struct image *snapshot(const struct image_store *s, const struct store_image *i)
 {
     struct image *out = xcalloc(1, sizeof(*out));
 
@@ -37,7 +47,7 @@ static struct image *snapshot(const struct store_image *i)
         strv_add(&out->repo_digests, i->rec.digests.v[k]);
     out->size = i->rec.size;
     out->disk_size = i->disk_size;
-    out->pinned = i->rec.pinned;
+    out->pinned = is_pinned(s, i);
     image_config_copy(&out->config, &i->config);
     out->n_layers = i->rec.layers.n;
     return out;
@@ -104,7 +114,7 @@ struct image *image_find(struct image_store *s, const char *reference, struct er
     pthread_mutex_lock(&s->lock);
     i = find_locked(s, reference, err);
     if (i != NULL)
-        out = snapshot(i);
+        out = snapshot(s, i);
     pthread_mutex_unlock(&s->lock);
     return out;
 }
@@ -121,7 +131,7 @@ int image_list(struct image_store *s, struct image ***images, size_t *n, struct 
     *images = xcalloc(count + 1, sizeof(**images));
     *n = 0;
     TAILQ_FOREACH(i, &s->images, link)
-    (*images)[(*n)++] = snapshot(i);
+    (*images)[(*n)++] = snapshot(s, i);
     pthread_mutex_unlock(&s->lock);
     return 0;
 }
@@ -180,7 +190,7 @@ int image_remove(struct image_store *s, const char *reference,
     return 0;
 }
 
-static void add_dir(int at, const char *name, struct image_fs *out, int depth)
+static void add_dir(int at, const char *name, const char *only, struct image_fs *out, int depth)
 {
     auto_close int fd = openat(at, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
     auto_closedir DIR *d = fd >= 0 ? fdopendir(fd) : NULL;
@@ -194,18 +204,25 @@ static void add_dir(int at, const char *name, struct image_fs *out, int depth)
         if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0 ||
             fstatat(dirfd(d), e->d_name, &st, AT_SYMLINK_NOFOLLOW) < 0)
             continue;
-        out->used_bytes += (uint64_t)st.st_blocks * 512;
-        out->inodes_used++;
+        if (only == NULL || strcmp(e->d_name, only) == 0) {
+            out->used_bytes += (uint64_t)st.st_blocks * 512;
+            out->inodes_used++;
+        }
         if (S_ISDIR(st.st_mode) && depth > 0)
-            add_dir(dirfd(d), e->d_name, out, depth - 1);
+            add_dir(dirfd(d), e->d_name, only, out, depth - 1);
     }
+}
+
+void image_dir_usage(const char *path, const char *only, int depth, struct image_fs *out)
+{
+    *out = (struct image_fs){.mountpoint = xstrdup(path)};
+    add_dir(AT_FDCWD, path, only, out, depth);
 }
 
 int image_fs_info(struct image_store *s, struct image_fs *out, struct err *err)
 {
     (void)err;
-    *out = (struct image_fs){.mountpoint = xstrdup(s->opts.root)};
-    add_dir(AT_FDCWD, s->opts.root, out, 2);
+    image_dir_usage(s->opts.root, NULL, 2, out);
     return 0;
 }
 

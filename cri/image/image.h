@@ -23,14 +23,22 @@
 struct image_store;
 
 struct image_options {
-    const char *root;         /* /var/lib/aspis/images */
-    const char *jail_helper;  /* aspis-jail: confines the unpacker */
-    const char *unpacker;     /* aspis-unpack */
-    uint32_t unpack_uid;      /* unprivileged */
-    const char *hosts_dir;    /* /etc/aspis/certs.d: containerd's hosts.toml layout */
-    int64_t stall_timeout_ns; /* give up on a registry that sends nothing for so long */
-    uint32_t max_downloads;   /* at once, on this node */
-    uint64_t max_layer_bytes; /* unpacked */
+    const char *root;           /* /var/lib/aspis/images */
+    const char *jail_helper;    /* aspis-jail: confines the unpacker */
+    const char *unpacker;       /* aspis-unpack */
+    uint32_t unpack_uid;        /* unprivileged */
+    const char *hosts_dir;      /* /etc/aspis/certs.d: containerd's hosts.toml layout */
+    int64_t stall_timeout_ns;   /* give up on a registry that sends nothing for so long */
+    uint32_t max_downloads;     /* connections for layers at once, on this node */
+    uint32_t max_unpackers;     /* unpacker processes at once, on this node; 0: one per processor */
+    uint64_t max_layer_bytes;   /* unpacked */
+    uint32_t max_layer_entries; /* archive members of one layer */
+    uint64_t max_manifest_bytes; /* of one manifest or index */
+    uint64_t max_config_bytes;   /* of one image config */
+    uint32_t max_layers;         /* of one image; at most LIMIT_IMAGE_LAYERS */
+    /* References of images that garbage collection is to leave alone; ends with NULL; may be NULL.
+     */
+    const char *const *pinned;
 };
 
 struct image_store *image_store_open(const struct image_options *opts, struct err *err);
@@ -97,6 +105,9 @@ struct image_fs {
     uint64_t used_bytes, inodes_used;
 };
 int image_fs_info(struct image_store *s, struct image_fs *out, struct err *err);
+/* The same of any directory; names below it that match `only` (all when NULL), down to `depth`
+ * directories. */
+void image_dir_usage(const char *path, const char *only, int depth, struct image_fs *out);
 
 /* The image as one disk: descriptors to be concatenated in order (metadata, then each layer's
  * data). Close with image_disk_clear(). The files cannot be collected while the image exists; open

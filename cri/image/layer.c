@@ -41,7 +41,12 @@ static void conversion_clear(struct conversion *c)
     cleanup_closep(&c->result_fd);
 }
 
-static int start_jailed(const struct conversion *c, const char *max_bytes,
+static uint64_t max_entries(const struct image_options *o)
+{
+    return o->max_layer_entries != 0 ? o->max_layer_entries : LIMIT_LAYER_ENTRIES;
+}
+
+static int start_jailed(const struct conversion *c, const char *const *args,
                         const struct spawn_fd *fds, size_t n_fds, struct spawn_proc *proc,
                         struct cancel *cancel, struct err *err)
 {
@@ -56,9 +61,9 @@ static int start_jailed(const struct conversion *c, const char *max_bytes,
 #endif
         {"nofile", 16},
         {"core", 0},
-        {"fsize", c->o->max_layer_bytes + LIMIT_LAYER_ENTRIES * KiB(4) + LIMIT_TREE_BYTES},
+        {"fsize", c->o->max_layer_bytes + max_entries(c->o) * KiB(4) + LIMIT_TREE_BYTES},
     };
-    const char *const argv[] = {PROGRAM, max_bytes, NULL};
+    const char *const argv[] = {PROGRAM, args[0], args[1], NULL};
     const struct jail_opts opts = {
         .helper = c->o->jail_helper,
         .uid = c->o->unpack_uid,
@@ -81,13 +86,15 @@ static int start(struct conversion *c, struct cancel *cancel, struct err *err)
     c->result_fd = result[0];
     auto_close int result_write = result[1];
     const struct spawn_fd fds[] = {{0, c->in_fd}, {OUT_FD, c->out_fd}, {RESULT_FD, result_write}};
-    char max_bytes[24];
-    (void)snprintf(max_bytes, sizeof(max_bytes), "%llu", (unsigned long long)c->o->max_layer_bytes);
+    char bytes[24], entries[24];
+    (void)snprintf(bytes, sizeof(bytes), "%llu", (unsigned long long)c->o->max_layer_bytes);
+    (void)snprintf(entries, sizeof(entries), "%llu", (unsigned long long)max_entries(c->o));
+    const char *const args[] = {bytes, entries};
     int rc;
     if (c->o->jail_helper != NULL) {
-        rc = start_jailed(c, max_bytes, fds, ARRAY_LEN(fds), &c->proc, cancel, err);
+        rc = start_jailed(c, args, fds, ARRAY_LEN(fds), &c->proc, cancel, err);
     } else {
-        const char *const argv[] = {c->o->unpacker, max_bytes, NULL};
+        const char *const argv[] = {c->o->unpacker, bytes, entries, NULL};
         const struct spawn_opts opts = {
             .path = c->o->unpacker, .argv = argv, .fds = fds, .n_fds = ARRAY_LEN(fds)};
         rc = spawn_start(&opts, &c->proc, err);

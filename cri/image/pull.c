@@ -66,8 +66,16 @@ static int get_top(struct pull *p, struct registry_document *doc, struct err *er
 static int parse_document(struct pull *p, struct registry_document *doc, struct manifest **m,
                           struct err *err)
 {
+    const struct image_options *o = store_options(p->store);
+
+    if (doc->body.len > o->max_manifest_bytes)
+        return err_set(err, ERR_EXHAUSTED, "manifest %s is larger than %llu bytes", doc->digest,
+                       (unsigned long long)o->max_manifest_bytes);
     if (manifest_parse(buf_str(&doc->body), doc->body.len, doc->content_type, m, err) < 0)
         return err_wrap(err, "%s", doc->digest);
+    if ((*m)->kind == MANIFEST_IMAGE && (*m)->n_entries > o->max_layers)
+        return err_set(err, ERR_EXHAUSTED, "%s has %zu layers; at most %u are allowed", doc->digest,
+                       (*m)->n_entries, o->max_layers);
     if (store_blob_put(p->lease, doc->digest, buf_str(&doc->body), doc->body.len, err) < 0)
         return -1;
     strv_add(&p->manifests, doc->digest);
@@ -125,6 +133,9 @@ static int get_config(struct pull *p, const struct manifest *m, struct strv *dif
     struct platform is, here;
     size_t len = 0;
 
+    if (m->config.size > store_options(p->store)->max_config_bytes)
+        return err_set(err, ERR_EXHAUSTED, "the image config is larger than %llu bytes",
+                       (unsigned long long)store_options(p->store)->max_config_bytes);
     there = store_blob_get(p->store, p->lease, m->config.digest, LIMIT_IMAGE_CONFIG, &len, NULL);
     if (there == NULL) {
         if (registry_blob(p->registry, p->http, m->config.digest, m->config.size, collect, &body,

@@ -151,8 +151,13 @@ static int make_layer(struct work *w, struct http_client **http, size_t i, const
 {
     if (*http == NULL && (*http = http_new(err)) == NULL)
         return -1;
-    if (store_download_begin(w->store, w->cancel, err) < 0 ||
-        stream_layer(w, *http, i, tmp, err) < 0)
+    if (store_unpack_begin(w->store, w->cancel, err) < 0)
+        return -1;
+    int ret = store_download_begin(w->store, w->cancel, err);
+    if (ret == 0)
+        ret = stream_layer(w, *http, i, tmp, err);
+    store_unpack_end(w->store);
+    if (ret < 0)
         return -1;
     tell(w, "unpacking", &w->m->entries[i], w->m->entries[i].size);
     return 0;

@@ -14,6 +14,7 @@
 #include "base/log.h"
 #include "cri/image/layer.h"
 #include "cri/image/manifest.h"
+#include "cri/image/reference.h"
 #include "cri/image/store_internal.h"
 
 /* Sweeping. */
@@ -393,12 +394,51 @@ static void copy_options(struct image_options *to, const struct image_options *f
     to->jail_helper = xstrdup(from->jail_helper);
     to->unpacker = xstrdup(from->unpacker);
     to->hosts_dir = xstrdup(from->hosts_dir);
+    to->pinned = NULL; /* kept as s->pinned */
     if (to->max_downloads == 0)
         to->max_downloads = 3;
+    if (to->max_unpackers == 0) {
+        long n = sysconf(_SC_NPROCESSORS_ONLN);
+
+        to->max_unpackers = n > 0 ? (uint32_t)n : 1;
+    }
+    if (to->max_layer_entries == 0)
+        to->max_layer_entries = LIMIT_LAYER_ENTRIES;
+    if (to->max_manifest_bytes == 0)
+        to->max_manifest_bytes = LIMIT_MANIFEST;
+    if (to->max_config_bytes == 0)
+        to->max_config_bytes = LIMIT_IMAGE_CONFIG;
+    if (to->max_layers == 0)
+        to->max_layers = LIMIT_IMAGE_LAYERS;
     if (to->max_layer_bytes == 0)
         to->max_layer_bytes = LIMIT_LAYER_UNPACKED;
     if (to->stall_timeout_ns <= 0)
         to->stall_timeout_ns = INT64_C(300) * 1000000000;
+}
+
+static int normalise_pinned(struct image_store *s, const char *const *list, struct err *err)
+{
+    for (; list != NULL && *list != NULL; list++) {
+        auto_reference struct reference ref = {0};
+        auto_free char *name = NULL;
+
+        if (reference_parse(*list, &ref, err) < 0)
+            return err_wrap(err, "pinned image");
+        name = reference_string(&ref);
+        strv_add(&s->pinned, name);
+    }
+    return 0;
+}
+
+static int make_slots(struct image_store *s, struct err *err)
+{
+    const int flags = EFD_CLOEXEC | EFD_NONBLOCK | EFD_SEMAPHORE;
+
+    s->download_slots = eventfd(s->opts.max_downloads, flags);
+    s->unpack_slots = eventfd(s->opts.max_unpackers, flags);
+    if (s->download_slots < 0 || s->unpack_slots < 0)
+        return err_sys(err, errno, "eventfd");
+    return 0;
 }
 
 static int make_dirs(struct image_store *s, struct err *err)
@@ -440,19 +480,15 @@ struct image_store *image_store_open(const struct image_options *opts, struct er
 
     copy_options(&s->opts, opts);
     s->lock_fd = -1;
-    s->download_slots = -1;
+    s->download_slots = s->unpack_slots = -1;
     TAILQ_INIT(&s->images);
     LIST_INIT(&s->leases);
     LIST_INIT(&s->pulls);
     (void)pthread_mutex_init(&s->lock, NULL);
     (void)pthread_mutex_init(&s->pulls_lock, NULL);
     (void)pthread_cond_init(&s->pulls_idle, NULL);
-    s->download_slots = eventfd(s->opts.max_downloads, EFD_CLOEXEC | EFD_NONBLOCK | EFD_SEMAPHORE);
-    if (s->download_slots < 0) {
-        (void)err_sys(err, errno, "eventfd");
-        goto failed;
-    }
-    if (lock_root(s, err) < 0 || make_dirs(s, err) < 0 || open_catalog(s, err) < 0)
+    if (make_slots(s, err) < 0 || normalise_pinned(s, opts->pinned, err) < 0 ||
+        lock_root(s, err) < 0 || make_dirs(s, err) < 0 || open_catalog(s, err) < 0)
         goto failed;
     return s;
 failed:
@@ -474,6 +510,8 @@ void image_store_close(struct image_store *s)
     catalog_close(s->catalog);
     if (s->download_slots >= 0)
         (void)close(s->download_slots);
+    if (s->unpack_slots >= 0)
+        (void)close(s->unpack_slots);
     if (s->lock_fd >= 0)
         (void)close(s->lock_fd);
     (void)pthread_mutex_destroy(&s->lock);
@@ -483,6 +521,7 @@ void image_store_close(struct image_store *s)
     free((void *)(uintptr_t)s->opts.jail_helper);
     free((void *)(uintptr_t)s->opts.unpacker);
     free((void *)(uintptr_t)s->opts.hosts_dir);
+    strv_clear(&s->pinned);
     free(s->damaged);
     free(s);
 }

@@ -561,7 +561,7 @@ static int blob_from(struct registry *r, struct http_client *http, size_t host, 
             b->no_range = true;
             retry = true;
         }
-        standing = b->offset > before ? 0 : standing + 1;
+        standing = b->offset - before >= LIMIT_HTTP_PROGRESS ? 0 : standing + 1;
         if (!retry || standing >= STILL_STANDING)
             return err_wrap(err, "blob %s from %s", b->digest, r->hosts.v[host].host);
         if (pause_before(standing, &resp, cancel, err) < 0)

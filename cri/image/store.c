@@ -507,24 +507,38 @@ int store_image_commit(struct store_lease *lease, const struct store_new_image *
     return 0;
 }
 
-/* Downloads. */
+/* Downloads and unpackers. */
 
-int store_download_begin(struct image_store *s, struct cancel *cancel, struct err *err)
+static int slot_take(int slots, struct cancel *cancel, struct err *err)
 {
     for (;;) {
         eventfd_t one;
 
-        if (cancel_check(cancel, err) < 0 ||
-            cancel_poll(cancel, s->download_slots, POLLIN, -1, err) < 0)
+        if (cancel_check(cancel, err) < 0 || cancel_poll(cancel, slots, POLLIN, -1, err) < 0)
             return -1;
-        if (eventfd_read(s->download_slots, &one) == 0)
+        if (eventfd_read(slots, &one) == 0)
             return 0;
         if (errno != EAGAIN && errno != EINTR)
-            return err_sys(err, errno, "wait for a free download");
+            return err_sys(err, errno, "wait for one's turn");
     }
+}
+
+int store_download_begin(struct image_store *s, struct cancel *cancel, struct err *err)
+{
+    return slot_take(s->download_slots, cancel, err);
 }
 
 void store_download_end(struct image_store *s)
 {
     (void)eventfd_write(s->download_slots, 1);
+}
+
+int store_unpack_begin(struct image_store *s, struct cancel *cancel, struct err *err)
+{
+    return slot_take(s->unpack_slots, cancel, err);
+}
+
+void store_unpack_end(struct image_store *s)
+{
+    (void)eventfd_write(s->unpack_slots, 1);
 }

@@ -91,5 +91,8 @@ bool store_image_hold(struct store_lease *lease, const char *id);
 /* Node-wide bound on downloads: waits for a free place. */
 int store_download_begin(struct image_store *s, struct cancel *cancel, struct err *err);
 void store_download_end(struct image_store *s);
+/* The same for unpackers. Taken before a download's place, never while holding one. */
+int store_unpack_begin(struct image_store *s, struct cancel *cancel, struct err *err);
+void store_unpack_end(struct image_store *s);
 
 #endif

@@ -54,7 +54,8 @@ struct pull_job;
 struct image_store {
     struct image_options opts; /* strings owned */
     int lock_fd;
-    int download_slots; /* eventfd, a semaphore */
+    struct strv pinned;               /* of the options, normalised */
+    int download_slots, unpack_slots; /* eventfds, semaphores */
     atomic_uint_fast64_t tmp_serial;
     bool rebuild;  /* the catalog was damaged: image_recover() makes it anew from the files */
     char *damaged; /* where the damaged one is */

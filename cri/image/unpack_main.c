@@ -1,7 +1,7 @@
 /*
  * aspis-unpack - a layer's tar stream on fd 0 becomes an erofs file on fd 3; fd 4 gets one line.
  *
- *     aspis-unpack MAX_BYTES
+ *     aspis-unpack MAX_BYTES MAX_ENTRIES
  *
  * The line is {"ok":true,"diff_id":"sha256:...","bytes":N,"entries":N,"file_bytes":N} or
  * {"ok":false,"code":N,"message":"..."} (code: enum err_code). Exit status 0 when it was written.
@@ -88,7 +88,7 @@ static ssize_t next_bytes(void *arg, const void **data, struct err *err)
     return stream_read(arg, data, err);
 }
 
-static int unpack(uint64_t max_bytes, struct result *r, struct err *err)
+static int unpack(uint64_t max_bytes, uint64_t max_entries, struct result *r, struct err *err)
 {
     auto_stream struct stream *in = stream_open(IN_FD, max_bytes, err);
     if (in == NULL)
@@ -96,7 +96,7 @@ static int unpack(uint64_t max_bytes, struct result *r, struct err *err)
     auto_tree struct tree *t = tree_new(LIMIT_TREE_BYTES, err);
     auto_erofs_out struct erofs_out out = {0};
     if (t == NULL || erofs_out_init(&out, OUT_FD, max_bytes, err) < 0 ||
-        apply_tar(t, &out, next_bytes, in, LIMIT_LAYER_ENTRIES, &r->entries, err) < 0 ||
+        apply_tar(t, &out, next_bytes, in, max_entries, &r->entries, err) < 0 ||
         stream_finish(in, r->diff_id, &r->bytes, err) < 0)
         return -1;
     return erofs_finish(&out, t, NULL, 0, &r->file_bytes, err);
@@ -119,9 +119,9 @@ static char *result_line(const struct result *r, const struct err *e)
 
 int main(int argc, char **argv)
 {
-    uint64_t max_bytes;
-    if (argc != 2 || str_to_u64(argv[1], &max_bytes) < 0) {
-        (void)fprintf(stderr, "usage: aspis-unpack MAX_BYTES\n");
+    uint64_t max_bytes, max_entries;
+    if (argc != 3 || str_to_u64(argv[1], &max_bytes) < 0 || str_to_u64(argv[2], &max_entries) < 0) {
+        (void)fprintf(stderr, "usage: aspis-unpack MAX_BYTES MAX_ENTRIES\n");
         return 2;
     }
     auto_err struct err err = ERR_INIT;
@@ -132,7 +132,7 @@ int main(int argc, char **argv)
     char scratch[DIGEST_MAX];
     if (digest_of("", 0, "sha256", scratch, &err) == 0 &&
         prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 && (SANITIZED || lock_down(&err) == 0))
-        (void)unpack(max_bytes, &r, &err);
+        (void)unpack(max_bytes, max_entries, &r, &err);
     else if (err.code == ERR_OK)
         (void)err_sys(&err, errno, "set up the unpacker");
 

@@ -345,3 +345,64 @@ def test_aspisctl_in_a_shell(daemon, images):
             ctl(daemon, "rmp", s.id)
     r = ctl(daemon, "exec", "nobody", "true", check=False)
     assert r.returncode != 0 and "nobody" in r.stderr
+
+
+def test_stream_and_pins(own_daemon, registry, images):
+    """StreamImages says what ListImages says; the configuration pins; unknown handlers are refused."""
+    d = own_daemon(overrides={"images": {"pinned": [images["docker"]], "max_unpackers": 1}})
+    d.start()
+    names = ["docker", "zstd", "busybox"]
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        ids = list(pool.map(lambda n: pull(d, images[n]), names))
+    stream = d.client.channel.unary_stream(
+        "/runtime.v1.ImageService/StreamImages", request_serializer=pb.StreamImagesRequest.SerializeToString,
+        response_deserializer=pb.StreamImagesResponse.FromString)
+    got = [i for part in stream(pb.StreamImagesRequest(), timeout=30) for i in part.images]
+    assert sorted(i.id for i in got) == sorted(set(ids))
+    assert {i.id for i in got if i.pinned} == {ids[0]}
+    e = fails(d.client.PullImage, image={"image": images["zstd"], "runtime_handler": "nobody"})
+    assert e.code() == CODE.INVALID_ARGUMENT and "nobody" in e.details()
+    assert pull(d, images["zstd"]) == ids[1]
+
+
+def test_container_file_system_is_counted(daemon, make_pod):
+    def used():
+        return daemon.client.ImageFsInfo().container_filesystems[0].used_bytes.value
+    before = used()
+    pod = make_pod("writes")
+    assert pod.run("x", "sh", "-c", "dd if=/dev/urandom of=/big bs=1M count=8 2>/dev/null; sync").exit_code == 0
+    assert used() >= before + (8 << 20)
+    pod.remove()
+    assert used() <= before + (1 << 20)
+
+
+def test_bounds_of_the_configuration(own_daemon, images):
+    d = own_daemon(overrides={"images": {"max_layer_entries": 20, "max_layer_mib": 4096}})
+    d.start()
+    e = fails(d.client.PullImage, image={"image": images["busybox"]})
+    assert e.code() == CODE.RESOURCE_EXHAUSTED and "more than 20 entries" in e.details()
+    assert not d.client.ListImages().images
+
+
+def test_progress_on_a_terminal(daemon, fresh, registry):
+    import os
+    import pty
+    ref = registry.push(fresh, "progress/image")
+    parent, child = pty.openpty()
+    p = subprocess.Popen([str(BUILD / "cri" / "ctl" / "aspisctl"), "--socket", str(daemon.socket), "image", "pull", ref],
+                         stdin=child, stdout=child, stderr=child)
+    os.close(child)
+    out = b""
+    while True:
+        try:
+            part = os.read(parent, 65536)
+        except OSError:
+            break
+        if not part:
+            break
+        out += part
+    os.close(parent)
+    assert p.wait(30) == 0, out
+    assert b"\r" in out or b"\x1b[" in out, out
+    assert image(daemon, ref).id.encode() in out and b"B" in out, out
+    remove(daemon, ref)

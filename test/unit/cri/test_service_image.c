@@ -12,12 +12,14 @@
 
 #include "base/limits.h"
 #include "base/log.h"
+#include "cri/config.h"
 #include "cri/daemon.h"
 #include "cri/dispatch.h"
 #include "cri/image/image.h"
 #include "cri/model.h"
 #include "cri/service_admin.h"
 #include "cri/service_image.h"
+#include "cri/service_runtime.h"
 #include "proto/admin.pb-c.h"
 #include "proto/cri/v1/api.pb-c.h"
 
@@ -29,6 +31,7 @@
 static struct {
     char auth[256]; /* what image_pull() was given */
     bool broken;    /* every call fails */
+    size_t many;    /* images listed; 0: two */
     bool in_use_asked;
     unsigned reports;    /* that image_pull() makes */
     enum err_code ended; /* of the last transfer */
@@ -86,10 +89,10 @@ int image_list(struct image_store *s, struct image ***images, size_t *n, struct 
 {
     if (store.broken)
         return err_set(err, ERR_INTERNAL, "broken");
-    *images = xcalloc(2, sizeof(**images));
-    (*images)[0] = image_find(s, "one", NULL);
-    (*images)[1] = image_find(s, "two", NULL);
-    *n = 2;
+    *n = store.many != 0 ? store.many : 2;
+    *images = xcalloc(*n, sizeof(**images));
+    for (size_t i = 0; i < *n; i++)
+        (*images)[i] = image_find(s, i % 2 == 0 ? "one" : "two", NULL);
     return 0;
 }
 
@@ -151,7 +154,19 @@ int image_fs_info(struct image_store *s, struct image_fs *out, struct err *err)
     return 0;
 }
 
+void image_dir_usage(const char *path, const char *only, int depth, struct image_fs *out)
+{
+    assert_string_equal(only, "scratch.img");
+    assert_true(depth > 1);
+    *out = (struct image_fs){.mountpoint = xstrdup(path), .used_bytes = 7, .inodes_used = 2};
+}
+
 /* --- and of the runtime --- */
+
+int cri_check_handler(const char *handler, struct err *err)
+{
+    return str_empty(handler) ? 0 : err_set(err, ERR_INVALID, "no such handler");
+}
 
 static struct runtime runtime = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
@@ -176,7 +191,9 @@ static bool in_use(void *arg, const char *id)
 
 /* --- a call --- */
 
-static struct daemon the_daemon = {.runtime = &runtime, .image_in_use = in_use};
+static const struct config the_config = {.state_root = "/state"};
+static struct daemon the_daemon = {
+    .config = &the_config, .runtime = &runtime, .image_in_use = in_use};
 static struct call call;
 static struct method method = {.service = "test", .name = "Test"};
 
@@ -321,8 +338,38 @@ static void test_pull(void **state)
     assert_memory_equal(password, "\0\0\0\0\0\0", 6); /* wiped */
     s = spec("other");
     fails(cri_pull_image, &r.base, ERR_UNAVAILABLE);
+    s = spec("one");
+    s.runtime_handler = password;
+    memcpy(password, "other", 6);
+    fails(cri_pull_image, &r.base, ERR_INVALID);
     r.image = NULL;
     fails(cri_pull_image, &r.base, ERR_INVALID);
+}
+
+static void test_stream(void **state)
+{
+    (void)state;
+    sent.desc = &runtime__v1__stream_images_response__descriptor;
+    Runtime__V1__StreamImagesRequest r = RUNTIME__V1__STREAM_IMAGES_REQUEST__INIT;
+    (void)ok(cri_stream_images, &r.base);
+    assert_int_equal(sent.n, 1);
+    const Runtime__V1__StreamImagesResponse *out =
+        (const Runtime__V1__StreamImagesResponse *)sent.messages[0];
+    assert_int_equal(out->n_images, 2);
+    assert_string_equal(out->images[1]->id, ID_TWO);
+    sent.n = 0;
+    store.many = 1000;
+    (void)ok(cri_stream_images, &r.base);
+    size_t n = 0;
+    assert_true(sent.n > 4);
+    for (size_t i = 0; i < sent.n; i++)
+        n += ((const Runtime__V1__StreamImagesResponse *)sent.messages[i])->n_images;
+    assert_int_equal(n, 1000);
+    sent.n = 0;
+    sent.fail_at = 2;
+    fails(cri_stream_images, &r.base, ERR_EXHAUSTED);
+    store.broken = true;
+    fails(cri_stream_images, &r.base, ERR_INTERNAL);
 }
 
 static void test_remove_and_usage(void **state)
@@ -342,7 +389,9 @@ static void test_remove_and_usage(void **state)
     assert_int_equal(out->n_container_filesystems, 1);
     assert_string_equal(out->image_filesystems[0]->fs_id->mountpoint, "/images");
     assert_int_equal(out->image_filesystems[0]->used_bytes->value, 11);
-    assert_int_equal(out->container_filesystems[0]->inodes_used->value, 3);
+    assert_string_equal(out->container_filesystems[0]->fs_id->mountpoint, "/state");
+    assert_int_equal(out->container_filesystems[0]->used_bytes->value, 7);
+    assert_int_equal(out->container_filesystems[0]->inodes_used->value, 2);
     assert_true(out->image_filesystems[0]->timestamp > 0);
     store.broken = true;
     fails(cri_image_fs_info, &f.base, ERR_INTERNAL);
@@ -420,6 +469,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_list, setup, teardown),
         cmocka_unit_test_setup_teardown(test_status, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_stream, setup, teardown),
         cmocka_unit_test_setup_teardown(test_pull, setup, teardown),
         cmocka_unit_test_setup_teardown(test_remove_and_usage, setup, teardown),
         cmocka_unit_test_setup_teardown(test_admin_pull, setup, teardown),

@@ -583,6 +583,62 @@ def test_stall(reg, store):
     store.empty()
 
 
+def test_trickle(reg, store):
+    """A byte now and then is no progress."""
+    reg.add("r/big", BIG)
+    gate = threading.Event()
+
+    def bend(h, kind, ref):
+        if kind != "blobs" or ref != sha(BIG.blobs[0]):
+            return False
+        h.send_response(200)
+        h.send_header("Content-Length", str(len(BIG.blobs[0])))
+        h.end_headers()
+        for i in range(300):
+            h.wfile.write(BIG.blobs[0][i:i + 1])
+            h.wfile.flush()
+            if gate.wait(0.1):
+                break
+        h.close_connection = True
+        return True
+    reg.bend = bend
+    start = time.monotonic()
+    store.refused(f"{reg.host}/r/big", "UNAVAILABLE", "next to nothing came for 1 seconds", stall=1)
+    gate.set()
+    assert time.monotonic() - start < 25
+    store.empty()
+
+
+def test_proxy(reg, store):
+    """http_proxy in both spellings, but not for hosts of no_proxy."""
+    reg.add("lib/small", SMALL)
+    store.toml("registry.invalid", 'server = "http://registry.invalid"\n')
+    seen = []
+
+    def bend(h, kind, ref):
+        seen.append(h.path)
+        return False
+    reg.bend = bend
+    old = dict(os.environ)
+    try:
+        for name in ("HTTP_PROXY", "http_proxy"):
+            os.environ.pop("HTTP_PROXY", None)
+            os.environ.pop("http_proxy", None)
+            os.environ[name] = f"http://{reg.host}"
+            answer = store.pull("registry.invalid/lib/small")
+            assert answer["ok"], answer
+            assert seen and all(p.startswith("http://registry.invalid/v2/") for p in seen), seen
+            os.environ["NO_PROXY"] = "other.invalid,registry.invalid"
+            seen.clear()
+            store.refused("registry.invalid/lib/small", "UNAVAILABLE", "RegistryUnavailable: ")
+            assert not seen, seen
+            del os.environ["NO_PROXY"]
+            store.run("remove", "registry.invalid/lib/small")
+    finally:
+        os.environ.clear()
+        os.environ.update(old)
+
+
 def hang_in(reg, name, image):
     """Sends the beginning of the layer and no more until the returned event is set; its `reached` is set
     when the beginning has gone out."""

@@ -1,0 +1,89 @@
+#!/usr/bin/python3
+"""The images that critest pulls, made from busybox and pushed to a registry on this machine.
+
+    test/conformance/critest_images.py CERTS_D       runs a registry until standard input ends
+
+critest names its images in full (registry.k8s.io/..., gcr.io/...). hosts.toml files in CERTS_D send the runtime to
+the local registry instead, which takes the place of all of them. What cannot be made here: test-image-digest, which
+critest names by the digest of somebody else's build.
+"""
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "test" / "integration"))
+
+from images import mkimage  # noqa: E402
+
+REGISTRIES = ("registry.k8s.io", "k8s.gcr.io", "gcr.io", "public.ecr.aws", "docker.io")
+STAGING = "k8s-staging-cri-tools/"
+E2E = "e2e-test-images/"
+
+# critest looks these up in its busybox
+PASSWD = mkimage.PASSWD + "www-data:x:33:33:www-data:/var/www:/bin/false\n"
+GROUP = mkimage.GROUP + "www-data:x:33:\n"
+USERS = {"test-image-user-uid": "1002", "test-image-user-username": "www-data",
+         "test-image-user-uid-group": "1003:1004", "test-image-user-username-group": "www-data:1004"}
+
+
+def build(directory):
+    """Layouts by "name:tag"."""
+    base = mkimage.busybox_layer()
+    users = mkimage.Tar().file("etc/passwd", PASSWD).file("etc/group", GROUP).done()
+    made = {}
+
+    def image(name, *tars, **config):
+        layout = mkimage.Layout(Path(directory) / name.replace("/", "-").replace(":", "-"))
+        layout.tag(layout.image([base, users, *tars], config=config))
+        made[name] = layout.dir
+
+    def marked(text):
+        return mkimage.Tar().file("test", text).done()
+
+    image(E2E + "busybox:1.29-2")
+    image(STAGING + "test-image-tag:test", marked("test"))
+    image(STAGING + "test-image-tag:all", marked("all"))
+    image(STAGING + "test-image-latest:latest", marked("latest"))
+    for n in "123":
+        image(f"{STAGING}test-image-{n}:latest", marked(n))
+    image(STAGING + "test-image-tags:1", marked("tags"))
+    made[STAGING + "test-image-tags:2"] = made[STAGING + "test-image-tags:3"] = made[STAGING + "test-image-tags:1"]
+    for name, user in USERS.items():
+        image(f"{STAGING}{name}:latest", User=user)
+    predefined = (mkimage.Tar().file("etc/passwd", PASSWD + "default-user:x:1000:1000::/home/default-user:/bin/sh\n")
+                  .file("etc/group", GROUP + "group-defined-in-image:x:50000:default-user\n").done())
+    image(STAGING + "test-image-predefined-group:latest", predefined, User="1000")
+    image("pause:3.9", mkimage.Tar().file("pause", "#!/bin/sh\nexec sleep 2147483647\n", 0o755).done(),
+          User="65535:65535", Entrypoint=["/pause"], Cmd=None)
+    for tag in ("1.35.0-glibc", "1-uclibc", "1", "1-glibc", "1-musl"):
+        image(f"docker/library/busybox:{tag}", marked(tag))
+    return made
+
+
+def publish(registry, directory, certs):
+    """Pushes everything and points the runtime at it."""
+    for name, layout in build(directory).items():
+        repository, tag = name.split(":")
+        registry.push(layout, repository, tag)
+    for host in REGISTRIES:
+        d = Path(certs) / host
+        d.mkdir(parents=True, exist_ok=True)
+        (d / "hosts.toml").write_text(f'server = "{registry.url}"\n\n[host."{registry.url}"]\n'
+                                      '  capabilities = ["pull", "resolve"]\n')
+
+
+def main():
+    from registry import Registry
+    registry = Registry().start()
+    try:
+        with tempfile.TemporaryDirectory(prefix="aspis-critest-") as work:
+            publish(registry, work, sys.argv[1])
+        print(f"serving at {registry.url}", flush=True)
+        sys.stdin.read()
+    finally:
+        registry.stop()
+
+
+if __name__ == "__main__":
+    main()
