@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/failpoint.h"
 #include "base/fs.h"
 #include "base/limits.h"
 #include "base/log.h"
@@ -82,7 +83,8 @@ static void sweep_dir_locked(struct image_store *s, const char *sub, const char 
             if (digest_valid(digest) && used(s, digest))
                 continue;
         }
-        (void)unlinkat(dirfd(d), e->d_name, 0);
+        if (FAILPOINT("image.sweep", NULL) == 0)
+            (void)unlinkat(dirfd(d), e->d_name, 0);
     }
 }
 

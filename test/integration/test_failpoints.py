@@ -37,6 +37,7 @@ STEPS = {
     "container.start": "start",
     "container.remove": "remove container",
     "image.resolve": "pull", "image.blob": "pull", "image.layer": "pull", "image.tree": "pull", "image.record": "pull",
+    "image.sweep": "collect",
 }
 
 
@@ -402,6 +403,26 @@ def test_daemon_dies_in_pull(d, image, name):
     dies(d, name, d.client.PullImage, image={"image": image})
     d.client.PullImage(image={"image": image})
     works(d, config_of(d, name), image)
+
+
+def test_daemon_dies_in_collection(d, image, images):
+    """An image that shares a layer with the removed one loses nothing."""
+    other = images["docker"]
+    d.client.PullImage(image={"image": other})
+    used = d.client.ImageFsInfo().image_filesystems[0].used_bytes.value
+    dies(d, "image.sweep", d.client.RemoveImage, image={"image": other})
+    d.client.RemoveImage(image={"image": other})
+    assert not d.client.ImageStatus(image={"image": other}).HasField("image")
+    assert d.client.ImageFsInfo().image_filesystems[0].used_bytes.value < used
+    works(d, config_of(d, "image.sweep"), image)
+    # a file that cannot be removed now goes with the next collection
+    d.client.PullImage(image={"image": other})
+    d.points.set("image.sweep=error")
+    d.client.RemoveImage(image={"image": other})
+    d.points.clear()
+    d.restart()
+    assert d.client.ImageFsInfo().image_filesystems[0].used_bytes.value < used
+    works(d, config_of(d, "image.sweep"), image)
 
 
 # ---- delays ----
