@@ -24,8 +24,8 @@ enum channel_kind {
     CHANNELS_UNIX, /* listens on <dir>/rpc.sock, io.sock and fs.sock: tests and the host backend */
 };
 
-/* Serves `rpc`, `io` and `share` from now on. dir: for CHANNELS_UNIX. Waits for nothing: ports that are not
- * there yet are taken when their uevent comes (or with channels_rescan()). */
+/* Serves `rpc`, `io` and `share` from now on. dir: for CHANNELS_UNIX. Waits for nothing: ports that
+ * are not there yet are taken when their uevent comes (or with channels_rescan()). */
 struct channels *channels_new(struct loop *loop, enum channel_kind kind, const char *dir,
                               struct rpc_server *rpc, struct stdio *io, struct share *share,
                               struct err *err);

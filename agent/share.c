@@ -339,9 +339,9 @@ int share_mount(struct share *s, const char *owner, uint32_t id, bool file, cons
     if (fd < 0)
         return err_sys(err, errno, "open /dev/fuse");
     /* The kernel's INIT is read later: mounting waits for nobody. */
-    auto_free char *options = fs_format(
-        "fd=%d,rootmode=%o,user_id=0,group_id=0,allow_other,default_permissions", fd,
-        (unsigned)(file ? S_IFREG : S_IFDIR));
+    auto_free char *options =
+        fs_format("fd=%d,rootmode=%o,user_id=0,group_id=0,allow_other,default_permissions", fd,
+                  (unsigned)(file ? S_IFREG : S_IFDIR));
     if (mount("aspis", path, "fuse", MS_NODEV, options) < 0)
         return err_sys(err, errno, "mount volume %u", id);
     if (share_attach(s, owner, id, take_fd(&fd), err) < 0) {

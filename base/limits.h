@@ -35,8 +35,9 @@
 #define LIMIT_LINK_STALE MiB(64)       /* bytes on a connection before its preamble is answered */
 #define LIMIT_AGENT_CALL_ARENA MiB(16) /* one unpacked request in the guest */
 #define LIMIT_PIPE MiB(1)              /* what a pipe can hold (fs.pipe-max-size) */
-#define LIMIT_DEVICE_WAIT_MS 10000 /* guest: until a disk or NIC that a call names must be there   \
-                                    */
+#define LIMIT_DEVICE_WAIT_MS                                                                       \
+    10000 /* guest: until a disk or NIC that a call names must be there                            \
+           */
 #define LIMIT_SYSCTL_VALUE KiB(4)
 #define LIMIT_POD_SYSCTLS 256
 #define LIMIT_POD_INTERFACES 32
@@ -51,8 +52,8 @@
 #define LIMIT_CONSOLE_TAIL 20 /* lines */
 
 /* The file share: FUSE on the `fs` channel. */
-#define LIMIT_FS_FRAME KiB(64)  /* one piece of a FUSE message */
-#define LIMIT_FS_DATA KiB(128)  /* of one READ or WRITE */
+#define LIMIT_FS_FRAME KiB(64) /* one piece of a FUSE message */
+#define LIMIT_FS_DATA KiB(128) /* of one READ or WRITE */
 #define LIMIT_FS_MESSAGE (LIMIT_FS_DATA + KiB(4))
 #define LIMIT_FS_QUEUE KiB(512) /* guest: bytes waiting for the channel */
 #define LIMIT_FS_VOLUMES 512    /* mounted in one pod at a time */

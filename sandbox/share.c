@@ -83,9 +83,9 @@ static int save(struct share *s, struct err *err)
                                                   e->recursive, "slave", e->slave)) < 0)
             return err_set(err, ERR_INVALID, "volume path is not valid UTF-8");
     }
-    json_auto_t *v = json_pack("{s:I, s:I, s:I, s:O}", "pid", (json_int_t)s->pid, "start_time",
-                               (json_int_t)s->start_time, "last_id", (json_int_t)s->last_id,
-                               "volumes", list);
+    json_auto_t *v =
+        json_pack("{s:I, s:I, s:I, s:O}", "pid", (json_int_t)s->pid, "start_time",
+                  (json_int_t)s->start_time, "last_id", (json_int_t)s->last_id, "volumes", list);
     auto_free char *text = v != NULL ? json_dumps(v, JSON_COMPACT) : NULL;
     if (text == NULL)
         return err_sys(err, ENOMEM, "record of volumes");
@@ -130,8 +130,8 @@ static int load(struct share *s, struct err *err)
     const json_t *item;
     json_int_t pid = json_integer_value(json_object_get(v, "pid"));
     json_int_t last = json_integer_value(json_object_get(v, "last_id"));
-    bool good = json_is_array(list) && pid >= 0 && pid <= INT32_MAX && last >= 0 &&
-                last < UINT32_MAX;
+    bool good =
+        json_is_array(list) && pid >= 0 && pid <= INT32_MAX && last >= 0 && last < UINT32_MAX;
     json_array_foreach(list, i, item)
     {
         good = good && load_entry(s, item) == 0;
@@ -298,7 +298,7 @@ static int look_after(struct share *s, int wait_ms)
             log_info("file server started again", LOG_STR("dir", s->run_dir),
                      LOG_INT("pid", s->pid));
         else
-            next = wait_ms < RETRY_FIRST_MS ? RETRY_FIRST_MS
+            next = wait_ms < RETRY_FIRST_MS     ? RETRY_FIRST_MS
                    : wait_ms > RETRY_MAX_MS / 2 ? RETRY_MAX_MS
                                                 : wait_ms * 2;
     }
@@ -399,9 +399,8 @@ static bool has_submounts(const char *path)
 static int add_one(struct share *s, const char *owner, struct machine_volume *v, struct err *err)
 {
     auto_free char *source = resolve(v->source, err);
-    if (source == NULL ||
-        share_ns_attach(s->pidfd, s->last_id + 1, source, v->readonly, v->recursive, v->slave,
-                        &v->file, err) < 0)
+    if (source == NULL || share_ns_attach(s->pidfd, s->last_id + 1, source, v->readonly,
+                                          v->recursive, v->slave, &v->file, err) < 0)
         return -1;
     struct entry *e = xcalloc(1, sizeof(*e));
     *e = (struct entry){.id = ++s->last_id,

@@ -7,7 +7,7 @@
 #include "base/limits.h"
 
 #define NAME_LONGEST 1024 /* what FUSE lets through; the host's file system says ENAMETOOLONG */
-#define MINOR_MIN 31 /* older ones have shorter structures */
+#define MINOR_MIN 31      /* older ones have shorter structures */
 
 struct body {
     const char *at;

@@ -547,8 +547,8 @@ static void op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_
         return;
     auto_close int fd = create_or_open(req, p, name, mode, fi->flags);
     int r = fd < 0 ? errno : lookup(v, p, name, &e);
-    if (r == 0 && (r = add_handle(v, (struct handle){.kind = HANDLE_FILE, .fd = take_fd(&fd)},
-                                  fi)) != 0)
+    if (r == 0 &&
+        (r = add_handle(v, (struct handle){.kind = HANDLE_FILE, .fd = take_fd(&fd)}, fi)) != 0)
         forget(v, e.ino, 1);
     if (r != 0)
         (void)fuse_reply_err(req, r);

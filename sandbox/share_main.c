@@ -100,8 +100,7 @@ static int handle(struct server *s, uint32_t id, struct err *err)
     char *message = s->wire.message.data;
     size_t len = s->wire.message.len;
     HASH_FIND(hh, s->volumes, &id, sizeof(id), m);
-    enum share_verdict verdict =
-        share_check(message, len, m != NULL && volume_started(m->volume));
+    enum share_verdict verdict = share_check(message, len, m != NULL && volume_started(m->volume));
     if (verdict == SHARE_HOSTILE)
         return err_set(err, ERR_DATA_LOSS, "a FUSE request of %zu bytes that no kernel sends", len);
     memcpy(&h, message, sizeof(h));

@@ -70,9 +70,8 @@ static int set_attributes(int tree, bool readonly, bool recursive, bool slave, s
     struct mount_attr ro = {.attr_set = MOUNT_ATTR_RDONLY};
     if (mount_setattr(tree, "", AT_EMPTY_PATH | AT_RECURSIVE, &all, sizeof(all)) < 0)
         return err_sys(err, errno, "set mount attributes");
-    if (readonly &&
-        mount_setattr(tree, "", AT_EMPTY_PATH | (recursive ? AT_RECURSIVE : 0U), &ro, sizeof(ro)) <
-            0)
+    if (readonly && mount_setattr(tree, "", AT_EMPTY_PATH | (recursive ? AT_RECURSIVE : 0U), &ro,
+                                  sizeof(ro)) < 0)
         return err_sys(err, errno, "make the mount read-only");
     return 0;
 }

@@ -256,8 +256,7 @@ static void guest_up(void *arg)
     g->rpc = rpc_server_new(g->run.loop, table, &err);
     g->io = stdio_new(g->run.loop, &err);
     g->share = share_new(g->run.loop);
-    g->channels =
-        channels_new(g->run.loop, CHANNELS_UNIX, g->dir, g->rpc, g->io, g->share, &err);
+    g->channels = channels_new(g->run.loop, CHANNELS_UNIX, g->dir, g->rpc, g->io, g->share, &err);
     if (g->channels == NULL)
         fprintf(stderr, "%s\n", err_msg(&err));
     MUST(g->channels != NULL);
