@@ -175,7 +175,7 @@ static void on_lost(void *arg)
 }
 
 struct channels *channels_new(struct loop *loop, enum channel_kind kind, const char *dir,
-                              struct rpc_server *rpc, struct stdio *io, struct share *share,
+                              struct rpc_server *rpc, struct stdio *io, struct volumes *volumes,
                               struct err *err)
 {
     struct channels *c = xcalloc(1, sizeof(*c));
@@ -185,7 +185,7 @@ struct channels *channels_new(struct loop *loop, enum channel_kind kind, const c
     c->retry_ns = RETRY_FIRST_NS;
     c->ch[0] = (struct channel){.owner = c, .ch = LINK_RPC, .peer = rpc_server_peer(rpc)};
     c->ch[1] = (struct channel){.owner = c, .ch = LINK_IO, .peer = stdio_peer(io)};
-    c->ch[2] = (struct channel){.owner = c, .ch = LINK_FS, .peer = share_peer(share)};
+    c->ch[2] = (struct channel){.owner = c, .ch = LINK_FS, .peer = volumes_peer(volumes)};
     for (int i = 0; i < N_CHANNELS; i++) {
         c->ch[i].listener = -1;
         peer_on_lost(c->ch[i].peer, on_lost, &c->ch[i]);

@@ -132,11 +132,12 @@ static int mount_volumes(struct container *c, struct err *err)
     const Aspis__Agent__V1__CreateContainerRequest *req = c->create_req;
     struct containers *t = c->table;
 
-    if (req->n_volumes > 0 && t->share == NULL)
+    if (req->n_volumes > 0 && t->volumes == NULL)
         return err_set(err, ERR_UNIMPLEMENTED, "this agent has no volumes");
     for (size_t i = 0; i < req->n_volumes; i++) {
         auto_free char *path = job_volume_path(t->state_dir, c->id, req->volumes[i]->id);
-        if (share_mount(t->share, c->id, req->volumes[i]->id, req->volumes[i]->file, path, err) < 0)
+        if (volumes_mount(t->volumes, c->id, req->volumes[i]->id, req->volumes[i]->file, path,
+                          err) < 0)
             return -1;
     }
     return 0;

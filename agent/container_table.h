@@ -16,7 +16,7 @@
 #include "agent/containers.h"
 #include "agent/events.h"
 #include "agent/process.h"
-#include "agent/share.h"
+#include "agent/volumes.h"
 #include "proto/agent.pb-c.h"
 
 enum container_phase {
@@ -62,7 +62,7 @@ struct containers {
     struct loop *loop;
     struct pod *pod;
     struct stdio *io;
-    struct share *share; /* NULL: no volumes */
+    struct volumes *volumes; /* NULL: no volumes */
     char *state_dir;
     struct events *events;
     TAILQ_HEAD(, container) list;

@@ -87,8 +87,8 @@ void container_free(struct container *c)
     }
     process_free(c->init);
     t->n_processes--;
-    if (c->table->share != NULL && !t->closing)
-        share_release(t->share, c->id);
+    if (t->volumes != NULL && !t->closing)
+        volumes_release(t->volumes, c->id);
     if (c->has_image)
         pod_image_release(t->pod, c->image);
     op_abandon(c->op);
@@ -394,9 +394,9 @@ struct containers *containers_new(struct loop *loop, struct pod *pod, struct std
     return t;
 }
 
-void containers_use_share(struct containers *t, struct share *share)
+void containers_use_volumes(struct containers *t, struct volumes *volumes)
 {
-    t->share = share;
+    t->volumes = volumes;
 }
 
 void containers_free(struct containers *t)

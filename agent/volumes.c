@@ -1,4 +1,4 @@
-#include "agent/share.h"
+#include "agent/volumes.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -30,7 +30,7 @@ struct request {
 };
 
 struct volume {
-    struct share *share;
+    struct volumes *all;
     TAILQ_ENTRY(volume) link;
     char *owner;
     uint32_t id;
@@ -46,7 +46,7 @@ struct volume {
     struct buf reply;              /* being put together */
 };
 
-struct share {
+struct volumes {
     struct loop *loop;
     struct peer *peer;
     TAILQ_HEAD(, volume) volumes;
@@ -55,7 +55,7 @@ struct share {
 
 /* --- to the host --- */
 
-static bool room_for(const struct share *s, size_t len)
+static bool room_for(const struct volumes *s, size_t len)
 {
     size_t pieces = len / LIMIT_FS_FRAME + 1;
     return peer_queued(s->peer) + len + pieces * FRAME_HEADER <= LIMIT_FS_QUEUE;
@@ -63,12 +63,12 @@ static bool room_for(const struct share *s, size_t len)
 
 static bool send_request(struct volume *v, const struct request *r)
 {
-    if (!room_for(v->share, r->len))
+    if (!room_for(v->all, r->len))
         return false;
     for (size_t at = 0; at < r->len;) {
         size_t n = r->len - at < LIMIT_FS_FRAME ? r->len - at : LIMIT_FS_FRAME;
         uint8_t flags = at + n == r->len ? FRAME_FLAG_END : 0;
-        if (peer_send(v->share->peer, v->id, FRAME_FS_DATA, flags, r->data + at, n) < 0)
+        if (peer_send(v->all->peer, v->id, FRAME_FS_DATA, flags, r->data + at, n) < 0)
             return false; /* down, or no memory: the next connection gets the whole of it */
         at += n;
     }
@@ -113,18 +113,18 @@ static void add(struct volume *v, struct request *r)
 static bool fetch(struct volume *v)
 {
     struct fuse_in_header h;
-    ssize_t n = v->fd >= 0 ? read(v->fd, v->share->block, LIMIT_FS_MESSAGE) : 0;
+    ssize_t n = v->fd >= 0 ? read(v->fd, v->all->block, LIMIT_FS_MESSAGE) : 0;
     if (n < 0 && (errno == EINTR || errno == ENOENT)) /* ENOENT: it was interrupted just now */
         return true;
     if (n < 0 && errno != EAGAIN)
         lost(v); /* ENODEV: unmounted */
     if (n < (ssize_t)sizeof(h))
         return false;
-    memcpy(&h, v->share->block, sizeof(h));
+    memcpy(&h, v->all->block, sizeof(h));
     if (h.opcode == FUSE_INIT && v->init == NULL)
-        v->init = store(v->share->block, (size_t)n);
+        v->init = store(v->all->block, (size_t)n);
     else if (h.opcode != FUSE_INTERRUPT) /* the answer is on its way: not worth the trouble */
-        add(v, store(v->share->block, (size_t)n));
+        add(v, store(v->all->block, (size_t)n));
     return true;
 }
 
@@ -153,7 +153,7 @@ static bool send_waiting(struct volume *v)
 /* Does for one volume what can be done now. */
 static void pump(struct volume *v)
 {
-    struct share *s = v->share;
+    struct volumes *s = v->all;
     if (v->init == NULL) {
         if (!fetch(v) || v->init == NULL)
             return;
@@ -185,12 +185,12 @@ static void on_request(struct loop_source *src, uint32_t events, void *arg)
         pump(v);
     else
         lost(v); /* the kernel's end is gone */
-    peer_flush(v->share->peer);
+    peer_flush(v->all->peer);
 }
 
 /* --- from the host --- */
 
-static struct volume *find(struct share *s, uint32_t id)
+static struct volume *find(struct volumes *s, uint32_t id)
 {
     struct volume *v;
     TAILQ_FOREACH(v, &s->volumes, link)
@@ -236,7 +236,7 @@ static void replied(struct volume *v)
 
 static void on_frame(void *arg, const struct frame *f)
 {
-    struct share *s = arg;
+    struct volumes *s = arg;
     struct volume *v = find(s, f->stream);
     if (v == NULL || f->type != FRAME_FS_DATA)
         return;
@@ -250,7 +250,7 @@ static void on_frame(void *arg, const struct frame *f)
 
 static void on_up(void *arg)
 {
-    struct share *s = arg;
+    struct volumes *s = arg;
     struct volume *v;
     TAILQ_FOREACH(v, &s->volumes, link)
     {
@@ -263,7 +263,7 @@ static void on_up(void *arg)
 
 static void on_down(void *arg)
 {
-    struct share *s = arg;
+    struct volumes *s = arg;
     struct volume *v;
     TAILQ_FOREACH(v, &s->volumes, link)
     watch(v, v->init == NULL);
@@ -271,7 +271,7 @@ static void on_down(void *arg)
 
 static void on_writable(void *arg)
 {
-    struct share *s = arg;
+    struct volumes *s = arg;
     struct volume *v;
     TAILQ_FOREACH(v, &s->volumes, link)
     pump(v);
@@ -283,7 +283,7 @@ static void on_writable(void *arg)
 static void volume_free(struct volume *v)
 {
     struct request *r;
-    TAILQ_REMOVE(&v->share->volumes, v, link);
+    TAILQ_REMOVE(&v->all->volumes, v, link);
     lost(v);
     while ((r = TAILQ_FIRST(&v->waiting)) != NULL)
         drop(v, r);
@@ -293,13 +293,13 @@ static void volume_free(struct volume *v)
     free(v);
 }
 
-int share_attach(struct share *s, const char *owner, uint32_t id, int fd, struct err *err)
+int volumes_attach(struct volumes *s, const char *owner, uint32_t id, int fd, struct err *err)
 {
     auto_close int owned = fd;
     if (id == 0 || find(s, id) != NULL)
         return err_set(err, ERR_INVALID, "volume %u: the id is in use", id);
     struct volume *v = xcalloc(1, sizeof(*v));
-    v->share = s;
+    v->all = s;
     v->owner = xstrdup(owner);
     v->id = id;
     v->reply = (struct buf)BUF_INIT(LIMIT_FS_MESSAGE);
@@ -330,8 +330,8 @@ static int make_place(const char *path, bool file, struct err *err)
     return fd < 0 ? err_sys(err, errno, "make %s", path) : 0;
 }
 
-int share_mount(struct share *s, const char *owner, uint32_t id, bool file, const char *path,
-                struct err *err)
+int volumes_mount(struct volumes *s, const char *owner, uint32_t id, bool file, const char *path,
+                  struct err *err)
 {
     if (make_place(path, file, err) < 0)
         return -1;
@@ -344,14 +344,14 @@ int share_mount(struct share *s, const char *owner, uint32_t id, bool file, cons
                   (unsigned)(file ? S_IFREG : S_IFDIR));
     if (mount("aspis", path, "fuse", MS_NODEV, options) < 0)
         return err_sys(err, errno, "mount volume %u", id);
-    if (share_attach(s, owner, id, take_fd(&fd), err) < 0) {
+    if (volumes_attach(s, owner, id, take_fd(&fd), err) < 0) {
         (void)umount2(path, MNT_DETACH); /* nobody has used it: nothing to wait for */
         return -1;
     }
     return 0;
 }
 
-void share_release(struct share *s, const char *owner)
+void volumes_release(struct volumes *s, const char *owner)
 {
     struct volume *v = TAILQ_FIRST(&s->volumes);
     while (v != NULL) {
@@ -367,14 +367,14 @@ void share_release(struct share *s, const char *owner)
     peer_flush(s->peer);
 }
 
-struct peer *share_peer(struct share *s)
+struct peer *volumes_peer(struct volumes *s)
 {
     return s->peer;
 }
 
-struct share *share_new(struct loop *loop)
+struct volumes *volumes_new(struct loop *loop)
 {
-    struct share *s = xcalloc(1, sizeof(*s));
+    struct volumes *s = xcalloc(1, sizeof(*s));
     struct peer_user user = {
         .up = on_up, .down = on_down, .frame = on_frame, .writable = on_writable, .arg = s};
     s->loop = loop;
@@ -384,7 +384,7 @@ struct share *share_new(struct loop *loop)
     return s;
 }
 
-void share_free(struct share *s)
+void volumes_free(struct volumes *s)
 {
     if (s == NULL)
         return;

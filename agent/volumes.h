@@ -1,5 +1,5 @@
 /*
- * share - volumes in the guest: FUSE file systems whose requests go to the host's file server on
+ * volumes - in the guest: FUSE file systems whose requests go to the host's file server on
  * the `fs` channel (proto/README.md).
  *
  * Every request stays here until it is answered, so that a new server gets what its predecessor
@@ -8,8 +8,8 @@
  *
  * Single-threaded, on the agent's loop.
  */
-#ifndef ASPIS_AGENT_SHARE_H
-#define ASPIS_AGENT_SHARE_H
+#ifndef ASPIS_AGENT_VOLUMES_H
+#define ASPIS_AGENT_VOLUMES_H
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -18,20 +18,20 @@
 #include "base/err.h"
 #include "base/loop.h"
 
-struct share;
+struct volumes;
 
-struct share *share_new(struct loop *loop);
-void share_free(struct share *s);
-struct peer *share_peer(struct share *s); /* for channels.c */
+struct volumes *volumes_new(struct loop *loop);
+void volumes_free(struct volumes *s);
+struct peer *volumes_peer(struct volumes *s); /* for channels.c */
 
 /* Mounts a volume at path, which is made. INVALID when the id is in use. */
-int share_mount(struct share *s, const char *owner, uint32_t id, bool file, const char *path,
-                struct err *err);
+int volumes_mount(struct volumes *s, const char *owner, uint32_t id, bool file, const char *path,
+                  struct err *err);
 /* Ends the volumes of an owner: what still waits for them gets an error. Unknown: nothing. */
-void share_release(struct share *s, const char *owner);
+void volumes_release(struct volumes *s, const char *owner);
 
 /* For tests: a volume whose requests come from and whose replies go to fd (taken), with nothing
  * mounted. */
-int share_attach(struct share *s, const char *owner, uint32_t id, int fd, struct err *err);
+int volumes_attach(struct volumes *s, const char *owner, uint32_t id, int fd, struct err *err);
 
 #endif
