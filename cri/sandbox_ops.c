@@ -280,7 +280,7 @@ static int machine_up(struct sandbox *s, int tap, struct cancel *cancel, struct 
         return -1;
     struct machine *m = machine_start(s->rt->deps.factory, &spec, &cb, cancel, err);
     if (m == NULL)
-        return err_wrap(err, "start machine");
+        return -1;
     struct machine_record record = {0};
     machine_get_record(m, &record);
     char *text = machine_record_encode(&record);

@@ -8,8 +8,6 @@
 #include "base/limits.h"
 #include "sandbox/share_check.h"
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
 static void must(int ok)
 {
     if (!ok)

@@ -29,8 +29,8 @@ import time
 import urllib.parse
 import urllib.request
 
-TOOL, UNPACK = sys.argv[1:3]
-JAIL = sys.argv[3] if len(sys.argv) > 3 and os.geteuid() == 0 else None
+TOOL, UNPACK = map(os.path.abspath, sys.argv[1:3])
+JAIL = os.path.abspath(sys.argv[3]) if len(sys.argv) > 3 and os.geteuid() == 0 else None
 OCI = "application/vnd.oci.image."
 MANIFEST, INDEX = OCI + "manifest.v1+json", OCI + "index.v1+json"
 DOCKER = "application/vnd.docker.distribution.manifest.v2+json"
