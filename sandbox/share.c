@@ -396,23 +396,41 @@ static bool has_submounts(const char *path)
     return false;
 }
 
-static int add_one(struct share *s, const char *owner, struct machine_volume *v, struct err *err)
+/* On record first: what a daemon attached that died before it said so would never be taken out. */
+static int add_entries(struct share *s, const char *owner, struct machine_volume *v, size_t n,
+                       struct err *err)
 {
-    auto_free char *source = resolve(v->source, err);
-    if (source == NULL || share_ns_attach(s->pidfd, s->last_id + 1, source, v->readonly,
-                                          v->recursive, v->slave, &v->file, err) < 0)
-        return -1;
-    struct entry *e = xcalloc(1, sizeof(*e));
-    *e = (struct entry){.id = ++s->last_id,
-                        .owner = xstrdup(owner),
-                        .source = xstrdup(source),
-                        .readonly = v->readonly,
-                        .recursive = v->recursive,
-                        .slave = v->slave};
-    STAILQ_INSERT_TAIL(&s->entries, e, link);
-    v->id = e->id;
-    v->all_readonly = v->readonly && (v->recursive || (!v->slave && !has_submounts(source)));
-    return 0;
+    for (size_t i = 0; i < n; i++) {
+        char *source = resolve(v[i].source, err);
+        if (source == NULL)
+            return -1;
+        struct entry *e = xcalloc(1, sizeof(*e));
+        *e = (struct entry){.id = ++s->last_id,
+                            .owner = xstrdup(owner),
+                            .source = source,
+                            .readonly = v[i].readonly,
+                            .recursive = v[i].recursive,
+                            .slave = v[i].slave};
+        STAILQ_INSERT_TAIL(&s->entries, e, link);
+        v[i].id = e->id;
+        v[i].all_readonly =
+            v[i].readonly && (v[i].recursive || (!v[i].slave && !has_submounts(source)));
+    }
+    return save(s, err);
+}
+
+static int attach_entries(struct share *s, struct machine_volume *v, size_t n, struct err *err)
+{
+    struct entry *e;
+    STAILQ_FOREACH(e, &s->entries, link)
+    {
+        for (size_t i = 0; i < n; i++) {
+            if (v[i].id == e->id && share_ns_attach(s->pidfd, e->id, e->source, e->readonly,
+                                                    e->recursive, e->slave, &v[i].file, err) < 0)
+                return -1;
+        }
+    }
+    return FAILPOINT("share.attached", err);
 }
 
 static int add_locked(struct share *s, const char *owner, struct machine_volume *v, size_t n,
@@ -422,17 +440,11 @@ static int add_locked(struct share *s, const char *owner, struct machine_volume 
         return err_set(err, ERR_UNAVAILABLE, "the machine is being stopped");
     if (start_watcher(s, err) < 0 || (s->pidfd < 0 && start_server(s, cancel, err) < 0))
         return -1;
-    for (size_t i = 0; i < n; i++) {
-        if (add_one(s, owner, &v[i], err) < 0) {
-            drop_entries(s, owner);
-            return -1;
-        }
-    }
-    if (FAILPOINT("share.record", err) < 0 || save(s, err) < 0) {
-        drop_entries(s, owner);
-        return -1;
-    }
-    return 0;
+    if (add_entries(s, owner, v, n, err) == 0 && attach_entries(s, v, n, err) == 0)
+        return 0;
+    drop_entries(s, owner);
+    (void)save(s, NULL);
+    return -1;
 }
 
 int share_add(struct share *s, const char *owner, struct machine_volume *v, size_t n,
