@@ -18,7 +18,7 @@
 #include "base/str.h"
 #include "proto/frame.h"
 
-#define N_CHANNELS 2 /* rpc and io; `fs` is the file share's */
+#define N_CHANNELS LINK_CHANNELS
 #define RETRY_FIRST_NS 5000000
 #define RETRY_MAX_NS 200000000
 
@@ -82,7 +82,8 @@ static int serve(struct channel *ch, int fd, const struct sockaddr *addr, sockle
 static int serve_unix(struct channel *ch, const char *dir, struct err *err)
 {
     struct sockaddr_un addr = {.sun_family = AF_UNIX};
-    const char *name = ch->ch == LINK_RPC ? "rpc.sock" : "io.sock";
+    static const char *const names[N_CHANNELS] = {"rpc.sock", "io.sock", "fs.sock"};
+    const char *name = names[ch->ch];
     int n = snprintf(addr.sun_path, sizeof(addr.sun_path), "%s/%s", dir, name);
     int fd;
 
@@ -174,7 +175,8 @@ static void on_lost(void *arg)
 }
 
 struct channels *channels_new(struct loop *loop, enum channel_kind kind, const char *dir,
-                              struct rpc_server *rpc, struct stdio *io, struct err *err)
+                              struct rpc_server *rpc, struct stdio *io, struct volumes *volumes,
+                              struct err *err)
 {
     struct channels *c = xcalloc(1, sizeof(*c));
 
@@ -183,6 +185,7 @@ struct channels *channels_new(struct loop *loop, enum channel_kind kind, const c
     c->retry_ns = RETRY_FIRST_NS;
     c->ch[0] = (struct channel){.owner = c, .ch = LINK_RPC, .peer = rpc_server_peer(rpc)};
     c->ch[1] = (struct channel){.owner = c, .ch = LINK_IO, .peer = stdio_peer(io)};
+    c->ch[2] = (struct channel){.owner = c, .ch = LINK_FS, .peer = volumes_peer(volumes)};
     for (int i = 0; i < N_CHANNELS; i++) {
         c->ch[i].listener = -1;
         peer_on_lost(c->ch[i].peer, on_lost, &c->ch[i]);

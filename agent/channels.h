@@ -11,6 +11,7 @@
 
 #include "agent/rpc.h"
 #include "agent/stdio.h"
+#include "agent/volumes.h"
 #include "base/err.h"
 #include "base/loop.h"
 
@@ -20,13 +21,14 @@ enum channel_kind {
     CHANNELS_AUTO, /* virtio-serial ports if they exist, else vsock */
     CHANNELS_VIRTIO_SERIAL,
     CHANNELS_VSOCK,
-    CHANNELS_UNIX, /* listens on <dir>/rpc.sock and <dir>/io.sock: tests and the host backend */
+    CHANNELS_UNIX, /* listens on <dir>/rpc.sock, io.sock and fs.sock: tests and the host backend */
 };
 
-/* Serves `rpc` and `io` from now on. dir: for CHANNELS_UNIX. Waits for nothing: ports that are not
- * there yet are taken when their uevent comes (or with channels_rescan()). */
+/* Serves `rpc`, `io` and `volumes` from now on. dir: for CHANNELS_UNIX. Waits for nothing: ports
+ * that are not there yet are taken when their uevent comes (or with channels_rescan()). */
 struct channels *channels_new(struct loop *loop, enum channel_kind kind, const char *dir,
-                              struct rpc_server *rpc, struct stdio *io, struct err *err);
+                              struct rpc_server *rpc, struct stdio *io, struct volumes *volumes,
+                              struct err *err);
 /* A device appeared or changed (called by the uevent listener; SUBSYSTEM virtio-ports and virtio
  * matter, others do no harm). */
 void channels_rescan(struct channels *c);

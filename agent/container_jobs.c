@@ -1,5 +1,6 @@
 #include "agent/container_jobs.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -21,6 +22,11 @@
 char *job_state_root(const char *state_dir)
 {
     return fs_format("%s/.crun", state_dir);
+}
+
+char *job_volume_path(const char *state_dir, const char *container_id, uint32_t id)
+{
+    return fs_format("%s/.volumes/%s/%u", state_dir, container_id, id);
 }
 
 static char *bundle_path(const struct job_paths *at, const char *name)
@@ -89,9 +95,39 @@ static int resolve_user(const struct create_job *job, const char *rootfs, struct
     return user_resolve(fd, &req, ids, err);
 }
 
-static const char *pod_file_of(void *arg, const char *name)
+/* "volume:7" is the seventh volume of the pod, mounted for this container; else a file of the pod.
+ */
+static const char *source_of(void *arg, const char *name)
 {
-    return pod_file(arg, name);
+    struct create_job *job = arg;
+    uint64_t id;
+
+    if (!str_starts(name, "volume:"))
+        return pod_file(job->pod, name);
+    if (str_to_u64(name + strlen("volume:"), &id) < 0)
+        return NULL;
+    for (size_t i = 0; i < job->req->n_volumes; i++) {
+        if (job->req->volumes[i]->id == id) {
+            free(job->volume_path);
+            job->volume_path = job_volume_path(job->at.state_dir, job->at.id, (uint32_t)id);
+            return job->volume_path;
+        }
+    }
+    return NULL;
+}
+
+/* Here and not in the agent: the last unmount of a volume writes back what is mapped and dirty. */
+static void unmount_volumes(const struct job_paths *at)
+{
+    auto_free char *dir = fs_format("%s/.volumes/%s", at->state_dir, at->id);
+    auto_closedir DIR *d = opendir(dir);
+    struct dirent *e;
+
+    while (d != NULL && (e = readdir(d)) != NULL) {
+        auto_free char *path = fs_format("%s/%s", dir, e->d_name);
+        if (e->d_name[0] != '.')
+            (void)umount2(path, MNT_DETACH | UMOUNT_NOFOLLOW);
+    }
 }
 
 /* The console socket: libcrun connects to it and sends the terminal's master. Both ends are this
@@ -150,7 +186,7 @@ static int read_pid(const char *path, int32_t *pid, struct err *err)
 
 int create_job_run(void *arg, struct op_result *res, int *fd_out, struct err *err)
 {
-    const struct create_job *job = arg;
+    struct create_job *job = arg;
     const Aspis__Agent__V1__CreateContainerRequest *req = job->req;
     auto_free char *bundle = bundle_path(&job->at, "");
     auto_free char *rootfs = bundle_path(&job->at, "/rootfs");
@@ -173,8 +209,8 @@ int create_job_run(void *arg, struct op_result *res, int *fd_out, struct err *er
                                    .cols = req->tty_cols,
                                    .pidns = job->pidns,
                                    .cgroups_path = cgroup,
-                                   .pod_file = pod_file_of,
-                                   .pod_file_arg = job->pod};
+                                   .pod_file = source_of,
+                                   .pod_file_arg = job};
     auto_free char *spec = spec_for_create(req->oci_spec.data, req->oci_spec.len, &changes, err);
     if (spec == NULL || fs_write_atomic(config, spec, strlen(spec), 0600, false, err) < 0)
         return -1;
@@ -260,6 +296,10 @@ int remove_job_run(void *arg, struct op_result *res, int *fd_out, struct err *er
     if (crun_delete(&ctx, err) < 0)
         return -1;
     cgroup_remove(at->id);
+    unmount_volumes(at);
+    auto_free char *volumes = fs_format("%s/.volumes/%s", at->state_dir, at->id);
+    if (fs_rm_rf(volumes, err) < 0)
+        return -1;
     if (umount2(rootfs, MNT_DETACH) < 0 && errno != EINVAL && errno != ENOENT)
         return err_sys(err, errno, "unmount %s", rootfs);
     if (!str_empty(at->scratch_dir)) {

@@ -6,6 +6,7 @@
  * pointers need to live until op_start() returned. Paths of a container:
  *     <state_dir>/<id>/config.json   the spec as libcrun got it
  *     <state_dir>/<id>/rootfs        overlay mount: image below, <scratch>/<id>/upper above
+ *     <state_dir>/.volumes/<id>/<volume>  its volumes
  *     <state_dir>/.crun/<id>/        libcrun's own state
  */
 #ifndef ASPIS_AGENT_CONTAINER_JOBS_H
@@ -28,6 +29,7 @@ struct create_job {
     const char *image_mount;
     const char *pidns; /* NULL: the container's own */
     struct pod *pod;
+    char *volume_path; /* for the child's own use */
 };
 
 struct exec_job {
@@ -42,6 +44,8 @@ int exec_job_run(void *arg, struct op_result *res, int *fd_out, struct err *err)
 /* arg is a struct job_paths. Removes everything of the container in any state short of running. */
 int remove_job_run(void *arg, struct op_result *res, int *fd_out, struct err *err);
 
+/* Where a volume of a container is mounted; the caller's to free. */
+char *job_volume_path(const char *state_dir, const char *container_id, uint32_t id);
 /* Where libcrun keeps its state; the caller's to free. */
 char *job_state_root(const char *state_dir);
 

@@ -127,6 +127,22 @@ static void create_done(void *arg, const struct op_result *res, int fd, const st
         container_process_reaped(p, status);
 }
 
+static int mount_volumes(struct container *c, struct err *err)
+{
+    const Aspis__Agent__V1__CreateContainerRequest *req = c->create_req;
+    struct containers *t = c->table;
+
+    if (req->n_volumes > 0 && t->volumes == NULL)
+        return err_set(err, ERR_UNIMPLEMENTED, "this agent has no volumes");
+    for (size_t i = 0; i < req->n_volumes; i++) {
+        auto_free char *path = job_volume_path(t->state_dir, c->id, req->volumes[i]->id);
+        if (volumes_mount(t->volumes, c->id, req->volumes[i]->id, req->volumes[i]->file, path,
+                          err) < 0)
+            return -1;
+    }
+    return 0;
+}
+
 static void create_run(struct container *c)
 {
     const Aspis__Agent__V1__CreateContainerRequest *req = c->create_req;
@@ -137,6 +153,10 @@ static void create_run(struct container *c)
     struct create_job job = {
         .at = paths_of(c), .req = req, .image_mount = c->image_mount, .pod = t->pod};
 
+    if (mount_volumes(c, &err) < 0) {
+        create_failed(c, &err);
+        return;
+    }
     if (req->shared_pid) {
         job.pidns = pod_shared_pidns(t->pod, &err);
         if (job.pidns == NULL) {

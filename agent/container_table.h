@@ -16,6 +16,7 @@
 #include "agent/containers.h"
 #include "agent/events.h"
 #include "agent/process.h"
+#include "agent/volumes.h"
 #include "proto/agent.pb-c.h"
 
 enum container_phase {
@@ -61,6 +62,7 @@ struct containers {
     struct loop *loop;
     struct pod *pod;
     struct stdio *io;
+    struct volumes *volumes; /* NULL: no volumes */
     char *state_dir;
     struct events *events;
     TAILQ_HEAD(, container) list;

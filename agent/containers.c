@@ -87,6 +87,8 @@ void container_free(struct container *c)
     }
     process_free(c->init);
     t->n_processes--;
+    if (t->volumes != NULL && !t->closing)
+        volumes_release(t->volumes, c->id);
     if (c->has_image)
         pod_image_release(t->pod, c->image);
     op_abandon(c->op);
@@ -390,6 +392,11 @@ struct containers *containers_new(struct loop *loop, struct pod *pod, struct std
         return NULL;
     }
     return t;
+}
+
+void containers_use_volumes(struct containers *t, struct volumes *volumes)
+{
+    t->volumes = volumes;
 }
 
 void containers_free(struct containers *t)

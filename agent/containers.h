@@ -15,6 +15,7 @@
 #include "agent/pod.h"
 #include "agent/rpc.h"
 #include "agent/stdio.h"
+#include "agent/volumes.h"
 #include "base/err.h"
 #include "base/loop.h"
 
@@ -23,6 +24,8 @@ struct containers;
 /* state_dir: on tmpfs ("/run/aspis/containers"). */
 struct containers *containers_new(struct loop *loop, struct pod *pod, struct stdio *io,
                                   const char *state_dir, struct err *err);
+/* Where volumes come from; borrowed. Without it a container with volumes is refused. */
+void containers_use_volumes(struct containers *t, struct volumes *volumes);
 void containers_free(struct containers *c);
 
 /* Every child that main's reaper collected, ours or a stranger's. May come before the pid is known

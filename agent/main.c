@@ -21,6 +21,7 @@
 #include "agent/service.h"
 #include "agent/stdio.h"
 #include "agent/uevent.h"
+#include "agent/volumes.h"
 #include "base/cleanup.h"
 #include "base/fs.h"
 #include "base/log.h"
@@ -35,6 +36,7 @@ struct agent {
     struct loop *loop;
     struct pod *pod;
     struct stdio *io;
+    struct volumes *volumes;
     struct containers *containers;
     struct service *service;
     struct rpc_method methods[MAX_METHODS];
@@ -149,9 +151,11 @@ static int set_up(struct agent *a, struct err *err)
     a->io = stdio_new(a->loop, err);
     if (a->io == NULL)
         return -1;
+    a->volumes = volumes_new(a->loop);
     a->containers = containers_new(a->loop, a->pod, a->io, state_dir, err);
     if (a->containers == NULL)
         return -1;
+    containers_use_volumes(a->containers, a->volumes);
     a->service = service_new(a->loop, a->pod, shut_down, a, err);
     if (a->service == NULL)
         return -1;
@@ -161,7 +165,7 @@ static int set_up(struct agent *a, struct err *err)
     if (a->rpc == NULL || watch_signals(a, err) < 0)
         return -1;
     enum channel_kind kind = a->test_dir ? CHANNELS_UNIX : CHANNELS_AUTO;
-    a->channels = channels_new(a->loop, kind, a->test_dir, a->rpc, a->io, err);
+    a->channels = channels_new(a->loop, kind, a->test_dir, a->rpc, a->io, a->volumes, err);
     if (a->channels == NULL)
         return -1;
     if (a->test_dir == NULL) {
@@ -184,6 +188,7 @@ static void tear_down(struct agent *a)
     service_free(a->service);
     if (a->containers != NULL)
         containers_free(a->containers);
+    volumes_free(a->volumes);
     if (a->io != NULL)
         stdio_free(a->io);
     pod_free(a->pod);

@@ -49,6 +49,15 @@
 #define LIMIT_CONSOLE_FILE MiB(1)
 #define LIMIT_CONSOLE_TAIL 20 /* lines */
 
+/* The file share: FUSE on the `fs` channel. */
+#define LIMIT_FS_FRAME KiB(64) /* one piece of a FUSE message */
+#define LIMIT_FS_DATA KiB(128) /* of one READ or WRITE */
+#define LIMIT_FS_MESSAGE (LIMIT_FS_DATA + KiB(4))
+#define LIMIT_FS_QUEUE KiB(512) /* guest: bytes waiting for the channel */
+#define LIMIT_FS_VOLUMES 512    /* mounted in one pod at a time */
+#define LIMIT_FS_INODES 500000  /* that one pod's guest may know: a descriptor each */
+#define LIMIT_FS_HANDLES 65536  /* open files and directories of one volume */
+
 /* CNI. */
 #define LIMIT_CNI_OUTPUT MiB(1)
 #define LIMIT_CNI_CONF MiB(1)

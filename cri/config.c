@@ -44,6 +44,8 @@ static const struct key keys[] = {
     {"machine", "initrd", PATH, AT(machine.initrd), .text = "/usr/lib/aspis/initrd"},
     {"machine", "jail_helper", PATH, AT(machine.jail_helper),
      .text = "/usr/libexec/aspis/aspis-jail"},
+    {"machine", "share_helper", PATH, AT(machine.share_helper),
+     .text = "/usr/libexec/aspis/aspis-share"},
     {"machine", "accelerator", CHOICE, AT(accel), .text = "auto", .names = {"auto", "kvm", "tcg"}},
     {"machine", "transport", CHOICE, AT(transport), .text = "auto",
      .names = {"auto", "virtio-serial", "vsock"}},

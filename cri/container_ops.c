@@ -1,5 +1,6 @@
 #include "cri/container_ops.h"
 
+#include <errno.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -183,13 +184,33 @@ static void keep_reply(struct container *c, const Aspis__Agent__V1__CreateContai
     (void)pthread_mutex_unlock(&c->rt->lock);
 }
 
+static int put_volumes(Aspis__Agent__V1__CreateContainerRequest *req,
+                       const struct machine_volume *v, size_t n, struct arena *a, struct err *err)
+{
+    req->volumes = arena_alloc(a, (n + 1) * sizeof(void *));
+    for (size_t i = 0; req->volumes != NULL && i < n; i++) {
+        Aspis__Agent__V1__Volume *out = arena_alloc(a, sizeof(*out));
+        if (out == NULL)
+            break;
+        aspis__agent__v1__volume__init(out);
+        out->id = v[i].id;
+        out->file = v[i].file;
+        req->volumes[req->n_volumes++] = out;
+    }
+    return arena_exhausted(a) ? err_sys(err, ENOMEM, "volumes") : 0;
+}
+
 static int create_in_guest(struct container *c, struct machine *m, struct image *image,
                            const char *serial, struct cancel *cancel, struct err *err)
 {
     auto_arena struct arena *a = arena_new(LIMIT_CALL_ARENA);
     if (a == NULL)
         return err_sys(err, ENOMEM, "create in guest");
-    auto_free char *spec = spec_make(c->config, c->sandbox->config, &image->config, err);
+    auto_free struct machine_volume *volumes = spec_volumes(c->config);
+    size_t n_volumes = c->config->n_mounts;
+    if (machine_add_volumes(m, c->rec.id, volumes, n_volumes, cancel, err) < 0)
+        return err_wrap(err, "volumes");
+    auto_free char *spec = spec_make(c->config, c->sandbox->config, &image->config, volumes, err);
     if (spec == NULL)
         return -1;
     Aspis__Agent__V1__User user;
@@ -198,6 +219,8 @@ static int create_in_guest(struct container *c, struct machine *m, struct image 
         return -1;
     Aspis__Agent__V1__CreateContainerRequest req;
     aspis__agent__v1__create_container_request__init(&req);
+    if (put_volumes(&req, volumes, n_volumes, a, err) < 0)
+        return -1;
     req.container_id = c->rec.id;
     req.oci_spec = (ProtobufCBinaryData){strlen(spec), (uint8_t *)spec};
     req.image_disk = arena_strdup(a, serial);
@@ -249,6 +272,19 @@ static int build(struct container *c, struct image *image, struct cancel *cancel
     return rc < 0 ? -1 : set_phase(c, CONTAINER_CREATED, err);
 }
 
+/* Once the guest has let go of them. */
+static int drop_volumes(struct container *c, struct cancel *cancel, struct err *err)
+{
+    if (c->config->n_mounts == 0)
+        return 0;
+    struct machine *m = sandbox_use_machine(c->sandbox, NULL);
+    if (m == NULL)
+        return 0; /* they went with it */
+    int rc = machine_remove_volumes(m, c->rec.id, cancel, err);
+    sandbox_release_machine(c->sandbox);
+    return rc;
+}
+
 /* Removes what a failed create may have left in the guest and here. */
 static void undo_create(struct container *c)
 {
@@ -260,6 +296,7 @@ static void undo_create(struct container *c)
     if (agent_call(c, "RemoveContainer", &req.base, own, &err) < 0 && err.code != ERR_PRECONDITION)
         log_warn("cannot remove failed container from guest", LOG_STR("container", c->rec.id),
                  LOG_STR("error", err_msg(&err)));
+    (void)drop_volumes(c, own, NULL);
     container_close_log(c, true);
     (void)container_delete(c, NULL);
     model_remove_container(c->rt, c);
@@ -435,6 +472,8 @@ int container_remove(struct container *c, struct cancel *cancel, struct err *err
         (void)err_move(err, &why);
         return err_wrap(err, "remove %s", container_title(c, title));
     }
+    if (drop_volumes(c, cancel, err) < 0)
+        return err_wrap(err, "remove %s", container_title(c, title));
     container_close_log(c, true);
     if (container_delete(c, err) < 0)
         return err_wrap(err, "remove %s", container_title(c, title));

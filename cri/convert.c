@@ -175,6 +175,9 @@ Runtime__V1__ContainerStatus *convert_container_status(struct call *call, struct
     s->annotations =
         convert_map(call, config->annotations, config->n_annotations,
                     &runtime__v1__container_status__annotations_entry__descriptor, err);
+    s->mounts = call_array(call, config->n_mounts, sizeof(void *), err);
+    for (size_t i = 0; s->mounts != NULL && i < config->n_mounts; i++)
+        s->mounts[s->n_mounts++] = convert_copy(call, &config->mounts[i]->base, err);
     s->log_path = call_string(call, c->rec.log_path, err);
     s->user = user_of(call, c, err);
     s->stop_signal = signal_of(c->rec.stop_signal);

@@ -233,6 +233,7 @@ static int reconcile(struct sandbox *s, struct machine *m, struct cancel *cancel
         if (c->rec.phase == CONTAINER_CREATING || c->rec.phase == CONTAINER_REMOVING) {
             auto_free char *log_state = container_log_state_path(c);
             (void)unlink(log_state);
+            (void)machine_remove_volumes(m, c->rec.id, cancel, NULL);
             (void)container_delete(c, NULL);
             model_remove_container(s->rt, c);
         } else if (!known[k] && c->rec.phase != CONTAINER_EXITED && !container_start_is_doomed(c)) {

@@ -95,7 +95,12 @@ static int add_handlers(struct call *call, Runtime__V1__StatusResponse *r, struc
         if (h == NULL)
             return -1;
         h->name = call_string(call, names[i], err);
-        h->features = call_message(call, &runtime__v1__runtime_handler_features__descriptor, err);
+        Runtime__V1__RuntimeHandlerFeatures *features =
+            call_message(call, &runtime__v1__runtime_handler_features__descriptor, err);
+        if (features == NULL)
+            return -1;
+        features->recursive_read_only_mounts = true; /* by the file server's mounts */
+        h->features = features;
         r->runtime_handlers[r->n_runtime_handlers++] = h;
     }
     r->features = call_message(call, &runtime__v1__runtime_features__descriptor, err);

@@ -13,15 +13,20 @@
 #include "cri/image/image.h"
 #include "proto/agent.pb-c.h"
 #include "proto/cri/v1/api.pb-c.h"
+#include "sandbox/machine.h"
 
 /* PRECONDITION/UNIMPLEMENTED/INVALID naming the field that cannot be served by a VM pod. */
 int spec_check_sandbox(const Runtime__V1__PodSandboxConfig *pod, struct err *err);
 int spec_check_container(const Runtime__V1__ContainerConfig *c,
                          const Runtime__V1__PodSandboxConfig *pod, struct err *err);
 
-/* JSON text, the caller's. `hostname` is the pod's. */
+/* The container's mounts as the machine takes them, in the same order; sources are borrowed. The
+ * caller's to free; NULL when there are none. */
+struct machine_volume *spec_volumes(const Runtime__V1__ContainerConfig *c);
+/* JSON text, the caller's. `hostname` is the pod's; volumes are spec_volumes(), filled in. */
 char *spec_make(const Runtime__V1__ContainerConfig *c, const Runtime__V1__PodSandboxConfig *pod,
-                const struct image_config *image, struct err *err);
+                const struct image_config *image, const struct machine_volume *volumes,
+                struct err *err);
 
 /* Fills the message's fields; strings are borrowed from c or image. */
 int spec_user(const Runtime__V1__ContainerConfig *c, const struct image_config *image,

@@ -266,7 +266,8 @@ static enum parse_result scan(struct frame_parser *p)
 static bool known_type(uint8_t type)
 {
     return (type >= FRAME_REQUEST && type <= FRAME_DATA) ||
-           (type >= FRAME_CANCEL && type <= FRAME_IO_RESET);
+           (type >= FRAME_CANCEL && type <= FRAME_IO_RESET) || type == FRAME_FS_DATA ||
+           type == FRAME_FS_CLOSE;
 }
 
 static enum parse_result broken(struct frame_parser *p)

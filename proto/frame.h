@@ -24,9 +24,12 @@ enum frame_type {
     FRAME_IO_DATA = 18,
     FRAME_IO_ACK = 19,
     FRAME_IO_RESET = 20,
+    FRAME_FS_DATA = 24,  /* a piece of a FUSE message; the stream is the volume */
+    FRAME_FS_CLOSE = 25, /* agent to host: the volume's mount is gone */
 };
 
 #define FRAME_FLAG_EOF 0x01U /* of FRAME_IO_DATA */
+#define FRAME_FLAG_END 0x01U /* of FRAME_FS_DATA: the message's last piece */
 
 enum link_channel { LINK_RPC = 0, LINK_IO = 1, LINK_FS = 2 };
 #define LINK_CHANNELS 3

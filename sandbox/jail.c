@@ -41,6 +41,8 @@ static void build_argv(const struct jail_opts *o, int status_fd, struct strv *a)
                   (unsigned long long)o->rlimits[i].value);
     if (o->set_oom_score_adj)
         strv_addf(a, "--oom-score-adj=%d", o->oom_score_adj);
+    for (size_t i = 0; o->caps != NULL && o->caps[i] != NULL; i++)
+        strv_addf(a, "--cap=%s", o->caps[i]);
     if (o->proc)
         strv_add(a, "--proc");
     if (o->share_net)

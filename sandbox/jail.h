@@ -3,7 +3,7 @@
  *
  * jail_spawn() starts the helper `aspis-jail`, which joins the cgroups, makes new mount, pid, ipc,
  * net, uts and cgroup namespaces, builds a root of read-only binds on a tmpfs, and starts the
- * program in it: no capabilities (bounding set empty), PR_SET_NO_NEW_PRIVS, no supplementary
+ * program in it: no capabilities but those listed, PR_SET_NO_NEW_PRIVS, no supplementary
  * groups, umask 077, no descriptor but those listed, empty environment but for `env`. The program
  * is PID 1 of its pid namespace (its death kills what it started) and a child of the caller's
  * process, not of the helper: spawn_wait() gets its exit status, and it outlives the caller.
@@ -19,6 +19,7 @@
  * urandom always exist
  *     --proc              mount /proc of the new pid namespace
  *     --tmp BYTES         a writable /tmp of this size, owned by the uid
+ *     --cap NAME          keep this capability: chown, dac_override, fowner or fsetid; repeatable
  *     --share-net         stay in the caller's network namespace (default: an empty one)
  *     --rlimit NAME=N     as, core, cpu, data, fsize, memlock, nofile, nproc or stack; core=0
  * unless given
@@ -67,6 +68,7 @@ struct jail_opts {
     size_t n_rlimits;
     bool set_oom_score_adj;
     int oom_score_adj;
+    const char *const *caps; /* capabilities the program keeps, "chown"; NULL-terminated, or NULL */
     bool proc;
     bool share_net;
     uint64_t tmp_bytes;         /* 0: no /tmp */

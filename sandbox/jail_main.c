@@ -49,6 +49,7 @@ struct options {
     struct strv env;
     const char *cwd;
     const char *oom_score_adj;
+    uint64_t caps; /* kept: bit N is capability N */
     bool share_net;
     int status_fd;
     char **argv;
@@ -78,6 +79,7 @@ enum {
     OPT_SETENV,
     OPT_CHDIR,
     OPT_KEEP_FD,
+    OPT_CAP,
     OPT_STATUS_FD,
 };
 
@@ -96,6 +98,7 @@ static const struct option long_options[] = {
     {"setenv", required_argument, NULL, OPT_SETENV},
     {"chdir", required_argument, NULL, OPT_CHDIR},
     {"keep-fd", required_argument, NULL, OPT_KEEP_FD},
+    {"cap", required_argument, NULL, OPT_CAP},
     {"status-fd", required_argument, NULL, OPT_STATUS_FD},
     {NULL, 0, NULL, 0},
 };
@@ -139,6 +142,28 @@ static int add_limit(struct options *o, const char *arg, struct err *err)
         return 0;
     }
     return err_set(err, ERR_INVALID, "unknown rlimit \"%s\"", arg);
+}
+
+/* What a file server needs to act for any user; nothing else may be asked for. */
+static const struct {
+    const char *name;
+    int cap;
+} cap_names[] = {
+    {"chown", CAP_CHOWN},
+    {"dac_override", CAP_DAC_OVERRIDE},
+    {"fowner", CAP_FOWNER},
+    {"fsetid", CAP_FSETID},
+};
+
+static int add_cap(struct options *o, const char *arg, struct err *err)
+{
+    for (size_t i = 0; i < ARRAY_LEN(cap_names); i++) {
+        if (strcmp(cap_names[i].name, arg) == 0) {
+            o->caps |= UINT64_C(1) << cap_names[i].cap;
+            return 0;
+        }
+    }
+    return err_set(err, ERR_INVALID, "capability \"%s\" is not to be had", arg);
 }
 
 static int add_text(const char **list, size_t *n, size_t max, const char *arg, struct err *err)
@@ -194,6 +219,8 @@ static int take_option(struct options *o, int opt, const char *arg, struct err *
             return err_set(err, ERR_INVALID, "too many descriptors");
         o->keep[o->n_keep++] = (int)n;
         return 0;
+    case OPT_CAP:
+        return add_cap(o, arg, err);
     case OPT_STATUS_FD:
         if (number(arg, INT32_MAX, &n, err) < 0)
             return -1;
@@ -298,19 +325,27 @@ static int set_oom_score(const struct options *o, struct err *err)
     return 0;
 }
 
-static int drop_privileges(uint32_t uid, struct err *err)
+static int drop_privileges(uint32_t uid, uint64_t keep, struct err *err)
 {
     for (int cap = 0; prctl(PR_CAPBSET_READ, cap) >= 0; cap++) {
-        if (prctl(PR_CAPBSET_DROP, cap) < 0)
+        if ((keep >> cap & 1) == 0 && prctl(PR_CAPBSET_DROP, cap) < 0)
             return err_sys(err, errno, "drop capability %d from the bounding set", cap);
     }
     (void)prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
+    if (keep != 0 && prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0) < 0)
+        return err_sys(err, errno, "keep capabilities");
     if (setgroups(0, NULL) < 0 || setresgid(uid, uid, uid) < 0 || setresuid(uid, uid, uid) < 0)
         return err_sys(err, errno, "become uid %u", uid);
     struct __user_cap_header_struct head = {.version = _LINUX_CAPABILITY_VERSION_3};
-    struct __user_cap_data_struct none[_LINUX_CAPABILITY_U32S_3] = {{0, 0, 0}};
-    if (syscall(SYS_capset, &head, none) < 0)
+    struct __user_cap_data_struct sets[_LINUX_CAPABILITY_U32S_3] = {{0, 0, 0}};
+    for (int i = 0; i < _LINUX_CAPABILITY_U32S_3; i++)
+        sets[i].effective = sets[i].permitted = sets[i].inheritable = (uint32_t)(keep >> (32 * i));
+    if (syscall(SYS_capset, &head, sets) < 0)
         return err_sys(err, errno, "drop capabilities");
+    for (int cap = 0; cap < 64; cap++) {
+        if ((keep >> cap & 1) != 0 && prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, cap, 0, 0) < 0)
+            return err_sys(err, errno, "keep capability %d", cap);
+    }
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
         return err_sys(err, errno, "set no_new_privs");
     if (setuid(0) == 0)
@@ -325,7 +360,7 @@ static int run_program(struct options *o, struct err *err)
     if (root_finish(&o->root, err) < 0 || set_limits(o, err) < 0)
         return -1;
     (void)umask(077);
-    if (drop_privileges(o->uid, err) < 0)
+    if (drop_privileges(o->uid, o->caps, err) < 0)
         return -1;
     if (o->cwd != NULL && chdir(o->cwd) < 0)
         return err_sys(err, errno, "enter %s", o->cwd);

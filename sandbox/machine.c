@@ -27,6 +27,7 @@
 #include "sandbox/lock.h"
 #include "sandbox/machine_internal.h"
 #include "sandbox/scratch.h"
+#include "sandbox/share.h"
 
 #define SHUTDOWN_CALL_NS INT64_C(500000000)
 #define SHUTDOWN_WAIT_NS INT64_C(1000000000)
@@ -37,6 +38,7 @@ struct machine {
     struct machine_callbacks cb;
     struct machine_record record; /* fixed once started */
     struct hv *hv;                /* fixed once started; NULL before */
+    struct share *share;          /* the same */
 
     pthread_mutex_t lock; /* guards the fields below */
     struct link *link;
@@ -135,6 +137,7 @@ void machine_free(struct machine *m)
         return;
     /* the hypervisor first: once it is silent no callback of its can be closing the link */
     m->f->hv->free(m->hv);
+    share_free(m->share);
     if (m->link != NULL) {
         link_close(m->link, "the daemon let go of the vm");
         link_unref(m->link);
@@ -226,6 +229,19 @@ static int start_hv(struct machine *m, const struct machine_spec *spec, enum acc
     return 0;
 }
 
+static int make_share(struct machine *m, const struct link_transport *t, struct err *err)
+{
+    struct share_config c = {.server = m->f->config.share_helper,
+                             .jail_helper = m->f->config.jail_helper,
+                             .run_dir = m->run_dir,
+                             .cgroup = m->record.cgroup,
+                             .uid = m->record.uid,
+                             .transport = t};
+    if (m->f->config.share_helper != NULL)
+        m->share = share_new(&c, err);
+    return m->share == NULL && m->f->config.share_helper != NULL ? -1 : 0;
+}
+
 static int start_link(struct machine *m, struct cancel *cancel, struct err *err)
 {
     static const char *const sockets[LINK_CHANNELS] = HV_SOCKETS_CHANNEL;
@@ -236,7 +252,7 @@ static int start_link(struct machine *m, struct cancel *cancel, struct err *err)
     struct link_callbacks cb = {
         .on_event = on_link_event, .on_up = on_link_up, .on_broken = on_link_broken, .arg = m};
     struct link *l = NULL;
-    if (FAILPOINT("machine.link", err) == 0)
+    if (FAILPOINT("machine.link", err) == 0 && make_share(m, &t, err) == 0)
         l = link_new(&t, m->f->control, m->f->io, &cb, err);
     for (int i = 0; i < LINK_CHANNELS; i++)
         free(t.path[i]);
@@ -447,6 +463,26 @@ int machine_detach_image(struct machine *m, const char *serial, struct cancel *c
     return m->f->hv->remove_disk(m->hv, serial, cancel, err);
 }
 
+/* --- volumes --- */
+
+int machine_add_volumes(struct machine *m, const char *owner, struct machine_volume *v, size_t n,
+                        struct cancel *cancel, struct err *err)
+{
+    if (n == 0)
+        return 0;
+    if (m->share == NULL)
+        return err_set(err, ERR_UNIMPLEMENTED, "no file server is configured");
+    if (check_alive(m, err) < 0)
+        return -1;
+    return share_add(m->share, owner, v, n, cancel, err);
+}
+
+int machine_remove_volumes(struct machine *m, const char *owner, struct cancel *cancel,
+                           struct err *err)
+{
+    return m->share != NULL ? share_remove(m->share, owner, cancel, err) : 0;
+}
+
 /* --- the end --- */
 
 /* Lets the guest unmount; a guest that does not answer is not waited for. */
@@ -500,6 +536,7 @@ static int destroy(struct machine *m, bool ask_agent, struct cancel *cancel, str
         link_close(m->link, "the vm was stopped");
     if (m->hv != NULL && m->f->hv->quit(m->hv, cancel, err) < 0)
         return -1;
+    share_stop(m->share);
     uint32_t uid = m->uid_taken ? m->record.uid : 0;
     if (sweep(m->f, m->id, m->record.cgroup, uid, cancel, err) < 0)
         return -1;

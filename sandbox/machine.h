@@ -39,9 +39,10 @@ struct machine_config {
     const char *qemu;   /* "/usr/bin/qemu-system-x86_64" */
     const char *kernel; /* vmlinuz */
     const char *initrd;
-    const char *jail_helper; /* aspis-jail */
-    const char *run_root;    /* "/run/aspis" */
-    const char *state_root;  /* "/var/lib/aspis" */
+    const char *jail_helper;  /* aspis-jail */
+    const char *share_helper; /* aspis-share */
+    const char *run_root;     /* "/run/aspis" */
+    const char *state_root;   /* "/var/lib/aspis" */
     enum accel accel;
     enum transport transport;
     uint32_t uid_base,
@@ -146,6 +147,24 @@ int machine_attach_image(struct machine *m, const char *serial, const struct dis
 /* DetachDisk in the guest, device_del, DEVICE_DELETED, blockdev-del. Unknown serial: success. */
 int machine_detach_image(struct machine *m, const char *serial, struct cancel *cancel,
                          struct err *err);
+
+/* A directory or file of the host that containers see live, over the `fs` channel. */
+struct machine_volume {
+    const char *source; /* absolute; links are followed; missing: a directory is made */
+    bool readonly;
+    bool recursive; /* read-only with all that is mounted below it */
+    bool slave;     /* what the host mounts below it later shows up too */
+    /* filled in */
+    uint32_t id;       /* what the agent calls it */
+    bool file;         /* no directory */
+    bool all_readonly; /* nothing below it can be written to */
+};
+/* All or none. `owner` names them for machine_remove_volumes(): a container's id. */
+int machine_add_volumes(struct machine *m, const char *owner, struct machine_volume *v, size_t n,
+                        struct cancel *cancel, struct err *err);
+/* Once the guest has unmounted them. Unknown owner: success. */
+int machine_remove_volumes(struct machine *m, const char *owner, struct cancel *cancel,
+                           struct err *err);
 
 /* Ends the VM: agent Shutdown with a short grace when the agent answers, then QMP quit, then
  * SIGKILL; frees cgroup, jail, uid, sockets, scratch disk; keeps nothing. Works on a dead machine.

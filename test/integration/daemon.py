@@ -74,6 +74,7 @@ class Daemon:
                        "log_level": "debug", "log_target": "stderr"},
             "machine": {"kernel": str(GUEST / "kernel" / "vmlinuz"), "initrd": str(INITRD),
                         "jail_helper": str(BUILD / "sandbox" / "aspis-jail"),
+                        "share_helper": str(BUILD / "sandbox" / "aspis-share"),
                         "accelerator": "tcg", "cgroup_root": self.cgroup,
                         "base_memory_mib": 256, "scratch_mib": 2048,
                         # sanitizers and two cores shared by everything

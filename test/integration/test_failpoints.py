@@ -33,6 +33,7 @@ STEPS = {
     "machine.adopt": "adopt",
     "machine.accel": "accel",
     "container.record": "create", "container.disk": "create", "container.agent": "create",
+    "share.spawn": "create", "share.attached": "create",
     "machine.attach.fds": "create", "machine.attach.node": "create", "machine.attach.device": "create",
     "container.start": "start",
     "container.remove": "remove container",
@@ -197,10 +198,15 @@ def names_in(d, i):
     return [c.metadata.name for c in d.client.ListContainers(filter={"pod_sandbox_id": i}).containers]
 
 
+def volumes(d):
+    return [pb.Mount(host_path=str(d.base / "volume"), container_path="/data")]
+
+
 def lives(d, pod, name, image):
     """The container runs, with its output in its log."""
     i, config = pod
-    c = d.create(i, container_config(name, image, ["sh", "-c", "echo said; exit 5"]), config)
+    c = d.create(i, container_config(name, image, ["sh", "-c", "echo said; touch /data/x && exit 5"],
+                                     mounts=volumes(d)), config)
     d.client.StartContainer(container_id=c)
     assert d.wait_state(c, pb.CONTAINER_EXITED).exit_code == 5
     log = Path(d.status(c).log_path).read_text()
@@ -213,7 +219,7 @@ def lives(d, pod, name, image):
 def test_create_fails(d, pod, image, name):
     i, config = pod
     d.points.set(f"{name}=error")
-    fails(name, d.create, i, container_config("c", image, ["true"]), config)
+    fails(name, d.create, i, container_config("c", image, ["true"], mounts=volumes(d)), config)
     d.points.clear()
     assert not names_in(d, i)
     lives(d, pod, "c", image)
@@ -222,7 +228,7 @@ def test_create_fails(d, pod, image, name):
 @pytest.mark.parametrize("name", of_step("create"))
 def test_daemon_dies_in_create(d, pod, image, name):
     i, config = pod
-    dies(d, name, d.create, i, container_config("c", image, ["true"]), config)
+    dies(d, name, d.create, i, container_config("c", image, ["true"], mounts=volumes(d)), config)
     assert d.client.PodSandboxStatus(pod_sandbox_id=i).status.state == pb.SANDBOX_READY
     assert not names_in(d, i)
     lives(d, pod, "c", image)

@@ -265,6 +265,11 @@ int remove_job_run(void *arg, struct op_result *res, int *fd_out, struct err *er
     return 0;
 }
 
+char *job_volume_path(const char *state_dir, const char *container_id, uint32_t id)
+{
+    return fs_format("%s/.volumes/%s/%u", state_dir, container_id, id);
+}
+
 char *job_state_root(const char *state_dir)
 {
     return xstrdup(state_dir);

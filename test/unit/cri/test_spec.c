@@ -72,7 +72,10 @@ static void clear(struct box *b)
 /* The spec, which must be made; json_decref() it. */
 static json_t *spec_of(struct box *b)
 {
-    auto_free char *text = spec_make(&b->c, &b->pod, &b->image, &b->err);
+    auto_free struct machine_volume *v = spec_volumes(&b->c);
+    for (size_t i = 0; i < b->c.n_mounts; i++)
+        v[i].id = (uint32_t)i + 1;
+    auto_free char *text = spec_make(&b->c, &b->pod, &b->image, v, &b->err);
     if (text == NULL)
         fail_msg("%s", err_msg(&b->err));
     json_t *spec = json_loads(text, JSON_REJECT_DUPLICATES, NULL);
@@ -97,7 +100,7 @@ static void assert_refused(struct box *b, enum err_code code, const char *words)
 {
     err_clear(&b->err);
     int rc = spec_check_container(&b->c, &b->pod, &b->err);
-    char *text = rc == 0 ? spec_make(&b->c, &b->pod, &b->image, &b->err) : NULL;
+    char *text = rc == 0 ? spec_make(&b->c, &b->pod, &b->image, NULL, &b->err) : NULL;
     assert_null(text);
     assert_int_equal(b->err.code, code);
     if (strstr(err_msg(&b->err), words) == NULL)
@@ -354,12 +357,24 @@ static void test_refused_containers(void **state)
     assert_int_equal(spec_check_container(&b.c, &b.pod, &b.err), 0);
     Runtime__V1__Mount mount;
     runtime__v1__mount__init(&mount);
-    mount.host_path = OWN("/host");
+    mount.host_path = OWN("host");
     mount.container_path = OWN("/there");
     Runtime__V1__Mount *mounts[] = {&mount};
     b.c.mounts = mounts;
     b.c.n_mounts = 1;
-    assert_refused(&b, ERR_UNIMPLEMENTED, "/host");
+    assert_refused(&b, ERR_INVALID, "host path");
+    mount.host_path = OWN("/host");
+    mount.container_path = OWN("//");
+    assert_refused(&b, ERR_INVALID, "container path");
+    mount.container_path = OWN("/there");
+    mount.recursive_read_only = true;
+    assert_refused(&b, ERR_INVALID, "recursive read-only");
+    mount.readonly = true;
+    mount.propagation = RUNTIME__V1__MOUNT_PROPAGATION__PROPAGATION_HOST_TO_CONTAINER;
+    assert_refused(&b, ERR_INVALID, "recursive read-only");
+    mount.recursive_read_only = false;
+    mount.propagation = RUNTIME__V1__MOUNT_PROPAGATION__PROPAGATION_BIDIRECTIONAL;
+    assert_refused(&b, ERR_PRECONDITION, "aspis-host");
     b.c.n_mounts = 0;
     Runtime__V1__Device device;
     runtime__v1__device__init(&device);
@@ -539,9 +554,56 @@ static void test_too_large(void **state)
     clear(&b);
 }
 
+/* Parents come first whatever the order asked for, and a mount takes the place of ours. */
+static void test_volumes(void **state)
+{
+    (void)state;
+    struct box b;
+    init(&b);
+    Runtime__V1__Mount m[4];
+    Runtime__V1__Mount *mounts[4];
+    char *const paths[] = {OWN("/a/b/c"), OWN("/etc//hosts/"), OWN("/a"), OWN("/dev/./log")};
+    for (size_t i = 0; i < 4; i++) {
+        runtime__v1__mount__init(&m[i]);
+        m[i].host_path = OWN("/host");
+        m[i].container_path = paths[i];
+        mounts[i] = &m[i];
+    }
+    b.c.mounts = mounts;
+    b.c.n_mounts = 4;
+    json_auto_t *spec = spec_of(&b);
+    const json_t *list = json_object_get(spec, "mounts");
+    size_t at[4] = {0};
+    size_t hosts = 0;
+    size_t dev = 0;
+    size_t i;
+    const json_t *item;
+    json_array_foreach(list, i, item)
+    {
+        const char *source = json_string_value(json_object_get(item, "source"));
+        const char *to = json_string_value(json_object_get(item, "destination"));
+        for (size_t k = 0; k < 4; k++) {
+            char want[32];
+            (void)snprintf(want, sizeof(want), "aspis:volume:%zu", k + 1);
+            if (strcmp(source, want) == 0)
+                at[k] = i;
+        }
+        hosts += strcmp(to, "/etc/hosts") == 0;
+        if (strcmp(to, "/dev") == 0)
+            dev = i;
+    }
+    assert_int_equal(hosts, 1);
+    assert_true(at[2] < at[0] && dev < at[3]);
+    assert_string_equal(
+        json_string_value(json_object_get(json_array_get(list, at[1]), "destination")),
+        "/etc/hosts");
+    clear(&b);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_volumes),
         cmocka_unit_test(test_args),
         cmocka_unit_test(test_environment),
         cmocka_unit_test(test_working_directory),

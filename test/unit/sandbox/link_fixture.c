@@ -255,7 +255,8 @@ static void guest_up(void *arg)
     memcpy(table, methods, sizeof(methods));
     g->rpc = rpc_server_new(g->run.loop, table, &err);
     g->io = stdio_new(g->run.loop, &err);
-    g->channels = channels_new(g->run.loop, CHANNELS_UNIX, g->dir, g->rpc, g->io, &err);
+    g->volumes = volumes_new(g->run.loop);
+    g->channels = channels_new(g->run.loop, CHANNELS_UNIX, g->dir, g->rpc, g->io, g->volumes, &err);
     if (g->channels == NULL)
         fprintf(stderr, "%s\n", err_msg(&err));
     MUST(g->channels != NULL);
@@ -275,6 +276,7 @@ static void guest_down(void *arg)
     struct guest *g = arg;
 
     channels_free(g->channels);
+    volumes_free(g->volumes);
     stdio_free(g->io);
     rpc_server_free(g->rpc);
 }

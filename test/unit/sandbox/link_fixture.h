@@ -29,6 +29,7 @@ struct guest {
     struct runner run;
     struct rpc_server *rpc;
     struct stdio *io;
+    struct volumes *volumes;
     struct channels *channels;
     char dir[64];
 

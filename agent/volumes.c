@@ -1,0 +1,396 @@
+#include "agent/volumes.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/fuse.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/queue.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/buf.h"
+#include "base/cleanup.h"
+#include "base/fs.h"
+#include "base/limits.h"
+#include "base/log.h"
+#include "base/str.h"
+
+/* Requests read from one volume before the others get their turn. */
+#define TURN 16
+
+struct request {
+    TAILQ_ENTRY(request) link;
+    uint64_t unique;
+    bool answered; /* FORGET: nothing will come back */
+    size_t len;
+    char data[];
+};
+
+struct volume {
+    struct volumes *all;
+    TAILQ_ENTRY(volume) link;
+    char *owner;
+    uint32_t id;
+    int fd; /* /dev/fuse; -1 when the kernel has ended the connection */
+    struct loop_source *src;
+    bool watching;                 /* EPOLLIN is asked for */
+    TAILQ_HEAD(, request) waiting; /* without an answer, oldest first */
+    struct request *unsent;        /* the first of them not sent on this connection */
+    struct request *init;          /* kept for ever: every new server gets it first */
+    bool init_sent;                /* on this connection */
+    bool started;                  /* the kernel has the answer */
+    bool ready;                    /* this connection's server has answered INIT */
+    struct buf reply;              /* being put together */
+};
+
+struct volumes {
+    struct loop *loop;
+    struct peer *peer;
+    TAILQ_HEAD(, volume) volumes;
+    char *block; /* one request as it comes from the kernel */
+};
+
+/* --- to the host --- */
+
+static bool room_for(const struct volumes *s, size_t len)
+{
+    size_t pieces = len / LIMIT_FS_FRAME + 1;
+    return peer_queued(s->peer) + len + pieces * FRAME_HEADER <= LIMIT_FS_QUEUE;
+}
+
+static bool send_request(struct volume *v, const struct request *r)
+{
+    if (!room_for(v->all, r->len))
+        return false;
+    for (size_t at = 0; at < r->len;) {
+        size_t n = r->len - at < LIMIT_FS_FRAME ? r->len - at : LIMIT_FS_FRAME;
+        uint8_t flags = at + n == r->len ? FRAME_FLAG_END : 0;
+        if (peer_send(v->all->peer, v->id, FRAME_FS_DATA, flags, r->data + at, n) < 0)
+            return false; /* down, or no memory: the next connection gets the whole of it */
+        at += n;
+    }
+    return true;
+}
+
+/* Requests are taken from the kernel only as fast as the channel takes them. */
+static void watch(struct volume *v, bool on)
+{
+    if (v->src == NULL || v->watching == on)
+        return;
+    v->watching = on;
+    (void)loop_set_events(v->src, on ? EPOLLIN : 0);
+}
+
+static void lost(struct volume *v)
+{
+    loop_remove(take(v->src));
+    cleanup_closep(&v->fd);
+}
+
+static struct request *store(const void *data, size_t len)
+{
+    struct request *r = xcalloc(1, sizeof(*r) + len);
+    struct fuse_in_header h;
+    memcpy(&h, data, sizeof(h));
+    r->unique = h.unique;
+    r->answered = h.opcode == FUSE_FORGET || h.opcode == FUSE_BATCH_FORGET;
+    r->len = len;
+    memcpy(r->data, data, len);
+    return r;
+}
+
+static void add(struct volume *v, struct request *r)
+{
+    TAILQ_INSERT_TAIL(&v->waiting, r, link);
+    if (v->unsent == NULL)
+        v->unsent = r;
+}
+
+/* The kernel's next request; false when there is none now. */
+static bool fetch(struct volume *v)
+{
+    struct fuse_in_header h;
+    ssize_t n = v->fd >= 0 ? read(v->fd, v->all->block, LIMIT_FS_MESSAGE) : 0;
+    if (n < 0 && (errno == EINTR || errno == ENOENT)) /* ENOENT: it was interrupted just now */
+        return true;
+    if (n < 0 && errno != EAGAIN)
+        lost(v); /* ENODEV: unmounted */
+    if (n < (ssize_t)sizeof(h))
+        return false;
+    memcpy(&h, v->all->block, sizeof(h));
+    if (h.opcode == FUSE_INIT && v->init == NULL)
+        v->init = store(v->all->block, (size_t)n);
+    else if (h.opcode != FUSE_INTERRUPT) /* the answer is on its way: not worth the trouble */
+        add(v, store(v->all->block, (size_t)n));
+    return true;
+}
+
+static void drop(struct volume *v, struct request *r)
+{
+    if (r == v->unsent)
+        v->unsent = TAILQ_NEXT(r, link);
+    TAILQ_REMOVE(&v->waiting, r, link);
+    free(r);
+}
+
+/* Sends what waits, oldest first. False when the channel is full. */
+static bool send_waiting(struct volume *v)
+{
+    while (v->unsent != NULL) {
+        struct request *r = v->unsent;
+        if (!send_request(v, r))
+            return false;
+        v->unsent = TAILQ_NEXT(r, link);
+        if (r->answered)
+            drop(v, r);
+    }
+    return true;
+}
+
+/* Does for one volume what can be done now. */
+static void pump(struct volume *v)
+{
+    struct volumes *s = v->all;
+    if (v->init == NULL) {
+        if (!fetch(v) || v->init == NULL)
+            return;
+    }
+    if (!peer_up(s->peer)) {
+        watch(v, false);
+        return;
+    }
+    bool room = true;
+    if (!v->init_sent)
+        room = v->init_sent = send_request(v, v->init);
+    for (int i = 0; v->ready && room && i < TURN; i++) {
+        room = send_waiting(v);
+        if (!room || !fetch(v))
+            break;
+    }
+    if (v->ready && room)
+        room = send_waiting(v);
+    if (!room)
+        peer_want_writable(s->peer);
+    watch(v, v->ready && room);
+}
+
+static void on_request(struct loop_source *src, uint32_t events, void *arg)
+{
+    struct volume *v = arg;
+    (void)src;
+    if (events & EPOLLIN)
+        pump(v);
+    else
+        lost(v); /* the kernel's end is gone */
+    peer_flush(v->all->peer);
+}
+
+/* --- from the host --- */
+
+static struct volume *find(struct volumes *s, uint32_t id)
+{
+    struct volume *v;
+    TAILQ_FOREACH(v, &s->volumes, link)
+    if (v->id == id)
+        return v;
+    return NULL;
+}
+
+static void to_kernel(struct volume *v, const void *data, size_t len)
+{
+    /* ENOENT: nobody waits for it any more */
+    if (v->fd >= 0 && write(v->fd, data, len) < 0 && errno != ENOENT)
+        log_warn("a volume's reply was refused", LOG_INT("volume", v->id),
+                 LOG_STR("error", strerror(errno)));
+}
+
+static void replied(struct volume *v)
+{
+    struct fuse_out_header h;
+    struct request *r;
+    if (v->reply.len < sizeof(h)) {
+        log_warn("a volume's reply is no reply", LOG_INT("volume", v->id));
+        return;
+    }
+    memcpy(&h, v->reply.data, sizeof(h));
+    if (v->init != NULL && h.unique == v->init->unique) {
+        if (!v->started)
+            to_kernel(v, v->reply.data, v->reply.len);
+        v->started = true;
+        v->ready = true;
+        pump(v);
+        return;
+    }
+    TAILQ_FOREACH(r, &v->waiting, link)
+    {
+        if (r->unique == h.unique && !r->answered) {
+            to_kernel(v, v->reply.data, v->reply.len);
+            drop(v, r);
+            return;
+        }
+    }
+}
+
+static void on_frame(void *arg, const struct frame *f)
+{
+    struct volumes *s = arg;
+    struct volume *v = find(s, f->stream);
+    if (v == NULL || f->type != FRAME_FS_DATA)
+        return;
+    if (buf_append(&v->reply, f->payload, f->len) == 0 && (f->flags & FRAME_FLAG_END) == 0)
+        return;
+    if (buf_ok(&v->reply))
+        replied(v);
+    buf_reset(&v->reply);
+    peer_flush(s->peer);
+}
+
+static void on_up(void *arg)
+{
+    struct volumes *s = arg;
+    struct volume *v;
+    TAILQ_FOREACH(v, &s->volumes, link)
+    {
+        v->init_sent = v->ready = false;
+        v->unsent = TAILQ_FIRST(&v->waiting);
+        buf_reset(&v->reply);
+        pump(v);
+    }
+}
+
+static void on_down(void *arg)
+{
+    struct volumes *s = arg;
+    struct volume *v;
+    TAILQ_FOREACH(v, &s->volumes, link)
+    watch(v, v->init == NULL);
+}
+
+static void on_writable(void *arg)
+{
+    struct volumes *s = arg;
+    struct volume *v;
+    TAILQ_FOREACH(v, &s->volumes, link)
+    pump(v);
+    peer_flush(s->peer);
+}
+
+/* --- volumes --- */
+
+static void volume_free(struct volume *v)
+{
+    struct request *r;
+    TAILQ_REMOVE(&v->all->volumes, v, link);
+    lost(v);
+    while ((r = TAILQ_FIRST(&v->waiting)) != NULL)
+        drop(v, r);
+    free(v->init);
+    free(v->owner);
+    buf_clear(&v->reply);
+    free(v);
+}
+
+int volumes_attach(struct volumes *s, const char *owner, uint32_t id, int fd, struct err *err)
+{
+    auto_close int owned = fd;
+    if (id == 0 || find(s, id) != NULL)
+        return err_set(err, ERR_INVALID, "volume %u: the id is in use", id);
+    struct volume *v = xcalloc(1, sizeof(*v));
+    v->all = s;
+    v->owner = xstrdup(owner);
+    v->id = id;
+    v->reply = (struct buf)BUF_INIT(LIMIT_FS_MESSAGE);
+    TAILQ_INIT(&v->waiting);
+    TAILQ_INSERT_TAIL(&s->volumes, v, link);
+    v->fd = take_fd(&owned);
+    v->watching = true;
+    v->src = loop_add_fd(s->loop, v->fd, EPOLLIN, on_request, v, err);
+    if (v->src == NULL) {
+        volume_free(v);
+        return -1;
+    }
+    return 0;
+}
+
+static int make_place(const char *path, bool file, struct err *err)
+{
+    auto_free char *parent = xstrdup(path);
+    char *slash = strrchr(parent, '/');
+    if (!file)
+        return fs_mkdir_p(path, 0700, err);
+    if (slash == NULL)
+        return err_set(err, ERR_INVALID, "volume path %s", path);
+    *slash = '\0';
+    if (fs_mkdir_p(parent, 0700, err) < 0)
+        return -1;
+    auto_close int fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+    return fd < 0 ? err_sys(err, errno, "make %s", path) : 0;
+}
+
+int volumes_mount(struct volumes *s, const char *owner, uint32_t id, bool file, const char *path,
+                  struct err *err)
+{
+    if (make_place(path, file, err) < 0)
+        return -1;
+    auto_close int fd = open("/dev/fuse", O_RDWR | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0)
+        return err_sys(err, errno, "open /dev/fuse");
+    /* The kernel's INIT is read later: mounting waits for nobody. */
+    auto_free char *options =
+        fs_format("fd=%d,rootmode=%o,user_id=0,group_id=0,allow_other,default_permissions", fd,
+                  (unsigned)(file ? S_IFREG : S_IFDIR));
+    if (mount("aspis", path, "fuse", MS_NODEV, options) < 0)
+        return err_sys(err, errno, "mount volume %u", id);
+    if (volumes_attach(s, owner, id, take_fd(&fd), err) < 0) {
+        (void)umount2(path, MNT_DETACH); /* nobody has used it: nothing to wait for */
+        return -1;
+    }
+    return 0;
+}
+
+void volumes_release(struct volumes *s, const char *owner)
+{
+    struct volume *v = TAILQ_FIRST(&s->volumes);
+    while (v != NULL) {
+        struct volume *next = TAILQ_NEXT(v, link);
+        if (strcmp(v->owner, owner) == 0) {
+            /* a new server does not know the volume anyway */
+            if (peer_up(s->peer))
+                (void)peer_send(s->peer, v->id, FRAME_FS_CLOSE, 0, NULL, 0);
+            volume_free(v);
+        }
+        v = next;
+    }
+    peer_flush(s->peer);
+}
+
+struct peer *volumes_peer(struct volumes *s)
+{
+    return s->peer;
+}
+
+struct volumes *volumes_new(struct loop *loop)
+{
+    struct volumes *s = xcalloc(1, sizeof(*s));
+    struct peer_user user = {
+        .up = on_up, .down = on_down, .frame = on_frame, .writable = on_writable, .arg = s};
+    s->loop = loop;
+    s->block = xcalloc(1, LIMIT_FS_MESSAGE);
+    s->peer = peer_new(loop, LINK_FS, LIMIT_FS_FRAME, LIMIT_FS_QUEUE + KiB(4), &user);
+    TAILQ_INIT(&s->volumes);
+    return s;
+}
+
+void volumes_free(struct volumes *s)
+{
+    if (s == NULL)
+        return;
+    while (!TAILQ_EMPTY(&s->volumes))
+        volume_free(TAILQ_FIRST(&s->volumes));
+    peer_free(s->peer);
+    free(s->block);
+    free(s);
+}

@@ -1,0 +1,189 @@
+/*
+ * aspis-share - the file server of one pod's volumes. Started by share.c in a jail:
+ *     aspis-share guest=NAME
+ * Descriptor 3 is the connection to the pod's `fs` channel, 4 a pipe from which one byte says that
+ * the daemon has this process on record (its end instead: nobody would ever find it, so it ends).
+ * Volume N is mounted at /tmp/N by the daemon. NAME only shows in ps.
+ *
+ * It ends when the VM hangs up, or says no sense: then the daemon starts another one.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/fuse.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define HASH_FUNCTION HASH_FNV /* clang warns of the default one */
+#include <uthash.h>
+
+#include "base/cleanup.h"
+#include "base/limits.h"
+#include "base/str.h"
+#include "sandbox/share_check.h"
+#include "sandbox/share_fs.h"
+#include "sandbox/share_wire.h"
+
+enum { CHANNEL_FD = 3, GO_FD = 4 };
+
+struct mounted {
+    uint32_t id;
+    struct server *server;
+    struct volume *volume;
+    UT_hash_handle hh;
+};
+
+struct server {
+    struct share_wire wire;
+    struct mounted *volumes;
+    bool lost; /* a reply could not be sent */
+};
+
+static int send_message(void *arg, const struct iovec *iov, int n)
+{
+    struct mounted *m = arg;
+    if (m->server->lost || share_wire_send(&m->server->wire, m->id, iov, n) < 0)
+        m->server->lost = true;
+    return m->server->lost ? -1 : 0;
+}
+
+static void reply_error(struct server *s, uint32_t id, uint64_t unique, int error)
+{
+    struct fuse_out_header h = {.len = sizeof(h), .error = -error, .unique = unique};
+    struct iovec iov = {.iov_base = &h, .iov_len = sizeof(h)};
+    if (share_wire_send(&s->wire, id, &iov, 1) < 0)
+        s->lost = true;
+}
+
+static void close_volume(struct server *s, struct mounted *m)
+{
+    HASH_DEL(s->volumes, m);
+    volume_free(m->volume);
+    free(m);
+}
+
+/* A volume is opened when the guest's kernel says INIT. */
+static struct mounted *open_volume(struct server *s, uint32_t id, struct err *err)
+{
+    char path[24];
+    if (HASH_COUNT(s->volumes) >= LIMIT_FS_VOLUMES) {
+        (void)err_sys(err, ENFILE, "more than %d volumes", LIMIT_FS_VOLUMES);
+        return NULL;
+    }
+    (void)snprintf(path, sizeof(path), "/tmp/%u", id);
+    auto_close int fd = open(path, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0) {
+        (void)err_sys(err, errno, "volume %u", id);
+        return NULL;
+    }
+    struct mounted *m = xcalloc(1, sizeof(*m));
+    m->id = id;
+    m->server = s;
+    m->volume = volume_new(take_fd(&fd), send_message, m, err);
+    if (m->volume == NULL) {
+        free(m);
+        return NULL;
+    }
+    HASH_ADD(hh, s->volumes, id, sizeof(m->id), m);
+    return m;
+}
+
+/* -1 when the guest is hostile. */
+static int handle(struct server *s, uint32_t id, struct err *err)
+{
+    struct mounted *m = NULL;
+    struct fuse_in_header h;
+    char *message = s->wire.message.data;
+    size_t len = s->wire.message.len;
+    HASH_FIND(hh, s->volumes, &id, sizeof(id), m);
+    enum share_verdict verdict = share_check(message, len, m != NULL && volume_started(m->volume));
+    if (verdict == SHARE_HOSTILE)
+        return err_set(err, ERR_DATA_LOSS, "a FUSE request of %zu bytes that no kernel sends", len);
+    memcpy(&h, message, sizeof(h));
+    if (verdict == SHARE_IGNORE)
+        return 0;
+    if (m == NULL && verdict == SHARE_PASS) {
+        auto_err struct err why = ERR_INIT;
+        m = open_volume(s, id, &why);
+        if (m == NULL) {
+            reply_error(s, id, h.unique, ENODEV);
+            return 0;
+        }
+    }
+    if (verdict == SHARE_UNKNOWN)
+        reply_error(s, id, h.unique, ENOSYS);
+    else
+        volume_request(m->volume, message, len);
+    return 0;
+}
+
+static int serve(struct server *s, struct err *err)
+{
+    while (!s->lost) {
+        uint32_t id = 0;
+        switch (share_wire_next(&s->wire, &id, err)) {
+        case SHARE_MESSAGE:
+            if (handle(s, id, err) < 0)
+                return -1;
+            break;
+        case SHARE_CLOSED: {
+            struct mounted *m = NULL;
+            HASH_FIND(hh, s->volumes, &id, sizeof(id), m);
+            if (m != NULL)
+                close_volume(s, m);
+            break;
+        }
+        case SHARE_END:
+            return 0;
+        case SHARE_BROKEN:
+        default:
+            return -1;
+        }
+    }
+    return 0;
+}
+
+static bool told_to_go(void)
+{
+    char c;
+    ssize_t n;
+    do
+        n = read(GO_FD, &c, 1);
+    while (n < 0 && errno == EINTR);
+    (void)close(GO_FD);
+    return n == 1;
+}
+
+int main(int argc, char **argv)
+{
+    auto_err struct err err = ERR_INIT;
+    struct server s = {.lost = false};
+    (void)argv;
+    if (argc != 2 || fcntl(CHANNEL_FD, F_GETFD) < 0) {
+        (void)fputs("Usage: aspis-share guest=NAME\nPart of Aspis; started by aspisd.\n", stderr);
+        return 2;
+    }
+    (void)prctl(PR_SET_DUMPABLE, 0);
+    (void)signal(SIGPIPE, SIG_IGN); // NOLINT(cert-err33-c)
+    (void)signal(SIGXFSZ, SIG_IGN); // NOLINT(cert-err33-c)
+    (void)umask(0);                 /* modes come from the guest, its umask applied */
+    if (!told_to_go())
+        return 0;
+    share_wire_init(&s.wire, CHANNEL_FD);
+    int r = share_wire_sync(&s.wire, &err);
+    if (r == 0)
+        r = serve(&s, &err);
+    if (r < 0)
+        (void)fprintf(stderr, "%s\n", err_msg(&err));
+    struct mounted *m;
+    struct mounted *next;
+    HASH_ITER(hh, s.volumes, m, next) // NOLINT
+    close_volume(&s, m);
+    share_wire_clear(&s.wire);
+    (void)fflush(stderr);
+    _exit(r < 0 ? 1 : 0); /* a leak checker has no /proc of ours to look into */
+}
