@@ -8,6 +8,7 @@
 #ifndef ASPIS_CRI_EXEC_PROCESS_H
 #define ASPIS_CRI_EXEC_PROCESS_H
 
+#include "base/str.h"
 #include "cri/model.h"
 
 struct exec_process {

@@ -195,9 +195,9 @@ static char *status_json(int code, const char *failure)
     json_auto_t *j = NULL;
     if (failure != NULL) {
         (void)snprintf(text, sizeof(text), "Internal error occurred: %s", failure);
-        j = json_pack("{s:{},s:s,s:s+,s:s,s:{s:[{s:s+}]},s:i}", "metadata", "status", "Failure",
-                      "message", text, "", "reason", "InternalError", "details", "causes",
-                      "message", failure, "", "code", 500);
+        j = json_pack("{s:{},s:s,s:s,s:s,s:{s:[{s:s}]},s:i}", "metadata", "status", "Failure",
+                      "message", text, "reason", "InternalError", "details", "causes", "message",
+                      failure, "code", 500);
     } else {
         char digits[16];
         (void)snprintf(digits, sizeof(digits), "%d", code);
@@ -464,7 +464,8 @@ static void tear_down(struct session *s)
     if (s->listening)
         hub_unlisten(&s->c->hub, &s->listener);
     /* an attached client that is gone leaves its input's end to a container that reads it once */
-    if (s->state == RUNNING && !is_exec(s) && s->pump_runs && s->c->config->stdin_once) {
+    if (s->state == RUNNING && !is_exec(s) && s->pump_runs && s->c->config->stdin_once &&
+        !s->request->tty && !conn_stopping(s->conn)) {
         auto_cancel struct cancel *patience = cancel_new(mono_ns() + 1000000000LL, NULL);
         (void)container_input_write(s->c, NULL, 0, true, patience, NULL);
     }
