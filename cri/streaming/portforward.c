@@ -248,6 +248,9 @@ static int64_t turn_pair(struct pair *p)
         return p->deadline;
     if (p->data != NULL && lane_was_reset(p->data) && atomic_load(&p->out_up))
         outlet_stop(&p->out);
+    /* clients wait for the error stream's end before they close their half of the data */
+    if (atomic_load(&p->out_up) && outlet_ended(&p->out))
+        lane_end(p->error);
     if (atomic_load(&p->finished) && said(p->data) && said(p->error))
         reap(p);
     return 0;
