@@ -222,8 +222,8 @@ struct forwards *forwards_new(struct loop *loop, struct stdio *io)
     t->loop = loop;
     t->io = io;
     TAILQ_INIT(&t->list);
-    t->methods[0] = (struct rpc_method){
-        "DialTcp", &aspis__agent__v1__dial_tcp_request__descriptor, handle_dial, t};
+    t->methods[0] = (struct rpc_method){"DialTcp", &aspis__agent__v1__dial_tcp_request__descriptor,
+                                        handle_dial, t};
     t->methods[1] = (struct rpc_method){
         "HangUpTcp", &aspis__agent__v1__hang_up_tcp_request__descriptor, handle_hang_up, t};
     return t;

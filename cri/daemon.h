@@ -25,7 +25,7 @@ struct daemon {
     struct machine_factory *factory;
     struct cni *cni;
     struct image_store *images;
-    struct runtime *runtime; /* cri/runtime.h */
+    struct runtime *runtime;       /* cri/runtime.h */
     struct stream_server *streams; /* cri/streaming/server.h */
     /* Does a container use this image? Called with `runtime`. */
     bool (*image_in_use)(void *runtime, const char *image_id);

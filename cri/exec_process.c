@@ -17,8 +17,7 @@ const ProtobufCMessage *exec_agent_call(struct sandbox *s, const char *method,
     struct machine *m = sandbox_use_machine(s, err);
     if (m == NULL)
         return NULL;
-    const ProtobufCMessage *r =
-        link_call(machine_link(m), method, req, reply, arena, cancel, err);
+    const ProtobufCMessage *r = link_call(machine_link(m), method, req, reply, arena, cancel, err);
     sandbox_release_machine(s);
     return r;
 }
@@ -85,9 +84,9 @@ int exec_resize(struct container *c, const char *exec_id, uint32_t cols, uint32_
     req.exec_id = exec;
     req.rows = rows;
     req.cols = cols;
-    return a != NULL && exec_agent_call(c->sandbox, "ResizeTty", &req.base,
-                                        &aspis__agent__v1__empty__descriptor, a, cancel,
-                                        err) != NULL
+    return a != NULL &&
+                   exec_agent_call(c->sandbox, "ResizeTty", &req.base,
+                                   &aspis__agent__v1__empty__descriptor, a, cancel, err) != NULL
                ? 0
                : -1;
 }

@@ -20,9 +20,7 @@ struct exec_process {
 
 #define EXEC_PROCESS_INIT                                                                          \
     {                                                                                              \
-        .x = {                                                                                     \
-            .ended_fd = -1                                                                         \
-        }                                                                                          \
+        .x = {.ended_fd = -1 }                                                                     \
     }
 
 /* exec_end() is due whatever comes back. */

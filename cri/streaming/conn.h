@@ -46,7 +46,7 @@ struct lane {
     struct conn *conn;
     uint32_t id; /* SPDY stream, WebSocket channel */
     enum lane_kind kind;
-    uint32_t port; /* of a port-forward; 0: none or a bad one */
+    uint32_t port;   /* of a port-forward; 0: none or a bad one */
     int64_t request; /* what pairs data with error; -1: none */
     void *owner;     /* the service's */
 
@@ -98,12 +98,12 @@ struct conn *conn_new(int fd, const void *extra, size_t len, struct mux *mux, in
 void conn_free(struct conn *c);
 /* Until the service has closed or aborted it, and in the first case the client has too. */
 void conn_run(struct conn *c, const struct service *service);
-void conn_wake(struct conn *c); /* any */
+void conn_wake(struct conn *c);  /* any */
 void conn_flush(struct conn *c); /* writes what the socket takes now */
 /* Sends what there is, ends, waits for the client. */
 void conn_close(struct conn *c);
 void conn_abort(struct conn *c);
-bool conn_gone(const struct conn *c);  /* the client is lost */
+bool conn_gone(const struct conn *c);     /* the client is lost */
 bool conn_stopping(const struct conn *c); /* the daemon is */
 void conn_drop(struct conn *c, struct lane *l);
 
@@ -116,7 +116,7 @@ void lane_reset(struct lane *l); /* the same, by RST */
 int lane_take(struct lane *l, struct buf *into);
 /* The same without waiting: 2 when there is nothing yet. */
 int lane_poll(struct lane *l, struct buf *into);
-void lane_discard(struct lane *l); /* nobody takes any more */
+void lane_discard(struct lane *l);   /* nobody takes any more */
 bool lane_was_reset(struct lane *l); /* the client ended it in both directions, or is gone */
 
 /* --- for muxes --- */

@@ -14,7 +14,7 @@ struct mux_ws {
     struct mux mux;
     struct ws_reader *reader;
     struct protocol protocol;
-    bool ports;     /* two channels per port instead of stdin, stdout, stderr, error, resize */
+    bool ports; /* two channels per port instead of stdin, stdout, stderr, error, resize */
     uint32_t n_channels;
     enum lane_kind kinds[5];
     uint16_t port_of[LIMIT_STREAM_PORTS];
@@ -240,9 +240,8 @@ struct mux *mux_ws_new(const struct protocol *p, const struct stream_request *r)
     m->reader = ws_reader_new(&cb);
     m->ports = r->kind == REQUEST_PORT_FORWARD;
     if (m->ports) {
-        m->n_channels = (uint32_t)(r->n_ports < LIMIT_STREAM_PORTS ? r->n_ports
-                                                                   : LIMIT_STREAM_PORTS) *
-                        2;
+        m->n_channels =
+            (uint32_t)(r->n_ports < LIMIT_STREAM_PORTS ? r->n_ports : LIMIT_STREAM_PORTS) * 2;
         for (uint32_t i = 0; i < m->n_channels / 2; i++)
             m->port_of[i] = r->ports[i];
         return &m->mux;

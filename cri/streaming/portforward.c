@@ -111,8 +111,8 @@ static int carry(struct pair *p, uint32_t in_id, uint32_t out_id, struct err *er
     if (m == NULL)
         return -1;
     struct stream *in = stream_open_input(machine_link(m), in_id, err);
-    int rc = in == NULL ? -1
-                        : outlet_open(&p->out, p->f->conn, p->data, machine_link(m), out_id, err);
+    int rc =
+        in == NULL ? -1 : outlet_open(&p->out, p->f->conn, p->data, machine_link(m), out_id, err);
     sandbox_release_machine(p->f->sandbox);
     if (rc == 0) {
         atomic_store(&p->out_up, true);

@@ -69,8 +69,8 @@ static void serve(struct upgrade *u)
     if (pod == NULL && c == NULL)
         return; /* removed since the URL was given out */
     bool spdy = u->protocol.wire == WIRE_SPDY || u->protocol.wire == WIRE_TUNNEL;
-    struct mux *mux = spdy ? mux_spdy_new(u->protocol.wire == WIRE_TUNNEL)
-                           : mux_ws_new(&u->protocol, u->request);
+    struct mux *mux =
+        spdy ? mux_spdy_new(u->protocol.wire == WIRE_TUNNEL) : mux_ws_new(&u->protocol, u->request);
     struct conn *conn = conn_new(u->fd, u->extra, u->extra_len, mux, s->o.idle_ns, s->stop, &err);
     if (conn == NULL) {
         log_warn("streaming session cannot begin", LOG_STR("error", err_msg(&err)));
@@ -196,8 +196,8 @@ static bool header_has(struct MHD_Connection *c, const char *name, const char *w
 static enum MHD_Result answer(struct MHD_Connection *c, unsigned status, const char *text,
                               const struct protocol *supported)
 {
-    struct MHD_Response *r = MHD_create_response_from_buffer(
-        strlen(text), (void *)(uintptr_t)text, MHD_RESPMEM_MUST_COPY);
+    struct MHD_Response *r = MHD_create_response_from_buffer(strlen(text), (void *)(uintptr_t)text,
+                                                             MHD_RESPMEM_MUST_COPY);
     if (r == NULL)
         return MHD_NO;
     (void)MHD_add_response_header(r, "Content-Type", "text/plain; charset=utf-8");
@@ -348,16 +348,16 @@ static int listen_on(struct stream_server *s, struct err *err)
     bool ipv6 = ss.ss_family == AF_INET6;
     unsigned flags = MHD_USE_INTERNAL_POLLING_THREAD | MHD_USE_POLL | MHD_ALLOW_UPGRADE |
                      (ipv6 ? MHD_USE_IPv6 : 0U) | (tls ? MHD_USE_TLS : 0U);
-    const struct MHD_OptionItem tls_items[] = {
-        {MHD_OPTION_HTTPS_MEM_CERT, 0, cert}, {MHD_OPTION_HTTPS_MEM_KEY, 0, key},
-        {MHD_OPTION_END, 0, NULL}};
+    const struct MHD_OptionItem tls_items[] = {{MHD_OPTION_HTTPS_MEM_CERT, 0, cert},
+                                               {MHD_OPTION_HTTPS_MEM_KEY, 0, key},
+                                               {MHD_OPTION_END, 0, NULL}};
     const struct MHD_OptionItem none[] = {{MHD_OPTION_END, 0, NULL}};
-    s->http = MHD_start_daemon(flags, o->port, NULL, NULL, on_request, s, MHD_OPTION_SOCK_ADDR, &ss,
-                               MHD_OPTION_CONNECTION_LIMIT, (unsigned)LIMIT_STREAM_CONNECTIONS,
-                               MHD_OPTION_CONNECTION_MEMORY_LIMIT, KiB(32),
-                               MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)REQUEST_TIMEOUT,
-                               MHD_OPTION_NOTIFY_COMPLETED, on_completed, NULL, MHD_OPTION_ARRAY,
-                               tls ? tls_items : none, MHD_OPTION_END);
+    s->http =
+        MHD_start_daemon(flags, o->port, NULL, NULL, on_request, s, MHD_OPTION_SOCK_ADDR, &ss,
+                         MHD_OPTION_CONNECTION_LIMIT, (unsigned)LIMIT_STREAM_CONNECTIONS,
+                         MHD_OPTION_CONNECTION_MEMORY_LIMIT, KiB(32), MHD_OPTION_CONNECTION_TIMEOUT,
+                         (unsigned)REQUEST_TIMEOUT, MHD_OPTION_NOTIFY_COMPLETED, on_completed, NULL,
+                         MHD_OPTION_ARRAY, tls ? tls_items : none, MHD_OPTION_END);
     if (s->http == NULL)
         return err_sys(err, errno != 0 ? errno : EADDRNOTAVAIL, "listen on %s port %u", o->address,
                        o->port);

@@ -18,8 +18,8 @@ struct stream_server;
 
 struct stream_server_options {
     struct runtime *runtime;
-    const char *address; /* to listen on */
-    uint16_t port;       /* 0: any */
+    const char *address;           /* to listen on */
+    uint16_t port;                 /* 0: any */
     const char *certificate, *key; /* PEM files, "" for plain HTTP */
     int64_t idle_ns;
 };

@@ -374,8 +374,7 @@ static int begin_attach(struct session *s, struct err *err)
 {
     if (container_phase(s->c) != CONTAINER_RUNNING && container_phase(s->c) != CONTAINER_CREATED)
         return err_set(err, ERR_PRECONDITION, "the container is not running");
-    s->listener =
-        (struct hub_listener){.on_data = heard_data, .on_end = heard_end, .arg = s};
+    s->listener = (struct hub_listener){.on_data = heard_data, .on_end = heard_end, .arg = s};
     hub_listen(&s->c->hub, &s->listener);
     s->listening = true;
     return 0;
@@ -498,8 +497,7 @@ void session_run(struct conn *conn, struct container *c, const struct stream_req
                         .exec = EXEC_PROCESS_INIT};
     if (work == NULL)
         return;
-    s.service =
-        (struct service){.open = on_open, .turn = on_turn, .event_fd = -1, .arg = &s};
+    s.service = (struct service){.open = on_open, .turn = on_turn, .event_fd = -1, .arg = &s};
     conn_run(conn, &s.service);
     tear_down(&s);
 }

@@ -27,28 +27,71 @@ enum {
 /* --- the dictionary (draft 3, 2.6.10.1): words with their lengths, then a tail --- */
 
 static const char *const words[] = {
-    "options",       "head",          "post",
-    "put",           "delete",        "trace",
-    "accept",        "accept-charset", "accept-encoding",
-    "accept-language", "accept-ranges", "age",
-    "allow",         "authorization", "cache-control",
-    "connection",    "content-base",  "content-encoding",
-    "content-language", "content-length", "content-location",
-    "content-md5",   "content-range", "content-type",
-    "date",          "etag",          "expect",
-    "expires",       "from",          "host",
-    "if-match",      "if-modified-since", "if-none-match",
-    "if-range",      "if-unmodified-since", "last-modified",
-    "location",      "max-forwards",  "pragma",
-    "proxy-authenticate", "proxy-authorization", "range",
-    "referer",       "retry-after",   "server",
-    "te",            "trailer",       "transfer-encoding",
-    "upgrade",       "user-agent",    "vary",
-    "via",           "warning",       "www-authenticate",
-    "method",        "get",           "status",
-    "200 OK",        "version",       "HTTP/1.1",
-    "url",           "public",        "set-cookie",
-    "keep-alive",    "origin",
+    "options",
+    "head",
+    "post",
+    "put",
+    "delete",
+    "trace",
+    "accept",
+    "accept-charset",
+    "accept-encoding",
+    "accept-language",
+    "accept-ranges",
+    "age",
+    "allow",
+    "authorization",
+    "cache-control",
+    "connection",
+    "content-base",
+    "content-encoding",
+    "content-language",
+    "content-length",
+    "content-location",
+    "content-md5",
+    "content-range",
+    "content-type",
+    "date",
+    "etag",
+    "expect",
+    "expires",
+    "from",
+    "host",
+    "if-match",
+    "if-modified-since",
+    "if-none-match",
+    "if-range",
+    "if-unmodified-since",
+    "last-modified",
+    "location",
+    "max-forwards",
+    "pragma",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "range",
+    "referer",
+    "retry-after",
+    "server",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "user-agent",
+    "vary",
+    "via",
+    "warning",
+    "www-authenticate",
+    "method",
+    "get",
+    "status",
+    "200 OK",
+    "version",
+    "HTTP/1.1",
+    "url",
+    "public",
+    "set-cookie",
+    "keep-alive",
+    "origin",
 };
 static const char tail[] =
     "100101201202205206300302303304305306307402405406407408409410411412413414415416417502504505"
@@ -211,8 +254,7 @@ static int parse_headers(const struct buf *plain, struct buf *texts, struct spdy
     if (c.left != 0)
         return bad(err, "bytes behind the headers");
     for (uint32_t i = 0; i < count; i++)
-        headers[i] =
-            (struct spdy_header){texts->data + at[2 * i], texts->data + at[2 * i + 1]};
+        headers[i] = (struct spdy_header){texts->data + at[2 * i], texts->data + at[2 * i + 1]};
     *n = count;
     return 0;
 }
@@ -241,8 +283,9 @@ static int with_headers(struct spdy_reader *r, unsigned type, uint8_t flags, con
     /* a server's answers carry none that matter, and its compressor may be ours, which sends none
      */
     if (type == SYN_REPLY)
-        return r->cb.syn_reply != NULL ? r->cb.syn_reply(r->cb.arg, id, (flags & FLAG_FIN) != 0, err)
-                                       : 0;
+        return r->cb.syn_reply != NULL
+                   ? r->cb.syn_reply(r->cb.arg, id, (flags & FLAG_FIN) != 0, err)
+                   : 0;
     if (read_headers(r, body + fixed, len - fixed, &texts, headers, &n, err) < 0)
         return -1;
     if (type == SYN_STREAM && r->cb.syn_stream != NULL)
@@ -372,9 +415,9 @@ int spdy_feed(struct spdy_reader *r, const void *data, size_t len, struct err *e
 
 static int put_control(struct buf *out, unsigned type, uint8_t flags, size_t len)
 {
-    const uint8_t head[HEADER] = {
-        CONTROL >> 8,  VERSION, (uint8_t)(type >> 8), (uint8_t)type, flags, (uint8_t)(len >> 16),
-        (uint8_t)(len >> 8), (uint8_t)len};
+    const uint8_t head[HEADER] = {CONTROL >> 8,        VERSION,     (uint8_t)(type >> 8),
+                                  (uint8_t)type,       flags,       (uint8_t)(len >> 16),
+                                  (uint8_t)(len >> 8), (uint8_t)len};
     return buf_append(out, head, sizeof(head));
 }
 

@@ -39,8 +39,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     (void)deflate(&z, Z_SYNC_FLUSH);
     size_t n = sizeof(frame) - 8 - z.avail_out;
     (void)deflateEnd(&z);
-    const uint8_t head[18] = {0x80, 3, 0, 1, 0, (uint8_t)(n >> 16), (uint8_t)(n >> 8), (uint8_t)n,
-                              0,    0, 0, 1};
+    const uint8_t head[18] = {0x80,       3, 0, 1, 0, (uint8_t)(n >> 16), (uint8_t)(n >> 8),
+                              (uint8_t)n, 0, 0, 0, 1};
     memcpy(frame, head, sizeof(head));
     auto_spdy_reader struct spdy_reader *r = spdy_reader_new(&cb);
     (void)spdy_feed(r, frame, n + 8, NULL);

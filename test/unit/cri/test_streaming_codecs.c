@@ -126,9 +126,9 @@ static void every_cut_reads_the_same(void **state)
 static void replies_are_golden(void **state)
 {
     (void)state;
-    static const uint8_t first[] = {0x80, 3, 0, 2, 0,    0,    24,   0,    0, 0, 1, 0x78, 0x20,
-                                    0xe3, 0xc6, 0xa7, 0xc2, 0, 4, 0, 0xfb, 0xff, 0, 0, 0, 0,
-                                    0,    0, 0, 0xff, 0xff};
+    static const uint8_t first[] = {0x80, 3,    0,    2,    0,    0,    24, 0,    0,   0,    1,
+                                    0x78, 0x20, 0xe3, 0xc6, 0xa7, 0xc2, 0,  4,    0,   0xfb, 0xff,
+                                    0,    0,    0,    0,    0,    0,    0,  0xff, 0xff};
     auto_buf struct buf out = BUF_INIT(KiB(1));
     (void)spdy_append_reply(&out, 1, true);
     assert_int_equal(out.len, 8 + 24);
@@ -168,14 +168,14 @@ static void refuse(const void *data, size_t len)
 static void hostile_spdy_ends(void **state)
 {
     (void)state;
-    refuse("\x80\x02\0\6\0\0\0\4\0\0\0\1", 12);                       /* version 2 */
-    refuse("\x80\3\0\5\0\0\0\0", 8);                                  /* type 5 */
-    refuse("\x80\3\0\1\0\xff\xff\xff", 8);                            /* length */
-    refuse("\x80\3\0\6\0\0\0\5\0\0\0\1\0", 13);                       /* long ping */
-    refuse("\x80\3\0\3\0\0\0\10\0\0\0\1\0\0\0\0", 16);                /* status 0 */
-    refuse("\x80\3\0\1\0\0\0\3abc", 11);                              /* short */
-    refuse("\x80\3\0\1\0\0\0\16\0\0\0\1\0\0\0\0\0\0junk", 22);        /* no zlib */
-    refuse("\x80\3\0\1\0\0\0\12\0\0\0\0\0\0\0\0\0\0", 18);            /* stream 0 */
+    refuse("\x80\x02\0\6\0\0\0\4\0\0\0\1", 12);                /* version 2 */
+    refuse("\x80\3\0\5\0\0\0\0", 8);                           /* type 5 */
+    refuse("\x80\3\0\1\0\xff\xff\xff", 8);                     /* length */
+    refuse("\x80\3\0\6\0\0\0\5\0\0\0\1\0", 13);                /* long ping */
+    refuse("\x80\3\0\3\0\0\0\10\0\0\0\1\0\0\0\0", 16);         /* status 0 */
+    refuse("\x80\3\0\1\0\0\0\3abc", 11);                       /* short */
+    refuse("\x80\3\0\1\0\0\0\16\0\0\0\1\0\0\0\0\0\0junk", 22); /* no zlib */
+    refuse("\x80\3\0\1\0\0\0\12\0\0\0\0\0\0\0\0\0\0", 18);     /* stream 0 */
 }
 
 static void a_bomb_of_headers_ends(void **state)
@@ -232,12 +232,10 @@ static void websocket_messages(void **state)
 {
     (void)state;
     /* masked with 1,2,3,4: "Hel" + ping "p" + "lo", an empty message, a close */
-    static const uint8_t bytes[] = {0x02, 0x83, 1, 2, 3, 4, 'H' ^ 1, 'e' ^ 2, 'l' ^ 3,
-                                    0x89, 0x81, 1, 2, 3, 4, 'p' ^ 1,
-                                    0x80, 0x82, 1, 2, 3, 4, 'l' ^ 1, 'o' ^ 2,
-                                    0x82, 0x80, 1, 2, 3, 4,
-                                    0x82, 0xfe, 0, 1, 9, 9, 9, 9, 'x' ^ 9,
-                                    0x88, 0x80, 0, 0, 0, 0};
+    static const uint8_t bytes[] = {
+        0x02,    0x83, 1,    2, 3, 4, 'H' ^ 1, 'e' ^ 2, 'l' ^ 3, 0x89, 0x81, 1, 2, 3, 4,
+        'p' ^ 1, 0x80, 0x82, 1, 2, 3, 4,       'l' ^ 1, 'o' ^ 2, 0x82, 0x80, 1, 2, 3, 4,
+        0x82,    0xfe, 0,    1, 9, 9, 9,       9,       'x' ^ 9, 0x88, 0x80, 0, 0, 0, 0};
     for (size_t step = 1; step <= sizeof(bytes); step++) {
         auto_ws_reader struct ws_reader *r = ws();
         for (size_t at = 0; at < sizeof(bytes); at += step) {
@@ -258,14 +256,14 @@ static void refuse_ws(const char *data, size_t len)
 static void hostile_websocket_ends(void **state)
 {
     (void)state;
-    refuse_ws("\x82\x01x", 3);                                       /* not masked */
-    refuse_ws("\xc2\x80", 2);                                        /* extension */
-    refuse_ws("\x83\x80\0\0\0\0", 6);                                /* opcode 3 */
-    refuse_ws("\x80\x80\0\0\0\0", 6);                                /* continues nothing */
-    refuse_ws("\x09\x80\0\0\0\0", 6);                                /* ping in pieces */
-    refuse_ws("\x89\xfe\0\x7e\0\0\0\0", 8);                          /* long ping */
+    refuse_ws("\x82\x01x", 3);                                         /* not masked */
+    refuse_ws("\xc2\x80", 2);                                          /* extension */
+    refuse_ws("\x83\x80\0\0\0\0", 6);                                  /* opcode 3 */
+    refuse_ws("\x80\x80\0\0\0\0", 6);                                  /* continues nothing */
+    refuse_ws("\x09\x80\0\0\0\0", 6);                                  /* ping in pieces */
+    refuse_ws("\x89\xfe\0\x7e\0\0\0\0", 8);                            /* long ping */
     refuse_ws("\x82\xff\xff\xff\xff\xff\xff\xff\xff\xff\0\0\0\0", 14); /* 2^64 - 1 */
-    refuse_ws("\x02\x80\0\0\0\0\x02\x80\0\0\0\0", 12);               /* message in a message */
+    refuse_ws("\x02\x80\0\0\0\0\x02\x80\0\0\0\0", 12);                 /* message in a message */
 }
 
 static void websocket_writes(void **state)

@@ -29,6 +29,13 @@
 
 static char self[4096];
 
+/* A leak check cannot run inside the jail, and the environment does not get there. */
+const char *__asan_default_options(void);
+const char *__asan_default_options(void)
+{
+    return "detect_leaks=0";
+}
+
 /* --- inside --- */
 
 static void show_link(const char *name)
@@ -237,7 +244,7 @@ static void exit_status(void **state)
     struct jail_opts o;
     int status = -1;
     fill(&o, binds, argv);
-    auto_free char *out = run_probe(&o, &status);
+    free(run_probe(&o, &status));
     assert_true(WIFEXITED(status));
     assert_int_equal(WEXITSTATUS(status), 7); /* our own child's, not the helper's */
 }
