@@ -15,6 +15,7 @@
 #include "agent/boot.h"
 #include "agent/channels.h"
 #include "agent/containers.h"
+#include "agent/forward.h"
 #include "agent/pidns.h"
 #include "agent/pod.h"
 #include "agent/rpc.h"
@@ -38,6 +39,7 @@ struct agent {
     struct stdio *io;
     struct volumes *volumes;
     struct containers *containers;
+    struct forwards *forwards;
     struct service *service;
     struct rpc_method methods[MAX_METHODS];
     struct rpc_server *rpc;
@@ -156,11 +158,13 @@ static int set_up(struct agent *a, struct err *err)
     if (a->containers == NULL)
         return -1;
     containers_use_volumes(a->containers, a->volumes);
+    a->forwards = forwards_new(a->loop, a->io);
     a->service = service_new(a->loop, a->pod, shut_down, a, err);
     if (a->service == NULL)
         return -1;
     add_methods(a, service_methods(a->service));
     add_methods(a, containers_methods(a->containers));
+    add_methods(a, forwards_methods(a->forwards));
     a->rpc = rpc_server_new(a->loop, a->methods, err);
     if (a->rpc == NULL || watch_signals(a, err) < 0)
         return -1;
@@ -186,6 +190,7 @@ static void tear_down(struct agent *a)
     if (a->rpc != NULL)
         rpc_server_free(a->rpc);
     service_free(a->service);
+    forwards_free(a->forwards);
     if (a->containers != NULL)
         containers_free(a->containers);
     volumes_free(a->volumes);

@@ -13,7 +13,7 @@
 
 /* Of proto/agent.proto. */
 #define SERVICE_PROTOCOL_MAJOR 1
-#define SERVICE_PROTOCOL_MINOR 0
+#define SERVICE_PROTOCOL_MINOR 1
 
 struct service;
 

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/queue.h>
+#include <sys/socket.h>
 #include <sys/uio.h>
 #include <termios.h>
 #include <unistd.h>
@@ -286,6 +287,8 @@ static void end_input(struct io_stream *st)
             end = t.c_cc[VEOF];
         if (write(st->fd, &end, 1) < 0)
             log_debug("no end of input for terminal", LOG_INT("stream", st->id));
+    } else {
+        (void)shutdown(st->fd, SHUT_WR); /* a socket; a pipe has its end closed below */
     }
     close_fd(st);
     st->ack_due = st->base > st->acked;

@@ -102,6 +102,22 @@
 #define LIMIT_TOML_KEYS 4096 /* in a document; the same for array items */
 #define LIMIT_TOML_DEPTH 8   /* parts of a dotted name, nested arrays */
 
+/* Streaming: exec, attach, port-forward. */
+#define LIMIT_STREAM_TOKENS 1000 /* URLs handed out and not yet used */
+#define LIMIT_STREAM_TOKEN_NS (60LL * 1000000000)
+#define LIMIT_STREAM_CONNECTIONS 512 /* at once, those in their HTTP request included */
+#define LIMIT_STREAM_LANES 512       /* streams in one connection */
+#define LIMIT_STREAM_FORWARDS 1024   /* forwarded TCP connections at once, all clients together */
+#define LIMIT_STREAM_PORTS 64        /* in one port-forward request */
+#define LIMIT_STREAM_LINGER_NS (900LL * 1000000000) /* for the client to read its last byte */
+#define LIMIT_STREAM_OPEN_NS (30LL * 1000000000)    /* for the client to open all its streams */
+#define LIMIT_ATTACH_BUFFER MiB(4)                  /* output that an attached client is behind */
+#define LIMIT_SPDY_CONTROL KiB(64)
+#define LIMIT_SPDY_HEADERS 64           /* in one block */
+#define LIMIT_SPDY_HEADER_BYTES KiB(64) /* of one block, inflated */
+#define LIMIT_AGENT_FORWARDS 512        /* guest: forwarded connections at once */
+#define LIMIT_DIAL_NS (10LL * 1000000000)
+
 /* QMP. */
 #define LIMIT_QMP_LINE MiB(1)
 

@@ -1,5 +1,6 @@
 #include "cri/config.h"
 
+#include <arpa/inet.h>
 #include <string.h>
 
 #include "base/buf.h"
@@ -9,6 +10,8 @@
 
 /* What a key's value is and what it becomes in the struct. */
 enum kind {
+    ADDRESS, /* IP address -> const char * */
+    FILE_IF, /* absolute path or "" -> const char * */
     PATH,    /* absolute path -> const char * */
     SECONDS, /* -> int64_t nanoseconds */
     MEBI,    /* -> uint64_t bytes */
@@ -94,6 +97,13 @@ static const struct key keys[] = {
     {"network", "cache_dir", PATH, AT(cni.cache_dir), .text = "/var/lib/cni"},
     {"network", "plugin_timeout_seconds", SECONDS, AT(cni.timeout_ns), .number = 60, .min = 1,
      .max = 3600},
+
+    {"streaming", "address", ADDRESS, AT(streaming.address), .text = "127.0.0.1"},
+    {"streaming", "port", NUMBER, AT(streaming.port), .number = 0, .min = 0, .max = 65535},
+    {"streaming", "tls_certificate", FILE_IF, AT(streaming.certificate), .text = ""},
+    {"streaming", "tls_key", FILE_IF, AT(streaming.key), .text = ""},
+    {"streaming", "idle_timeout_seconds", SECONDS, AT(streaming.idle_timeout_ns), .number = 14400,
+     .min = 1, .max = 1 << 24},
 };
 
 static void *member(struct config *c, const struct key *k)
@@ -144,6 +154,8 @@ static void set_defaults(struct config *c)
     for (size_t i = 0; i < ARRAY_LEN(keys); i++) {
         const struct key *k = &keys[i];
         switch (k->kind) {
+        case ADDRESS:
+        case FILE_IF:
         case PATH:
             set_text(c, k, k->text);
             break;
@@ -180,6 +192,9 @@ static int complete(struct config *c, struct err *err)
         c->images.unpack_uid - c->machine.uid_base < c->machine.uid_count)
         return err_set(err, ERR_INVALID,
                        "images.unpack_uid lies in the range of the machines' uids");
+    if ((c->streaming.certificate[0] == '\0') != (c->streaming.key[0] == '\0'))
+        return err_set(err, ERR_INVALID,
+                       "streaming.tls_certificate and tls_key are given together or not at all");
     if (c->machine.max_memory_bytes != 0 &&
         c->machine.max_memory_bytes < c->machine.base_memory_bytes)
         return err_set(err, ERR_INVALID, "machine.max_memory_mib is less than base_memory_mib");
@@ -205,11 +220,32 @@ static int check_path(const struct key *k, const struct toml_value *v, struct er
     return 0;
 }
 
+static int check_address(const struct key *k, const struct toml_value *v, struct err *err)
+{
+    struct in6_addr addr;
+    if (want(k, v, TOML_STRING, err) < 0)
+        return -1;
+    if (inet_pton(AF_INET, v->str, &addr) != 1 && inet_pton(AF_INET6, v->str, &addr) != 1)
+        return err_set(err, ERR_INVALID, "line %d: %s.%s must be an IP address", v->line,
+                       k->section, k->name);
+    return 0;
+}
+
 static int set_value(struct config *c, const struct key *k, const struct toml_value *v,
                      struct err *err)
 {
     struct strv *list = member(c, k);
     switch (k->kind) {
+    case ADDRESS:
+        if (check_address(k, v, err) < 0)
+            return -1;
+        set_text(c, k, v->str);
+        return 0;
+    case FILE_IF:
+        if (want(k, v, TOML_STRING, err) < 0 || (v->str[0] != '\0' && check_path(k, v, err) < 0))
+            return -1;
+        set_text(c, k, v->str);
+        return 0;
     case PATH:
         if (check_path(k, v, err) < 0)
             return -1;
@@ -342,6 +378,8 @@ char *config_text(const struct config *c)
         const struct strv *list = at;
         (void)buf_printf(&b, "%s.%s = ", k->section, k->name);
         switch (k->kind) {
+        case ADDRESS:
+        case FILE_IF:
         case PATH:
             (void)buf_puts(&b, *(const char *const *)at);
             break;

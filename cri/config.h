@@ -36,6 +36,12 @@ struct config {
     struct machine_config machine;
     struct image_options images;
     struct cni_options cni;
+    struct {
+        const char *address;
+        uint32_t port;
+        const char *certificate, *key; /* PEM files; "": plain HTTP */
+        int64_t idle_timeout_ns;
+    } streaming;
 
     struct strv strings;  /* storage of the strings above */
     struct strv bin_dirs; /* storage of cni.bin_dirs */

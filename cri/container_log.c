@@ -59,6 +59,8 @@ struct container_log {
     bool failing; /* the last write failed: said so once */
     bool done;
     void (*on_done)(void *arg);
+    void (*on_output)(void *arg, unsigned stream, const void *data, size_t len);
+    void (*on_output_end)(void *arg, unsigned stream);
     void *arg;
 };
 
@@ -259,10 +261,18 @@ static void settle(struct container_log *l, unsigned i)
         l->on_done(l->arg);
 }
 
+static void output_ended(struct container_log *l, unsigned i)
+{
+    if (l->on_output_end != NULL)
+        l->on_output_end(l->arg, i);
+}
+
 static void on_data(void *arg, uint64_t offset, const void *data, size_t len)
 {
     struct log_stream *s = arg;
     struct container_log *l = s->log;
+    if (l->on_output != NULL)
+        l->on_output(l->arg, (unsigned)(s - l->s), data, len);
     (void)pthread_mutex_lock(&l->lock);
     /* the link delivers without gap or overlap from the offset we opened with */
     if (offset == s->offset + s->pending.len)
@@ -275,6 +285,7 @@ static void on_eof(void *arg, uint64_t offset)
     (void)offset;
     struct log_stream *s = arg;
     struct container_log *l = s->log;
+    output_ended(l, (unsigned)(s - l->s));
     (void)pthread_mutex_lock(&l->lock);
     s->eof = true;
     settle(l, (unsigned)(s - l->s));
@@ -305,6 +316,8 @@ struct container_log *container_log_open(const struct container_log_options *o, 
     l->fd = -1;
     l->io = o->io;
     l->on_done = o->on_done;
+    l->on_output = o->on_output;
+    l->on_output_end = o->on_output_end;
     l->arg = o->arg;
     for (unsigned i = 0; i < 2; i++) {
         l->s[i].log = l;
@@ -335,8 +348,10 @@ int container_log_attach(struct container_log *l, struct link *link, uint32_t st
     }
     (void)pthread_mutex_unlock(&l->lock);
     for (unsigned i = 0; i < 2; i++) {
-        if (ids[i] == 0)
+        if (ids[i] == 0) {
+            output_ended(l, i);
             continue;
+        }
         struct stream_callbacks cb = {
             .on_data = on_data, .on_eof = on_eof, .on_reset = on_reset, .arg = &l->s[i]};
         struct stream *s = stream_open_output(link, ids[i], from[i], &cb, err);
@@ -363,6 +378,8 @@ int container_log_reopen(struct container_log *l, struct err *err)
 
 void container_log_flush(struct container_log *l)
 {
+    for (unsigned i = 0; i < 2; i++)
+        output_ended(l, i);
     (void)pthread_mutex_lock(&l->lock);
     for (unsigned i = 0; i < 2; i++) {
         l->s[i].eof = true;
@@ -396,8 +413,10 @@ void container_log_close(struct container_log *l)
             stream_close(l->s[i].stream);
         l->s[i].stream = NULL;
     }
-    for (unsigned i = 0; i < 2; i++)
+    for (unsigned i = 0; i < 2; i++) {
+        output_ended(l, i);
         buf_clear(&l->s[i].pending);
+    }
     if (l->state != NULL)
         (void)munmap(l->state, sizeof(*l->state));
     cleanup_closep(&l->fd);

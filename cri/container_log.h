@@ -32,6 +32,10 @@ struct container_log_options {
     struct loop *io;
     /* Once, on the io loop: every stream has ended and all of it is in the file. */
     void (*on_done)(void *arg);
+    /* Each byte and each end of a stream (0 stdout, 1 stderr) as it comes; mostly on the io loop,
+     * must not block. May be NULL. */
+    void (*on_output)(void *arg, unsigned stream, const void *data, size_t len);
+    void (*on_output_end)(void *arg, unsigned stream);
     void *arg;
 };
 

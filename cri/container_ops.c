@@ -14,6 +14,7 @@
 #include "base/log.h"
 #include "base/str.h"
 #include "cri/container_end.h"
+#include "cri/container_input.h"
 #include "cri/sandbox_ops.h"
 #include "cri/spec.h"
 
@@ -97,6 +98,16 @@ static void on_log_done(void *arg)
     container_log_is_done(arg);
 }
 
+static void on_output(void *arg, unsigned stream, const void *data, size_t len)
+{
+    hub_data(&((struct container *)arg)->hub, stream, data, len);
+}
+
+static void on_output_end(void *arg, unsigned stream)
+{
+    hub_end(&((struct container *)arg)->hub, stream);
+}
+
 /* A log handle for c. It stays open until the container is removed. */
 static struct container_log *open_log(struct container *c, struct err *err)
 {
@@ -109,6 +120,8 @@ static struct container_log *open_log(struct container *c, struct err *err)
                                       .container_id = c->rec.id,
                                       .io = c->rt->deps.io,
                                       .on_done = on_log_done,
+                                      .on_output = on_output,
+                                      .on_output_end = on_output_end,
                                       .arg = c};
     struct container_log *log = container_log_open(&o, err);
     if (log != NULL)
@@ -122,6 +135,7 @@ void container_close_log(struct container *c, bool forget)
     struct container_log *log = c->log;
     c->log = NULL;
     (void)pthread_mutex_unlock(&c->rt->lock);
+    container_input_close(c);
     auto_free char *state = container_log_state_path(c);
     if (forget)
         (void)unlink(state);

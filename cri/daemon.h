@@ -16,6 +16,7 @@ struct machine_factory;
 struct cni;
 struct image_store;
 struct runtime;
+struct stream_server;
 
 struct daemon {
     const struct config *config; /* cri/config.h */
@@ -24,7 +25,8 @@ struct daemon {
     struct machine_factory *factory;
     struct cni *cni;
     struct image_store *images;
-    struct runtime *runtime; /* cri/runtime.h */
+    struct runtime *runtime;       /* cri/runtime.h */
+    struct stream_server *streams; /* cri/streaming/server.h */
     /* Does a container use this image? Called with `runtime`. */
     bool (*image_in_use)(void *runtime, const char *image_id);
     int64_t started_ns; /* wall clock */

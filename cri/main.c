@@ -24,6 +24,7 @@
 #include "cri/grpc.h"
 #include "cri/runtime.h"
 #include "cri/socket.h"
+#include "cri/streaming/server.h"
 
 /* Descriptors per pod: QMP, two channels, streams, tap, disks; and some per call. */
 #define WANTED_FDS 65536
@@ -180,6 +181,17 @@ static int open_stores(struct parts *p, struct err *err)
     d->runtime = runtime_new(&deps, err);
     if (d->runtime == NULL || runtime_recover(d->runtime, p->stop, err) < 0)
         return err_wrap(err, "runtime");
+    struct stream_server_options streaming = {
+        .runtime = d->runtime,
+        .address = c->streaming.address,
+        .port = (uint16_t)c->streaming.port,
+        .certificate = c->streaming.certificate,
+        .key = c->streaming.key,
+        .idle_ns = c->streaming.idle_timeout_ns,
+    };
+    d->streams = stream_server_start(&streaming, err);
+    if (d->streams == NULL)
+        return err_wrap(err, "streaming server");
     return 0;
 }
 
@@ -207,6 +219,7 @@ static void shut_down(struct parts *p)
     if (p->accel_runs)
         (void)pthread_join(p->accel_thread, NULL);
     struct daemon *d = &p->daemon;
+    stream_server_stop(d->streams); /* its sessions use containers */
     if (d->runtime != NULL)
         runtime_free(d->runtime);
     if (d->images != NULL)

@@ -292,10 +292,12 @@ static struct container *container_bare(struct sandbox *s, struct err *err)
     atomic_init(&c->refs, 1);
     c->rt = s->rt;
     c->sandbox = sandbox_ref(s);
-    c->op.fd = -1;
+    c->op.fd = c->input_turn.fd = -1;
+    hub_init(&c->hub);
     (void)pthread_mutex_init(&c->save, NULL);
     c->exited_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (c->exited_fd < 0 || oplock_init(&c->op, err) < 0) {
+    if (c->exited_fd < 0 || oplock_init(&c->op, err) < 0 ||
+        oplock_init(&c->input_turn, err) < 0) {
         (void)err_sys(err, errno, "new container");
         container_unref(c);
         return NULL;
@@ -364,6 +366,8 @@ void container_unref(struct container *c)
     free_message(c->config);
     container_record_clear(&c->rec);
     oplock_destroy(&c->op);
+    oplock_destroy(&c->input_turn);
+    hub_destroy(&c->hub);
     cleanup_closep(&c->exited_fd);
     (void)pthread_mutex_destroy(&c->save);
     sandbox_unref(c->sandbox);

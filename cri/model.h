@@ -25,6 +25,7 @@
 #include "base/err.h"
 #include "base/loop.h"
 #include "cri/container_log.h"
+#include "cri/hub.h"
 #include "cri/oplock.h"
 #include "cri/records.h"
 #include "cri/runtime.h"
@@ -34,7 +35,7 @@
 
 struct sandbox;
 
-/* A process started by ExecSync (and later Exec): waits for its Exit event. */
+/* A process started by ExecSync or Exec: waits for its Exit event. */
 struct exec {
     char *container_id, *exec_id;
     int ended_fd; /* eventfd: readable once the exit is known or the machine is gone */
@@ -53,6 +54,9 @@ struct container {
     pthread_mutex_t save;
     bool deleted;              /* under save: the record is gone and stays gone */
     struct container_log *log; /* from create to remove; changed under op and lock */
+    struct hub hub;            /* its output, for those attached */
+    struct oplock input_turn;  /* guards input */
+    struct stream *input;      /* its stdin (container_input.h) */
     int exited_fd;             /* eventfd: readable once EXITED is visible */
     bool stopping; /* a StopContainer was asked for: tells a kill from a crash in the log */
     /* the end, put together from the exit event and the log's completion */

@@ -38,5 +38,9 @@ DECLARE_HANDLER(cri_container_status);
 DECLARE_HANDLER(cri_list_containers);
 DECLARE_HANDLER(cri_reopen_container_log);
 DECLARE_HANDLER(cri_exec_sync);
+/* service_streaming.c */
+DECLARE_HANDLER(cri_exec);
+DECLARE_HANDLER(cri_attach);
+DECLARE_HANDLER(cri_port_forward);
 
 #endif

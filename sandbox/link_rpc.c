@@ -13,7 +13,7 @@
 
 #define SERVICE "aspis.agent.v1.Agent"
 #define PROTOCOL_MAJOR 1
-#define PROTOCOL_MINOR 0
+#define PROTOCOL_MINOR 1
 /* Of the agent's unanswered calls some are the link's own. */
 #define CALLS_MAX (LIMIT_RPC_CALLS - 8)
 /* A refused Hello or an Events stream that ended is asked for again after this. */
