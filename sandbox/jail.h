@@ -18,6 +18,7 @@
  *     --dev PATH          a copy of this device node, owned by the uid; null, zero, full and
  * urandom always exist
  *     --proc              mount /proc of the new pid namespace
+ *     --proc-self         the same with the processes' directories only
  *     --tmp BYTES         a writable /tmp of this size, owned by the uid
  *     --share-net         stay in the caller's network namespace (default: an empty one)
  *     --rlimit NAME=N     as, core, cpu, data, fsize, memlock, nofile, nproc or stack; core=0
@@ -68,6 +69,7 @@ struct jail_opts {
     bool set_oom_score_adj;
     int oom_score_adj;
     bool proc;
+    bool proc_self; /* a /proc of processes only, without what it says of the host */
     bool share_net;
     uint64_t tmp_bytes;         /* 0: no /tmp */
     const char *const *argv;    /* argv[0] is the program's path inside the jail */
