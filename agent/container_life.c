@@ -43,6 +43,26 @@ static void create_failed(struct container *c, const struct err *err)
     container_progress(c);
 }
 
+/* libcrun's words for a command that is missing or may not be executed. */
+static bool is_command_error(const char *text)
+{
+    return strstr(text, "executable file `") != NULL || strstr(text, "open executable") != NULL;
+}
+
+/* A command that cannot be executed is StartContainer's error to its clients: the daemon keeps it
+ * until then (agent.proto). */
+static void create_answer_error(struct rpc_call *call, struct err *err)
+{
+    if (!is_command_error(err_msg(err))) {
+        rpc_fail(call, err);
+        return;
+    }
+    Aspis__Agent__V1__CreateContainerResponse reply;
+    aspis__agent__v1__create_container_response__init(&reply);
+    reply.start_error = err->msg;
+    rpc_reply(call, &reply.base);
+}
+
 static void create_reply(struct container *c, const struct op_result *res)
 {
     struct rpc_call *call = take(c->create_call);
@@ -330,7 +350,7 @@ static void remove_done(void *arg, const struct op_result *res, int fd, const st
         if (err != NULL)
             log_warn("cannot clean up after a failed create", LOG_STR("container", c->id),
                      LOG_STR("error", err_msg(err)));
-        rpc_fail(take(c->create_call), &c->create_err);
+        create_answer_error(take(c->create_call), &c->create_err);
         c->create_req = NULL;
     }
     if (err != NULL) {

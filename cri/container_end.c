@@ -234,7 +234,7 @@ static void finish_now(struct container *c, uint32_t code, const char *reason, c
 
 void container_finish_start_error(struct container *c, const char *message)
 {
-    finish_now(c, 128, "StartError", message);
+    finish_now(c, 128, START_ERROR, message);
 }
 
 void container_finish_lost(struct container *c, const char *message)

@@ -96,7 +96,8 @@ static int open_file(struct container_log *l, struct err *err)
 {
     if (str_empty(l->path))
         return 0;
-    int fd = open(l->path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0640);
+    int fd =
+        open(l->path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0640);
     if (fd < 0)
         return err_sys(err, errno, "open log %s", l->path);
     struct stat st;

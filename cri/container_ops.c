@@ -19,6 +19,10 @@
 /* How long a killed container may take to disappear before StopContainer gives up. */
 #define KILL_NS (30LL * 1000000000)
 #define UNDO_NS (60LL * 1000000000)
+/* For calls that a guest answers at once, and for the kill before a sandbox is taken down anyway.
+ */
+#define AGENT_NS (20LL * 1000000000)
+#define LAST_KILL_NS (3LL * 1000000000)
 
 static void set_text(struct container *c, char **field, const char *text)
 {
@@ -36,18 +40,28 @@ static int set_phase(struct container *c, enum container_phase phase, struct err
     return container_save(c, err);
 }
 
-/* A call to the agent about this container whose answer is empty. */
+bool container_start_is_doomed(struct container *c)
+{
+    (void)pthread_mutex_lock(&c->rt->lock);
+    bool doomed = c->rec.phase <= CONTAINER_CREATED && strcmp(c->rec.reason, START_ERROR) == 0;
+    (void)pthread_mutex_unlock(&c->rt->lock);
+    return doomed;
+}
+
+/* A call to the agent about this container whose answer is empty. A guest that does not answer must
+ * not hold its caller, who may want to get rid of it. */
 static int agent_call(struct container *c, const char *method, const ProtobufCMessage *req,
                       struct cancel *cancel, struct err *err)
 {
-    struct machine *m = sandbox_use_machine(c->sandbox, err);
+    auto_cancel struct cancel *limit = cancel_child(cancel, mono_ns() + AGENT_NS, err);
+    struct machine *m = limit != NULL ? sandbox_use_machine(c->sandbox, err) : NULL;
     if (m == NULL)
         return -1;
     auto_arena struct arena *a = arena_new(LIMIT_CALL_ARENA);
     const ProtobufCMessage *reply =
         a == NULL ? NULL
                   : link_call(machine_link(m), method, req, &aspis__agent__v1__empty__descriptor, a,
-                              cancel, err);
+                              limit, err);
     sandbox_release_machine(c->sandbox);
     return reply == NULL ? -1 : 0;
 }
@@ -201,7 +215,13 @@ static int create_in_guest(struct container *c, struct machine *m, struct image 
                         &aspis__agent__v1__create_container_response__descriptor, a, cancel, err);
     if (reply == NULL)
         return -1;
-    keep_reply(c, (const Aspis__Agent__V1__CreateContainerResponse *)reply);
+    const Aspis__Agent__V1__CreateContainerResponse *r =
+        (const Aspis__Agent__V1__CreateContainerResponse *)reply;
+    keep_reply(c, r);
+    if (!str_empty(r->start_error)) {
+        set_text(c, &c->rec.reason, START_ERROR);
+        set_text(c, &c->rec.message, r->start_error);
+    }
     return 0;
 }
 
@@ -223,7 +243,7 @@ static int build(struct container *c, struct image *image, struct cancel *cancel
     /* the ids of the streams must be on record before a byte of them is acknowledged */
     if (rc == 0)
         rc = container_save(c, err);
-    if (rc == 0)
+    if (rc == 0 && !container_start_is_doomed(c))
         rc = container_resume_log(c, machine_link(m), err);
     sandbox_release_machine(c->sandbox);
     return rc < 0 ? -1 : set_phase(c, CONTAINER_CREATED, err);
@@ -278,6 +298,8 @@ static int start_locked(struct container *c, struct cancel *cancel, struct err *
 {
     if (container_phase(c) != CONTAINER_CREATED)
         return err_set(err, ERR_PRECONDITION, "it is not in state CREATED");
+    if (container_start_is_doomed(c))
+        return err_set(err, ERR_INVALID, "%s", c->rec.message);
     struct machine *m = sandbox_use_machine(c->sandbox, err);
     if (m == NULL)
         return -1;
@@ -426,13 +448,14 @@ void containers_kill_all(struct sandbox *s, struct cancel *cancel)
 {
     size_t n = 0;
     struct container **list = model_containers_of(s, &n);
+    auto_cancel struct cancel *limit = cancel_child(cancel, mono_ns() + LAST_KILL_NS, NULL);
     for (size_t i = 0; i < n; i++) {
         if (container_phase(list[i]) == CONTAINER_RUNNING)
-            (void)signal_or_gone(list[i], SIGKILL, true, cancel, NULL);
+            (void)signal_or_gone(list[i], SIGKILL, true, limit, NULL);
     }
     for (size_t i = 0; i < n; i++) {
         if (container_phase(list[i]) == CONTAINER_RUNNING)
-            (void)wait_exit(list[i], 2000000000LL, cancel, NULL);
+            (void)wait_exit(list[i], LAST_KILL_NS, limit, NULL);
         container_unref(list[i]);
     }
     free(list);

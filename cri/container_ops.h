@@ -40,6 +40,12 @@ void containers_lost(struct sandbox *s, const char *reason);
  */
 void containers_kill_all(struct sandbox *s, struct cancel *cancel);
 
+/* The reason clients know from containerd for a command that could not be executed. In a record of
+ * phase CREATED it means that the guest has refused the command already and StartContainer will say
+ * so. */
+#define START_ERROR "StartError"
+bool container_start_is_doomed(struct container *c);
+
 /* --- for recovery --- */
 /* Opens the log and attaches it to the streams on record. */
 int container_resume_log(struct container *c, struct link *link, struct err *err);

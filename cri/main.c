@@ -8,6 +8,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -63,18 +64,20 @@ static void block_signals(sigset_t *set)
     (void)sigaddset(set, SIGHUP);
     (void)pthread_sigmask(SIG_BLOCK, set, NULL);
     (void)signal(SIGPIPE, SIG_IGN);
+    (void)signal(SIGXFSZ, SIG_IGN); /* a file size limit is an error like a full disk */
 }
 
 struct waiter {
     sigset_t set;
     struct cancel *stop;
+    atomic_bool done;
 };
 
 static void *signal_thread(void *arg)
 {
     const struct waiter *w = arg;
     int sig;
-    while (sigwait(&w->set, &sig) == 0) {
+    while (sigwait(&w->set, &sig) == 0 && !atomic_load(&w->done)) {
         if (sig == SIGHUP) {
             log_info("SIGHUP ignored: the configuration is read at start");
             continue;
@@ -219,7 +222,7 @@ static void shut_down(struct parts *p)
 
 static int serve(struct config *config)
 {
-    struct waiter waiter;
+    struct waiter waiter = {.done = false};
     block_signals(&waiter.set); /* before any thread exists */
     raise_fd_limit();
     (void)umask(022);
@@ -243,7 +246,8 @@ static int serve(struct config *config)
         rc = 0; /* told to stop while starting */
     }
     shut_down(&p);
-    (void)pthread_cancel(signals); /* sigwait() is a cancellation point */
+    atomic_store(&waiter.done, true);
+    (void)pthread_kill(signals, SIGHUP);
     (void)pthread_join(signals, NULL);
     log_info("stopped");
     return rc < 0 ? 1 : 0;

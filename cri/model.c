@@ -52,6 +52,13 @@ static struct sandbox *sandbox_bare(struct runtime *rt, struct err *err)
     return s;
 }
 
+/* A pod that names no host is called by its id, as other runtimes do with containers. */
+static void fill_hostname(Runtime__V1__PodSandboxConfig *config, const char *id)
+{
+    if (config->hostname[0] == '\0')
+        config->hostname = xstrndup(id, 12);
+}
+
 static char *name_key_of(const Runtime__V1__PodSandboxConfig *config)
 {
     const Runtime__V1__PodSandboxMetadata *m = config->metadata;
@@ -66,6 +73,7 @@ struct sandbox *sandbox_new(struct runtime *rt, const char *id,
     if (s == NULL)
         return NULL;
     s->config = (Runtime__V1__PodSandboxConfig *)message_clone(&config->base);
+    fill_hostname(s->config, id);
     s->name_key = name_key_of(s->config);
     s->rec = (struct sandbox_record){
         .id = xstrdup(id),
@@ -97,6 +105,7 @@ struct sandbox *sandbox_from_record(struct runtime *rt, struct sandbox_record *r
         return NULL;
     }
     s->config = config;
+    fill_hostname(config, rec->id);
     s->name_key = name_key_of(config);
     s->rec = *rec;
     *rec = (struct sandbox_record){0};

@@ -17,6 +17,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/queue.h>
+#define HASH_FUNCTION HASH_FNV /* clang warns of the default one */
 #include <uthash.h>
 
 #include "base/cancel.h"

@@ -52,6 +52,6 @@ static inline void oplock_releasep(struct oplock **l)
     if (*l != NULL)
         oplock_release(*l);
 }
-#define auto_oplock __attribute__((cleanup(oplock_releasep)))
+#define auto_oplock __attribute__((cleanup(oplock_releasep), unused))
 
 #endif

@@ -235,7 +235,7 @@ static int reconcile(struct sandbox *s, struct machine *m, struct cancel *cancel
             (void)unlink(log_state);
             (void)container_delete(c, NULL);
             model_remove_container(s->rt, c);
-        } else if (!known[k] && c->rec.phase != CONTAINER_EXITED) {
+        } else if (!known[k] && c->rec.phase != CONTAINER_EXITED && !container_start_is_doomed(c)) {
             container_finish_lost(c, "the guest no longer knows this container");
         }
         container_unref(c);

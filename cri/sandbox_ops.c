@@ -280,7 +280,7 @@ static int machine_up(struct sandbox *s, int tap, struct cancel *cancel, struct 
         return -1;
     struct machine *m = machine_start(s->rt->deps.factory, &spec, &cb, cancel, err);
     if (m == NULL)
-        return err_wrap(err, "start machine");
+        return -1;
     struct machine_record record = {0};
     machine_get_record(m, &record);
     char *text = machine_record_encode(&record);
@@ -309,6 +309,10 @@ static int machine_down(struct sandbox *s, struct cancel *cancel, struct err *er
         machine_record_clear(&record);
         if (rc < 0)
             return err_wrap(err, "stop machine");
+    } else if (s->rec.phase == SANDBOX_CREATING &&
+               machine_destroy_record(s->rt->deps.factory, s->rec.id, NULL, cancel, err) < 0) {
+        /* a daemon may have died between starting the VM and recording it */
+        return err_wrap(err, "stop machine");
     }
     set_text(s, &s->rec.machine, xstrdup(""));
     return sandbox_save(s, err);

@@ -264,10 +264,10 @@ static int make_env(const Container *c, const Pod *pod, const struct image_confi
         if (str_empty(kv->key) || strchr(kv->key, '=') != NULL)
             return err_set(err, ERR_INVALID, "envs[%zu]: \"%.64s\" is no variable name", i,
                            kv->key);
-        if (memchr(kv->value.data, '\0', kv->value.len) != NULL)
+        const char *value = kv->value.len > 0 ? (const char *)kv->value.data : "";
+        if (memchr(value, '\0', kv->value.len) != NULL)
             return err_set(err, ERR_INVALID, "envs[%zu] (%.64s): value holds a NUL", i, kv->key);
-        auto_free char *entry =
-            fs_format("%s=%.*s", kv->key, (int)kv->value.len, (const char *)kv->value.data);
+        auto_free char *entry = fs_format("%s=%.*s", kv->key, (int)kv->value.len, value);
         if (entry == NULL)
             return err_sys(err, ENOMEM, "envs");
         set_env(env, kv->key, strlen(kv->key), entry);

@@ -95,7 +95,7 @@ struct stream_callbacks {
 };
 
 /* Opens an output stream from `offset` (what the caller has already consumed). Callbacks run on the
- * io loop. */
+ * io loop and may come before this returns. */
 struct stream *stream_open_output(struct link *l, uint32_t id, uint64_t offset,
                                   const struct stream_callbacks *cb, struct err *err);
 void stream_ack(struct stream *s, uint64_t offset);

@@ -308,9 +308,9 @@ static void explain_failure(struct machine *m, int64_t timeout_ns, struct cancel
     } else if (err->code == ERR_DEADLINE && !(callers != NULL && cancel_fired(callers)) &&
                m->hv != NULL) {
         auto_free char *console = m->f->hv->console_tail(m->hv);
-        (void)err_set(err, ERR_DEADLINE,
-                      "the agent did not answer within %" PRId64 " ms; console: %s",
-                      timeout_ns / 1000000, console);
+        (void)err_set(err, ERR_DEADLINE, "the agent did not answer within %" PRId64 " ms; %s%s",
+                      timeout_ns / 1000000,
+                      str_empty(console) ? "the console is empty" : "console: ", console);
     }
 }
 

@@ -411,7 +411,8 @@ static void explain(struct hv *hv, struct err *err)
 {
     if (err->code == ERR_UNAVAILABLE) {
         auto_cancel struct cancel *c = cancel_new(mono_ns() + LINGER_NS, NULL);
-        (void)cancel_poll(c, hv->gone, POLLIN, -1, NULL);
+        if (c != NULL)
+            (void)cancel_poll(c, hv->gone, POLLIN, -1, NULL);
         auto_free char *said = console_tail(hv->output, LIMIT_GUEST_ERROR / 2);
         if (!str_empty(said))
             (void)err_append(err, ": %s", said);
@@ -558,7 +559,7 @@ static int qemu_quit(struct hv *hv, struct cancel *cancel, struct err *err)
     (void)pthread_mutex_unlock(&hv->lock);
     if (!over && hv->qmp != NULL && cancel_check(cancel, NULL) == 0) {
         auto_cancel struct cancel *c = cancel_child(cancel, mono_ns() + QUIT_GRACE_NS, NULL);
-        if (qmp_run(hv->qmp, "quit", NULL, -1, c, NULL) == 0)
+        if (c != NULL && qmp_run(hv->qmp, "quit", NULL, -1, c, NULL) == 0)
             (void)cancel_poll(c, hv->gone, POLLIN, -1, NULL);
     }
     kill_process(hv);

@@ -17,7 +17,7 @@ static const struct qemu_arch table[] = {
         .cpu_tcg = "max,la57=off",
         .console = "ttyS0",
         .kernel_args = "quiet reboot=t panic=-1 swiotlb=noforce cryptomgr.notests",
-        .kernel_args_tcg = "no_timer_check",
+        .kernel_args_tcg = "no_timer_check noreplace-smp",
         .tsc = true,
         .vmgenid = true,
         .plug_bridge = "pcie-pci-bridge",

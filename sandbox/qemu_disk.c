@@ -185,6 +185,8 @@ static int add_device(struct hv *hv, int slot, const char *serial, struct cancel
 static void undo(struct hv *hv, int slot)
 {
     auto_cancel struct cancel *c = cancel_new(mono_ns() + UNDO_NS, NULL);
+    if (c == NULL)
+        return; /* no descriptors left: without a bound this could wait for ever */
     (void)del_node(hv, slot, c, NULL);
     remove_fds(hv, slot, c);
 }
@@ -272,6 +274,41 @@ int qemu_remove_disk(struct hv *hv, const char *serial, struct cancel *cancel, s
     return ret < 0 ? err_wrap(err, "detach disk %s", serial) : 0;
 }
 
+/* What a daemon that died while it plugged a disk left in free slots: a node would be in the next
+ * disk's way, and a descriptor set would give it the old disk's file. */
+static int clear_leftovers(struct hv *hv, struct cancel *cancel, struct err *err)
+{
+    json_auto_t *nodes = qmp_call(hv->qmp, "query-named-block-nodes", json_pack("{s:b}", "flat", 1),
+                                  -1, cancel, err);
+    json_auto_t *sets =
+        nodes != NULL ? qmp_call(hv->qmp, "query-fdsets", NULL, -1, cancel, err) : NULL;
+    if (sets == NULL)
+        return -1;
+    bool used[QEMU_PLUG_SLOTS + 1] = {false};
+    size_t i;
+    json_t *item;
+    json_array_foreach(nodes, i, item)
+    {
+        const char *name = json_string_value(json_object_get(item, "node-name"));
+        int slot = 0;
+        int end = 0;
+        if (name != NULL && sscanf(name, "disk%d%n", &slot, &end) == 1 && name[end] == '\0' &&
+            slot >= 1 && slot <= QEMU_PLUG_SLOTS)
+            used[slot] = true;
+    }
+    json_array_foreach(sets, i, item)
+    {
+        json_int_t slot = json_integer_value(json_object_get(item, "fdset-id")) >> 8;
+        if (slot >= 1 && slot <= QEMU_PLUG_SLOTS)
+            used[slot] = true;
+    }
+    for (int slot = 1; slot <= QEMU_PLUG_SLOTS; slot++) {
+        if (used[slot] && hv->slots[slot] == NULL)
+            undo(hv, slot);
+    }
+    return 0;
+}
+
 int qemu_list_disks(struct hv *hv, struct cancel *cancel, struct err *err)
 {
     json_auto_t *list = qmp_call(
@@ -290,5 +327,5 @@ int qemu_list_disks(struct hv *hv, struct cancel *cancel, struct err *err)
             hv->slots[slot] == NULL)
             hv->slots[slot] = xstrdup(name + used);
     }
-    return 0;
+    return clear_leftovers(hv, cancel, err);
 }

@@ -12,10 +12,31 @@ static int no_arguments(int argc, char **argv, struct err *err)
     return argc > 1 ? ctl_usage(err, "%s takes no argument `%s`", argv[0], argv[1]) : 0;
 }
 
+/* The pod's addresses, "" when it has none or is gone meanwhile. */
+static const char *pod_ip(struct ctl *ctl, char *id)
+{
+    Runtime__V1__PodSandboxStatusRequest r = RUNTIME__V1__POD_SANDBOX_STATUS_REQUEST__INIT;
+    r.pod_sandbox_id = id;
+    const Runtime__V1__PodSandboxStatusResponse *s =
+        (const Runtime__V1__PodSandboxStatusResponse *)ctl_call(
+            ctl, RUNTIME_SERVICE "PodSandboxStatus", &r.base,
+            &runtime__v1__pod_sandbox_status_response__descriptor, NULL);
+    return s != NULL && s->status != NULL && s->status->network != NULL ? s->status->network->ip
+                                                                        : "";
+}
+
 int cmd_pods(struct ctl *ctl, int argc, char **argv, struct err *err)
 {
-    if (no_arguments(argc, argv, err) < 0)
-        return -1;
+    bool quiet = false;
+    int opt;
+    while ((opt = getopt(argc, argv, "+q")) != -1) {
+        if (opt != 'q')
+            return ctl_usage(err, "pods knows only the option -q");
+        quiet = true;
+    }
+    if (argc - optind > 1)
+        return ctl_usage(err, "pods takes one NAME at most");
+    const char *name = optind < argc ? argv[optind] : NULL;
     Runtime__V1__ListPodSandboxRequest r = RUNTIME__V1__LIST_POD_SANDBOX_REQUEST__INIT;
     const Runtime__V1__ListPodSandboxResponse *list =
         (const Runtime__V1__ListPodSandboxResponse *)ctl_call(
@@ -23,23 +44,30 @@ int cmd_pods(struct ctl *ctl, int argc, char **argv, struct err *err)
             &runtime__v1__list_pod_sandbox_response__descriptor, err);
     if (list == NULL)
         return -1;
-    struct table t = {.n_columns = 5};
-    table_cell(&t, "POD");
-    table_cell(&t, "NAME");
-    table_cell(&t, "NAMESPACE");
-    table_cell(&t, "STATE");
-    table_cell(&t, "AGE");
+    struct table t = {.n_columns = 6};
+    static const char *const heads[] = {"POD", "NAME", "NAMESPACE", "STATE", "IP", "AGE"};
+    for (size_t i = 0; i < ARRAY_LEN(heads); i++)
+        table_cell(&t, heads[i]);
     char text[32];
     for (size_t i = 0; i < list->n_items; i++) {
         const Runtime__V1__PodSandbox *p = list->items[i];
+        const char *pod_name = p->metadata != NULL ? p->metadata->name : "";
+        if (name != NULL && strcmp(name, pod_name) != 0)
+            continue;
+        if (quiet)
+            (void)printf("%s\n", p->id);
+        bool ready = p->state == RUNTIME__V1__POD_SANDBOX_STATE__SANDBOX_READY;
         table_cell(&t, ctl_short_id(p->id, text));
-        table_cell(&t, p->metadata != NULL ? p->metadata->name : "");
+        table_cell(&t, pod_name);
         table_cell(&t, p->metadata != NULL ? p->metadata->namespace_ : "");
-        table_cell(&t, p->state == RUNTIME__V1__POD_SANDBOX_STATE__SANDBOX_READY ? "ready"
-                                                                                 : "not ready");
+        table_cell(&t, ready ? "ready" : "not ready");
+        table_cell(&t, ready && !quiet ? pod_ip(ctl, p->id) : "");
         table_cell(&t, ctl_age(p->created_at, text));
     }
-    table_print(&t, stdout);
+    if (quiet)
+        strv_clear(&t.cells);
+    else
+        table_print(&t, stdout);
     return 0;
 }
 

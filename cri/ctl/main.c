@@ -16,7 +16,7 @@ static const struct command {
 } commands[] = {
     {"run", "[--rm] [-d] [--name NAME] [-e NAME=VALUE] IMAGE [-- CMD...]",
      "run an image in a pod of its own, pulled if absent; exits as it does", cmd_run},
-    {"pods", "", "list pods", cmd_pods},
+    {"pods", "[-q] [NAME]", "list pods (-q: only their ids)", cmd_pods},
     {"ps", "[-a]", "list running (-a: all) containers", cmd_ps},
     {"exec", "CONTAINER CMD...", "run a command in a container, without input", cmd_exec},
     {"logs", "[-f] CONTAINER", "print a container's output (-f: as it comes)", cmd_logs},

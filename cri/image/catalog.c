@@ -117,7 +117,11 @@ static int set_up(struct catalog *c, struct err *err)
 
     (void)sqlite3_busy_timeout(c->db, 5000);
     (void)sqlite3_extended_result_codes(c->db, 0);
-    if (run(c, "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;",
+    /* The store's lock makes us the only user; without sharing, WAL needs no -shm file, so that the
+     * records can be read, and images removed, when the disk is full. */
+    if (run(c,
+            "PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL; "
+            "PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;",
             err) < 0 ||
         check_sound(c->db, err) < 0 ||
         query_number(c->db, "PRAGMA user_version", &version, err) < 0)

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "base/fs.h"
+#include "base/log.h"
 #include "cri/image/manifest.h"
 #include "cri/image/reference.h"
 #include "cri/image/store_internal.h"
@@ -142,13 +143,29 @@ static char *id_of(struct image_store *s, const char *reference, struct err *err
     return id;
 }
 
+/* The record goes first, so that a crash leaves files without a record and not the other way round.
+ * But when it cannot be written, as on a full disk, the files go: kubelet removes images to make
+ * room. A record that stays is dropped at the next start, since its files are missing. */
+static void remove_locked(struct image_store *s, struct store_image *i)
+{
+    auto_err struct err err = ERR_INIT;
+    auto_free char *id = xstrdup(i->rec.id);
+    bool recorded = catalog_delete_image(s->catalog, id, &err) == 0;
+
+    TAILQ_REMOVE(&s->images, i, link);
+    store_image_free(i);
+    store_sweep_locked(s);
+    if (!recorded && catalog_delete_image(s->catalog, id, &err) < 0)
+        log_warn("image removed, but not its record", LOG_STR("image", id),
+                 LOG_STR("error", err_msg(&err)));
+}
+
 int image_remove(struct image_store *s, const char *reference,
                  bool (*in_use)(void *arg, const char *id), void *arg, struct err *err)
 {
     auto_err struct err e = ERR_INIT;
     auto_free char *id = id_of(s, reference, &e);
     struct store_image *i;
-    int ret = 0;
 
     if (id == NULL)
         return e.code != ERR_OK ? err_move(err, &e) : 0;
@@ -157,16 +174,10 @@ int image_remove(struct image_store *s, const char *reference,
         return err_set(err, ERR_PRECONDITION, "image %s is in use by a container", id);
     pthread_mutex_lock(&s->lock);
     i = store_find_id_locked(s, id);
-    if (i != NULL) {
-        ret = catalog_delete_image(s->catalog, id, err);
-        if (ret == 0) {
-            TAILQ_REMOVE(&s->images, i, link);
-            store_image_free(i);
-            store_sweep_locked(s);
-        }
-    }
+    if (i != NULL)
+        remove_locked(s, i);
     pthread_mutex_unlock(&s->lock);
-    return ret < 0 ? err_wrap(err, "remove image %s", id) : 0;
+    return 0;
 }
 
 static void add_dir(int at, const char *name, struct image_fs *out, int depth)

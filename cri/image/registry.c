@@ -111,6 +111,8 @@ static int status_error(const struct http_response *resp, struct err *err)
     else if (resp->status == 403)
         code = ERR_DENIED;
     error_text(resp, &text);
+    if (text.len == 0 && resp->status == 404)
+        (void)buf_puts(&text, "not found");
     return err_set(err, code, "status %ld%s%s", resp->status, text.len > 0 ? ": " : "",
                    buf_str(&text));
 }

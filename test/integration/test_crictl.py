@@ -39,7 +39,7 @@ def test_a_pod_by_hand(crictl, daemon, images, tmp_path):
     c = crictl("create", p, str(container), str(pod)).stdout.strip()
     crictl("start", c)
     assert c[:13] in crictl("ps").stdout and p[:13] in crictl("pods").stdout
-    assert crictl("exec", "-s", c, "echo", "inside").stdout == "inside\n"
+    assert crictl("exec", "-s", c, "echo", "inside").stdout.strip() == "inside"
     r = crictl("exec", "-s", c, "sh", "-c", "exit 9", check=False)
     assert r.returncode != 0 and "9" in r.stderr
     assert crictl("logs", c).stdout == "hello\n"

@@ -163,7 +163,7 @@ def test_odd_layers_stay_in_their_root(daemon, make_pod, images, name):
 
 
 @pytest.mark.parametrize("fault, code", [
-    ("short-always", CODE.UNAVAILABLE), ("flip", CODE.DATA_LOSS), ("garbage-manifest", CODE.INVALID_ARGUMENT),
+    ("short-always", CODE.UNAVAILABLE), ("flip", CODE.DATA_LOSS), ("garbage-manifest", None),
     ("wrong-manifest", CODE.DATA_LOSS), ("huge-manifest", None), ("wrong-type", None), ("loop", None),
     ("error", CODE.UNAVAILABLE), ("basic", CODE.UNAUTHENTICATED)])
 def test_registries_that_misbehave(daemon, fresh, fault, code):
@@ -204,8 +204,9 @@ def test_silent_registry_is_given_up(own_daemon, fresh):
     r = FaultyRegistry(fresh, "stall").start()
     try:
         begin = time.monotonic()
-        fails(d.client.PullImage, image={"image": r.ref()})
-        assert time.monotonic() - begin < 40
+        pull(d, r.ref())  # the silent connection is given up, the rest comes by another
+        assert 2 <= time.monotonic() - begin < 40
+        assert any("Range" in h for _, _, h in r.requests)
     finally:
         r.stop()
 
@@ -296,17 +297,17 @@ def test_unreachable_registry_says_so(daemon):
 
 
 def ctl(daemon, *args, check=True):
-    r = subprocess.run([str(BUILD / "cri" / "aspisctl"), "--socket", str(daemon.socket), *args],
+    r = subprocess.run([str(BUILD / "cri" / "ctl" / "aspisctl"), "--socket", str(daemon.socket), *args],
                        capture_output=True, text=True, timeout=120)
     assert not check or r.returncode == 0, r.stdout + r.stderr
     return r
 
 
 def test_import_without_a_registry(daemon, make_pod, layouts, tmp_path):
-    ctl(daemon, "image", "import", "--name", "imported/one:v1", str(layouts["docker"]))
+    ctl(daemon, "image", "import", str(layouts["docker"]), "imported/one:v1")
     assert image(daemon, "imported/one:v1") is not None
     archive = tmp_path / "a.tar"
-    subprocess.run(["skopeo", "--insecure-policy", "copy", "-q", f"oci:{layouts['mixed']}",
+    subprocess.run(["skopeo", "--insecure-policy", "copy", "-q", f"oci:{layouts['plain']}",
                     f"docker-archive:{archive}:imported/two:v2"], check=True)
     ctl(daemon, "image", "import", str(archive))
     pod = make_pod("imported")
@@ -316,7 +317,7 @@ def test_import_without_a_registry(daemon, make_pod, layouts, tmp_path):
     assert "imported/one" in ctl(daemon, "image", "ls").stdout
     pod.remove()
     ctl(daemon, "image", "rm", "imported/one:v1")
-    ctl(daemon, "image", "rm", "imported/two:v2")
+    ctl(daemon, "image", "rm", "imported/two:v2", check=False)  # the same image by another name
     r = ctl(daemon, "image", "import", "/nonexistent", check=False)
     assert r.returncode != 0 and "/nonexistent" in r.stderr
     r = ctl(daemon, "image", "import", "/etc/passwd", check=False)
@@ -329,7 +330,7 @@ def test_aspisctl_in_a_shell(daemon, images):
     assert (r.returncode, r.stdout) == (3, "to you\n"), r.stderr
     ctl(daemon, "run", "-d", "--name", "shell", ref, "--", "sh", "-c", "echo started; sleep 1000")
     try:
-        assert "shell" in ctl(daemon, "ps").stdout
+        assert "shell" in ctl(daemon, "pods").stdout and "running" in ctl(daemon, "ps").stdout
         r = ctl(daemon, "exec", "shell", "sh", "-c", "echo in; echo err >&2; exit 6", check=False)
         assert (r.returncode, r.stdout, r.stderr) == (6, "in\n", "err\n")
         deadline = time.monotonic() + 10

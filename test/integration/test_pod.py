@@ -127,12 +127,18 @@ def test_missing_program_fails_at_once_and_says_why(daemon, pod):
         pod.start("bad", "/nope")
     assert time.monotonic() - begin < 20
     assert "/nope" in e.value.details()
-    listed = [c for c in daemon.client.ListContainers(filter={"pod_sandbox_id": pod.id}).containers
-              if c.metadata.name == "bad"]
-    for c in listed:  # it failed at start, not at create
-        s = daemon.status(c.id)
-        assert (s.state, s.exit_code, s.reason) == (pb.CONTAINER_EXITED, 128, "StartError")
-        assert "/nope" in s.message
+    # created as with other runtimes; it is the start that fails, also after a restart of the daemon
+    (c,) = daemon.client.ListContainers(filter={"pod_sandbox_id": pod.id}).containers
+    s = daemon.status(c.id)
+    assert (s.state, s.exit_code, s.reason) == (pb.CONTAINER_EXITED, 128, "StartError")
+    assert "/nope" in s.message
+    later = pod.create("later", "/nope")
+    daemon.restart()
+    assert daemon.status(later).state == pb.CONTAINER_CREATED
+    with pytest.raises(grpc.RpcError) as e:
+        daemon.client.StartContainer(container_id=later)
+    assert "/nope" in e.value.details()
+    daemon.client.RemoveContainer(container_id=later)
     pod.run("good", "true")
 
 

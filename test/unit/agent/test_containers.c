@@ -685,7 +685,7 @@ static void test_background_child(void **state)
 static void test_many(void **state)
 {
     struct rpc_call call[20];
-    char id[8];
+    char id[16];
     (void)state;
     for (int i = 0; i < 20; i++) {
         (void)snprintf(id, sizeof(id), "c%d", i);

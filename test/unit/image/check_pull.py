@@ -29,8 +29,8 @@ import time
 import urllib.parse
 import urllib.request
 
-TOOL, UNPACK = sys.argv[1:3]
-JAIL = sys.argv[3] if len(sys.argv) > 3 and os.geteuid() == 0 else None
+TOOL, UNPACK = map(os.path.abspath, sys.argv[1:3])
+JAIL = os.path.abspath(sys.argv[3]) if len(sys.argv) > 3 and os.geteuid() == 0 else None
 OCI = "application/vnd.oci.image."
 MANIFEST, INDEX = OCI + "manifest.v1+json", OCI + "index.v1+json"
 DOCKER = "application/vnd.docker.distribution.manifest.v2+json"
@@ -619,6 +619,34 @@ def test_cancel(reg, store):
     store.pulled(f"{reg.host}/c/big")
 
 
+def test_one_of_two_leaves(reg, store):
+    """Two callers share a pull; the first gives up, the second gets the image."""
+    gate = hang_in(reg, "c/big", BIG)
+    ref = f"{reg.host}/c/big"
+    argv = [TOOL, "--unpacker", UNPACK, "--hosts", store.hosts, "--first-cancel-ms", "400", store.root,
+            "pull", ref, ref]
+    p = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    try:
+        first = json.loads(p.stdout.readline())
+        assert first.get("code") == "CANCELLED" and first["ms"] < 3000, first
+        reg.bend = None
+        gate.set()
+        second = json.loads(p.stdout.readline())
+        assert second["ok"] and second["id"] == BIG.id, second
+        assert reg.count("HEAD") == 1
+    finally:
+        gate.set()
+        p.wait(20)
+
+
+def test_deadline_while_connecting(reg, store):
+    for host in ("192.0.2.1:5000", "registry.invalid"):
+        answer = store.pull(f"{host}/x", deadline_ms=400)
+        assert answer.get("code") in ("DEADLINE_EXCEEDED", "UNAVAILABLE"), answer
+        assert answer["ms"] < 3000, answer
+    store.empty()
+
+
 def test_deadline_of_one_millisecond(reg, store):
     reg.add("lib/small", SMALL)
     store.refused(f"{reg.host}/lib/small", "DEADLINE_EXCEEDED", deadline_ms=1)
@@ -994,8 +1022,9 @@ def test_damaged_records(reg, store):
     store.pulled(ref)
     # Names can still be read when only some page is bad.
     db = store.root + "/images.db"
-    with sqlite3.connect(db) as c:
-        c.execute("PRAGMA user_version = 99")
+    c = sqlite3.connect(db)
+    c.execute("PRAGMA user_version = 99")
+    c.close()
     image, = store.run("list")
     assert image["id"] == SMALL.id and image["tags"] == [ref], image
     assert "damaged" in store.stderr
@@ -1082,6 +1111,34 @@ def test_full_disk(reg, store):
     assert not answer["ok"], answer
     store.empty()
     store.pulled(f"{reg.host}/r/big")
+
+
+def test_full_file_system(reg, store):
+    """On a full disk the store opens, lists, and gives room back when an image is removed."""
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "aspis-test",
+                                       store.root], stderr=subprocess.DEVNULL).returncode:
+        raise Skip("cannot mount a tmpfs")
+    try:
+        reg.add("lib/small", SMALL)
+        reg.add("lib/big", BIG)
+        store.pulled(f"{reg.host}/lib/small")
+        before = store.files()
+        store.refused(f"{reg.host}/lib/big", "RESOURCE_EXHAUSTED", "No space left")
+        assert store.files() == before
+        try:
+            with open(store.root + "/fill", "wb", buffering=0) as f:
+                while f.write(b"x" * 4096):
+                    pass
+        except OSError:
+            pass
+        assert [i["id"] for i in store.run("list")] == [SMALL.id]
+        assert store.run("remove", SMALL.id)[0]["ok"]
+        assert store.files() == ["./fill"]
+        os.unlink(store.root + "/fill")
+        assert store.run("list") == []
+        store.pulled(f"{reg.host}/lib/small")
+    finally:
+        subprocess.run(["umount", store.root], check=True)
 
 
 def test_jailed(reg, store):

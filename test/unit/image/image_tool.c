@@ -3,7 +3,7 @@
  *
  *     image_tool [--hosts DIR] [--unpacker P] [--jail P] [--uid N] [--stall S] [--downloads N]
  *                [--user U --password P] [--identity T] [--token T] [--auth B] [--server S]
- *                [--deadline-ms N] [--cancel-ms N] ROOT COMMAND [ARG...]
+ *                [--deadline-ms N] [--cancel-ms N] [--first-cancel-ms N] ROOT COMMAND [ARG...]
  *     pull REF...   all at once, on a thread each        list
  *     find REF...   remove REF...   busy REF   fsinfo   disk ID FILE
  */
@@ -21,7 +21,8 @@
 
 static struct image_options opts = {.max_downloads = 3};
 static struct image_auth auth;
-static int64_t deadline_ms, cancel_ms;
+static int64_t deadline_ms, cancel_ms, first_cancel_ms; /* the last for the first REF only */
+static char *first_ref;
 static struct image_store *store;
 static pthread_mutex_t out_lock = PTHREAD_MUTEX_INITIALIZER;
 
@@ -75,7 +76,7 @@ static void on_progress(void *arg, const struct image_progress *p)
 
 static void *cancel_later(void *arg)
 {
-    (void)cancel_poll(NULL, -1, 0, (int)cancel_ms, NULL);
+    (void)cancel_poll(NULL, -1, 0, (int)(cancel_ms > 0 ? cancel_ms : first_cancel_ms), NULL);
     cancel_fire(arg);
     return NULL;
 }
@@ -86,19 +87,20 @@ static void *pull_one(void *arg)
     auto_cancel struct cancel *c =
         cancel_new(deadline_ms > 0 ? mono_ns() + deadline_ms * 1000000 : 0, &err);
     struct watch w = {0};
+    bool cancelled = cancel_ms > 0 || (first_cancel_ms > 0 && arg == first_ref);
     int64_t from = mono_ns();
     pthread_t canceller;
     char *id = NULL;
     json_t *j;
 
-    if (cancel_ms > 0)
+    if (cancelled)
         (void)pthread_create(&canceller, NULL, cancel_later, c);
     if (image_pull(store, arg, &auth, on_progress, &w, c, &id, &err) < 0)
         j = failure(&err);
     else
         j = json_pack("{s:b,s:s,s:i}", "ok", 1, "id", id, "progress", (int)w.calls);
     (void)json_object_set_new(j, "ms", json_integer((mono_ns() - from) / 1000000));
-    if (cancel_ms > 0)
+    if (cancelled)
         (void)pthread_join(canceller, NULL);
     print(j);
     free(id);
@@ -109,6 +111,7 @@ static void pull(char **refs, int n)
 {
     pthread_t *threads = calloc((size_t)n + 1, sizeof(*threads));
 
+    first_ref = refs[0];
     for (int i = 0; threads != NULL && i < n; i++)
         (void)pthread_create(&threads[i], NULL, pull_one, refs[i]);
     for (int i = 0; threads != NULL && i < n; i++)
@@ -255,6 +258,8 @@ int main(int argc, char **argv)
             deadline_ms = atoi(value);
         else if (strcmp(name, "cancel-ms") == 0)
             cancel_ms = atoi(value);
+        else if (strcmp(name, "first-cancel-ms") == 0)
+            first_cancel_ms = atoi(value);
         else
             return 2;
     }

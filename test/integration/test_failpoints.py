@@ -1,0 +1,508 @@
+"""R4, R5, R11: whatever step of a call fails, or takes the daemon with it, nothing stays behind and the same name works
+at once; calls that meet while something takes long come together.
+
+Needs a daemon built with -Dfailpoints=true (ASPIS_BUILD); the failpoints are found in the sources, so that a new one
+fails here until it is known which call passes it.
+"""
+import concurrent.futures
+import re
+import subprocess
+import time
+from pathlib import Path
+
+import grpc
+import pytest
+
+import audit
+from conftest import settle, world
+from cri import container_config, pb, sandbox_config
+from daemon import BUILD, ROOT, Daemon
+
+FOLDERS = ("base", "proto", "netplugin", "sandbox", "cri")
+
+# failpoint -> the call that passes it
+STEPS = {
+    "sandbox.record": "run", "sandbox.netns": "run", "sandbox.cni": "run", "sandbox.tap": "run", "sandbox.machine": "run",
+    "sandbox.configure": "run", "sandbox.ready": "run",
+    "netplugin.netns": "run", "netplugin.add": "run", "netplugin.added": "run", "netplugin.tap": "run",
+    "netplugin.redirect": "run",
+    "machine.cgroup": "run", "machine.dirs": "run", "machine.scratch": "run", "machine.sockets": "run",
+    "machine.spawn": "run", "machine.qmp": "run", "machine.link": "run", "machine.hello": "run",
+    "sandbox.del": "stop", "netplugin.del": "stop", "machine.destroy": "stop",
+    "sandbox.remove": "remove",
+    "machine.adopt": "adopt",
+    "machine.accel": "accel",
+    "container.record": "create", "container.disk": "create", "container.agent": "create",
+    "machine.attach.fds": "create", "machine.attach.node": "create", "machine.attach.device": "create",
+    "container.start": "start",
+    "container.remove": "remove container",
+    "image.resolve": "pull", "image.blob": "pull", "image.layer": "pull", "image.tree": "pull", "image.record": "pull",
+}
+
+
+def _found():
+    names = set()
+    for folder in FOLDERS:
+        for path in (ROOT / folder).rglob("*.c"):
+            names |= set(re.findall(r'\bFAILPOINT\(\s*"([^"]+)"', path.read_text()))
+    return sorted(names)
+
+
+FOUND = _found()
+
+
+def of_step(*steps):
+    return [n for n in FOUND if STEPS.get(n) in steps]
+
+
+def _built_in():
+    out = subprocess.run(["nm", str(BUILD / "cri" / "aspisd")], capture_output=True, text=True)
+    return "failpoint_hit" in out.stdout
+
+
+pytestmark = pytest.mark.skipif(not _built_in(), reason="the daemon is built without failpoints")
+
+
+def test_every_failpoint_is_known_here():
+    assert FOUND and set(FOUND) == set(STEPS)
+
+
+class Points:
+    def __init__(self, path):
+        self.path = path
+        self.clear()
+
+    def set(self, *specs):
+        new = self.path.with_suffix(".new")
+        new.write_text(";".join(specs))
+        new.rename(self.path)
+
+    def clear(self):
+        self.set("")
+
+
+@pytest.fixture(scope="module")
+def module_daemon(images):
+    base = world("f")
+    d = Daemon(base, env={"ASPIS_FAILPOINTS_FILE": str(base / "failpoints")})
+    d.points = Points(base / "failpoints")
+    d.start()
+    d.client.PullImage(image={"image": images["busybox"]})
+    yield d
+    d.points.clear()
+    d.destroy()
+
+
+@pytest.fixture
+def d(module_daemon):
+    """The module's daemon, audited around each test, whatever happened to its process meanwhile."""
+    daemon = module_daemon
+    daemon.points.clear()
+    if daemon.proc is None:
+        daemon.start()
+    before = audit.snapshot(daemon)
+    yield daemon
+    daemon.points.clear()
+    if daemon.proc is None or daemon.proc.poll() is not None:
+        daemon.proc = None
+        daemon.start()
+    left = [s.id for s in daemon.client.ListPodSandbox().items]
+    daemon.remove_all()
+    wrong = settle(daemon, before)
+    assert not left, f"the test left sandboxes {left}"
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.fixture
+def image(images):
+    return images["busybox"]
+
+
+def fails(name, call, *args, **kw):
+    """The call fails and says at which failpoint."""
+    with pytest.raises(grpc.RpcError) as e:
+        call(*args, **kw)
+    assert f"failpoint {name}" in e.value.details(), e.value.details()
+
+
+def dies(d, name, call, *args, **kw):
+    """The daemon is killed in the middle of the call, and comes back."""
+    d.points.set(f"{name}=crash")
+    with pytest.raises(grpc.RpcError) as e:
+        call(*args, **kw)
+    assert e.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED), e.value
+    assert d.proc.wait(30) == -9, "the failpoint was not passed"
+    d.proc = None
+    d.client.close()
+    d.points.clear()
+    d.start()
+
+
+def nothing_left(d, before):
+    assert not d.client.ListPodSandbox().items
+    wrong = settle(d, before)
+    assert not wrong, "\n".join(wrong)
+
+
+def works(d, config, image):
+    """A whole life of this very sandbox and of a container in it."""
+    i = d.run_pod(config)
+    c = d.create(i, container_config("works", image, ["sh", "-c", "exit 7"]), config)
+    d.client.StartContainer(container_id=c)
+    assert d.wait_state(c, pb.CONTAINER_EXITED).exit_code == 7
+    remove(d, i)
+
+
+def remove(d, i):
+    d.client.StopPodSandbox(pod_sandbox_id=i)
+    d.client.RemovePodSandbox(pod_sandbox_id=i)
+
+
+def config_of(d, name):
+    return sandbox_config(name.replace(".", "-"), log_directory=d.logs / name)
+
+
+# ---- RunPodSandbox ----
+
+@pytest.mark.parametrize("name", of_step("run"))
+def test_run_fails(d, image, name):
+    config, before = config_of(d, name), audit.snapshot(d)
+    d.points.set(f"{name}=error")
+    fails(name, d.run_pod, config)
+    d.points.clear()
+    nothing_left(d, before)
+    works(d, config, image)
+
+
+@pytest.mark.parametrize("name", of_step("run"))
+def test_daemon_dies_in_run(d, image, name):
+    config, before = config_of(d, name), audit.snapshot(d)
+    dies(d, name, d.run_pod, config)
+    nothing_left(d, before)
+    works(d, config, image)
+
+
+# ---- CreateContainer, StartContainer, RemoveContainer ----
+
+@pytest.fixture
+def pod(d, request):
+    config = sandbox_config("pod", log_directory=d.logs / "pod")
+    i = d.run_pod(config)
+    yield i, config
+    remove(d, i)
+
+
+def names_in(d, i):
+    return [c.metadata.name for c in d.client.ListContainers(filter={"pod_sandbox_id": i}).containers]
+
+
+def lives(d, pod, name, image):
+    """The container runs, with its output in its log."""
+    i, config = pod
+    c = d.create(i, container_config(name, image, ["sh", "-c", "echo said; exit 5"]), config)
+    d.client.StartContainer(container_id=c)
+    assert d.wait_state(c, pb.CONTAINER_EXITED).exit_code == 5
+    log = Path(d.status(c).log_path).read_text()
+    assert [line.split(" ", 3)[3] for line in log.splitlines()][-1] == "said"
+    d.client.RemoveContainer(container_id=c)
+    assert name not in names_in(d, i)
+
+
+@pytest.mark.parametrize("name", of_step("create"))
+def test_create_fails(d, pod, image, name):
+    i, config = pod
+    d.points.set(f"{name}=error")
+    fails(name, d.create, i, container_config("c", image, ["true"]), config)
+    d.points.clear()
+    assert not names_in(d, i)
+    lives(d, pod, "c", image)
+
+
+@pytest.mark.parametrize("name", of_step("create"))
+def test_daemon_dies_in_create(d, pod, image, name):
+    i, config = pod
+    dies(d, name, d.create, i, container_config("c", image, ["true"]), config)
+    assert d.client.PodSandboxStatus(pod_sandbox_id=i).status.state == pb.SANDBOX_READY
+    assert not names_in(d, i)
+    lives(d, pod, "c", image)
+
+
+@pytest.mark.parametrize("name", of_step("start"))
+def test_start_fails(d, pod, image, name):
+    i, config = pod
+    c = d.create(i, container_config("c", image, ["true"]), config)
+    d.points.set(f"{name}=error")
+    fails(name, d.client.StartContainer, container_id=c)
+    d.points.clear()
+    s = d.status(c)
+    assert (s.state, s.exit_code, s.reason) == (pb.CONTAINER_EXITED, 128, "StartError")
+    assert name in s.message
+    d.client.RemoveContainer(container_id=c)
+    lives(d, pod, "c", image)
+
+
+@pytest.mark.parametrize("name", of_step("start"))
+def test_daemon_dies_in_start(d, pod, image, name):
+    i, config = pod
+    c = d.create(i, container_config("c", image, ["sh", "-c", "exit 3"]), config)
+    dies(d, name, d.client.StartContainer, container_id=c)
+    if d.status(c).state == pb.CONTAINER_CREATED:
+        d.client.StartContainer(container_id=c)
+    assert d.wait_state(c, pb.CONTAINER_EXITED).exit_code == 3
+    d.client.RemoveContainer(container_id=c)
+    lives(d, pod, "c", image)
+
+
+@pytest.mark.parametrize("how", ["error", "crash"])
+@pytest.mark.parametrize("name", of_step("remove container"))
+def test_remove_container_can_be_repeated(d, pod, image, name, how):
+    i, config = pod
+    c = d.create(i, container_config("c", image, ["sleep", "1000"]), config)
+    d.client.StartContainer(container_id=c)
+    if how == "error":
+        d.points.set(f"{name}=error")
+        fails(name, d.client.RemoveContainer, container_id=c)
+        d.points.clear()
+    else:
+        dies(d, name, d.client.RemoveContainer, container_id=c)
+    d.client.RemoveContainer(container_id=c)
+    assert not names_in(d, i)
+    lives(d, pod, "c", image)
+
+
+# ---- StopPodSandbox, RemovePodSandbox ----
+
+@pytest.mark.parametrize("how", ["error", "crash"])
+@pytest.mark.parametrize("name", of_step("stop", "remove"))
+def test_stop_and_remove_can_be_repeated(d, image, name, how):
+    config, before = config_of(d, name), audit.snapshot(d)
+    i = d.run_pod(config)
+    c = d.create(i, container_config("c", image, ["sleep", "1000"]), config)
+    d.client.StartContainer(container_id=c)
+    call = d.client.StopPodSandbox
+    if STEPS[name] == "remove":
+        call(pod_sandbox_id=i)
+        call = d.client.RemovePodSandbox
+    if how == "error":
+        d.points.set(f"{name}=error")
+        fails(name, call, pod_sandbox_id=i)
+        d.points.clear()
+    else:
+        dies(d, name, call, pod_sandbox_id=i)
+    assert all(s.state == pb.SANDBOX_NOTREADY for s in d.client.ListPodSandbox().items) or STEPS[name] == "stop"
+    remove(d, i)
+    nothing_left(d, before)
+    works(d, config, image)
+
+
+@pytest.mark.parametrize("name", of_step("stop"))
+def test_what_cannot_be_undone_stays_visible_until_it_can(d, image, name):
+    """A run that fails, and whose undoing fails as well."""
+    config, before = config_of(d, name), audit.snapshot(d)
+    d.points.set("sandbox.ready=error", f"{name}=error")
+    fails("sandbox.ready", d.run_pod, config)
+    d.points.clear()
+    (left,) = d.client.ListPodSandbox().items
+    assert left.state == pb.SANDBOX_NOTREADY
+    remove(d, left.id)
+    nothing_left(d, before)
+    works(d, config, image)
+
+
+# ---- restarts ----
+
+@pytest.mark.parametrize("name", of_step("adopt"))
+def test_adoption_fails(d, image, name):
+    config, before = config_of(d, name), audit.snapshot(d)
+    i = d.run_pod(config)
+    c = d.create(i, container_config("c", image, ["sleep", "1000"]), config)
+    d.client.StartContainer(container_id=c)
+    d.stop()
+    d.points.set(f"{name}=error")
+    d.start()
+    d.points.clear()
+    assert d.client.PodSandboxStatus(pod_sandbox_id=i).status.state == pb.SANDBOX_NOTREADY
+    s = d.status(c)
+    assert (s.state, s.exit_code, s.reason) == (pb.CONTAINER_EXITED, 255, "Unknown")
+    remove(d, i)
+    nothing_left(d, before)
+    works(d, config, image)
+
+
+@pytest.mark.parametrize("name", of_step("adopt"))
+def test_daemon_dies_in_adoption(d, image, name):
+    config = config_of(d, name)
+    i = d.run_pod(config)
+    c = d.create(i, container_config("c", image, ["sleep", "1000"]), config)
+    d.client.StartContainer(container_id=c)
+    d.stop()
+    d.points.set(f"{name}=crash")
+    with pytest.raises(AssertionError, match="ended with -9"):
+        d.start()
+    d.proc = None
+    d.points.clear()
+    d.start()
+    assert d.client.PodSandboxStatus(pod_sandbox_id=i).status.state == pb.SANDBOX_READY
+    assert d.exec(c, "echo", "here").stdout == b"here\n"
+    remove(d, i)
+
+
+# Undoing leftovers of a dead daemon may fail as well; the next one tries again.
+@pytest.mark.parametrize("name", of_step("stop"))
+def test_recovery_fails_once(d, image, name):
+    config, before = config_of(d, name), audit.snapshot(d)
+    d.points.set("sandbox.ready=crash")
+    with pytest.raises(grpc.RpcError):
+        d.run_pod(config)
+    assert d.proc.wait(30) == -9
+    d.proc = None
+    d.points.set(f"{name}=error")
+    d.start()
+    d.points.clear()
+    for s in d.client.ListPodSandbox().items:
+        assert s.state == pb.SANDBOX_NOTREADY
+        remove(d, s.id)
+    nothing_left(d, before)
+    works(d, config, image)
+
+
+@pytest.mark.parametrize("name", of_step("accel"))
+def test_kvm_that_cannot_be_used_falls_back(own_daemon, images, name):
+    d = own_daemon(overrides={"machine": {"accelerator": "auto"}}, env={"ASPIS_FAILPOINTS": f"{name}=error"})
+    d.start()
+    d.client.PullImage(image={"image": images["busybox"]})
+    works(d, sandbox_config("fallback", log_directory=d.logs / "fallback"), images["busybox"])
+
+
+# ---- PullImage ----
+
+def forget(d, image):
+    """The image and what was stored of it."""
+    d.client.RemoveImage(image={"image": image})
+    assert not d.client.ImageStatus(image={"image": image}).HasField("image")
+
+
+@pytest.mark.parametrize("name", of_step("pull"))
+def test_pull_fails(d, image, name):
+    forget(d, image)
+    try:
+        d.points.set(f"{name}=error")
+        fails(name, d.client.PullImage, image={"image": image})
+        d.points.clear()
+        assert not d.client.ImageStatus(image={"image": image}).HasField("image")
+    finally:
+        d.points.clear()
+        d.client.PullImage(image={"image": image})
+    works(d, config_of(d, name), image)
+
+
+@pytest.mark.parametrize("name", of_step("pull"))
+def test_daemon_dies_in_pull(d, image, name):
+    forget(d, image)
+    dies(d, name, d.client.PullImage, image={"image": image})
+    d.client.PullImage(image={"image": image})
+    works(d, config_of(d, name), image)
+
+
+# ---- delays ----
+
+@pytest.mark.parametrize("name", ["sandbox.cni", "machine.qmp", "sandbox.ready"])
+def test_the_same_run_joins(d, image, name):
+    config = config_of(d, name)
+    d.points.set(f"{name}=delay:1500")
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        ids = {f.result() for f in [pool.submit(d.run_pod, config) for _ in range(8)]}
+    d.points.clear()
+    (i,) = ids
+    assert [s.id for s in d.client.ListPodSandbox().items] == [i]
+    remove(d, i)
+
+
+def test_joined_runs_share_the_failure_or_try_again(d, image):
+    config, before = config_of(d, "joined"), audit.snapshot(d)
+    d.points.set("sandbox.machine=delay:1000", "sandbox.configure=error")
+
+    def run(_):
+        try:
+            return d.run_pod(config)
+        except grpc.RpcError as e:
+            assert "failpoint sandbox.configure" in e.details(), e.details()
+
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        assert not any(pool.map(run, range(3)))
+    d.points.clear()
+    nothing_left(d, before)
+    works(d, config, image)
+
+
+@pytest.mark.parametrize("name", ["sandbox.record", "sandbox.cni", "netplugin.added", "sandbox.machine", "machine.spawn",
+                                  "machine.hello", "sandbox.configure"])
+def test_a_run_past_its_deadline_leaves_nothing(d, image, name):
+    config, before = config_of(d, name), audit.snapshot(d)
+    # long enough to reach the failpoint, too short to pass it
+    d.points.set(f"{name}=delay:8000")
+    with pytest.raises(grpc.RpcError) as e:
+        d.client.RunPodSandbox(config=config, deadline=7)
+    assert e.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    d.points.clear()
+    # the name is free at once: this waits for the undoing and then runs
+    i = d.run_pod(config)
+    remove(d, i)
+    nothing_left(d, before)
+
+
+def test_lists_and_status_do_not_wait(d, image):
+    config = config_of(d, "slow")
+    d.points.set("sandbox.cni=delay:3000")
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        run = pool.submit(d.run_pod, config)
+        worst = 0
+        while not run.done():
+            begin = time.monotonic()
+            d.client.ListPodSandbox()
+            d.client.ListContainers()
+            d.client.Version()
+            d.client.Status()
+            worst = max(worst, time.monotonic() - begin)
+            time.sleep(0.05)
+        assert worst < 2, worst
+        remove(d, run.result())
+
+
+def test_two_stops_and_removes_at_once(d, image):
+    config, before = config_of(d, "twice"), audit.snapshot(d)
+    i = d.run_pod(config)
+    d.points.set("machine.destroy=delay:1000", "sandbox.remove=delay:500")
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        for call in (d.client.StopPodSandbox, d.client.RemovePodSandbox):
+            for f in [pool.submit(call, pod_sandbox_id=i) for _ in range(4)]:
+                f.result()
+    d.points.clear()
+    nothing_left(d, before)
+
+
+@pytest.mark.parametrize("name", ["container.disk", "container.agent"])
+def test_a_pod_is_removed_while_a_container_is_made(d, image, name):
+    config, before = config_of(d, name), audit.snapshot(d)
+    i = d.run_pod(config)
+    d.points.set(f"{name}=delay:2000")
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        made = pool.submit(d.create, i, container_config("c", image, ["true"]), config)
+        time.sleep(0.5)
+        remove(d, i)
+        assert made.exception() is not None
+    d.points.clear()
+    assert not d.client.ListContainers().containers
+    nothing_left(d, before)
+
+
+def test_a_stop_past_its_deadline_can_be_repeated(d, image):
+    config, before = config_of(d, "late"), audit.snapshot(d)
+    i = d.run_pod(config)
+    d.points.set("netplugin.del=delay:3000")
+    with pytest.raises(grpc.RpcError) as e:
+        d.client.StopPodSandbox(pod_sandbox_id=i, deadline=1.5)
+    assert e.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    d.points.clear()
+    remove(d, i)
+    nothing_left(d, before)

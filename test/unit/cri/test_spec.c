@@ -1,0 +1,559 @@
+/* cri/spec: Kubernetes' rules for a container's process, what is refused, the JSON's shape. */
+#include <jansson.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "base/cleanup.h"
+#include "base/str.h"
+#include "cri/spec.h"
+
+#define OWN(s) ((char *)(uintptr_t)(s))
+
+typedef Runtime__V1__ContainerConfig Container;
+
+/* Everything a test may want to change, wired together. */
+struct box {
+    Runtime__V1__PodSandboxConfig pod;
+    Runtime__V1__LinuxPodSandboxConfig pod_linux;
+    Runtime__V1__LinuxSandboxSecurityContext pod_security;
+    Container c;
+    Runtime__V1__LinuxContainerConfig linux_;
+    Runtime__V1__LinuxContainerSecurityContext security;
+    Runtime__V1__LinuxContainerResources resources;
+    Runtime__V1__NamespaceOption ns;
+    Runtime__V1__Capability caps;
+    Runtime__V1__Int64Value user, group;
+    struct image_config image;
+    struct err err;
+};
+
+static void init(struct box *b)
+{
+    memset(b, 0, sizeof(*b));
+    runtime__v1__pod_sandbox_config__init(&b->pod);
+    runtime__v1__linux_pod_sandbox_config__init(&b->pod_linux);
+    runtime__v1__linux_sandbox_security_context__init(&b->pod_security);
+    runtime__v1__container_config__init(&b->c);
+    runtime__v1__linux_container_config__init(&b->linux_);
+    runtime__v1__linux_container_security_context__init(&b->security);
+    runtime__v1__linux_container_resources__init(&b->resources);
+    runtime__v1__namespace_option__init(&b->ns);
+    runtime__v1__capability__init(&b->caps);
+    runtime__v1__int64_value__init(&b->user);
+    runtime__v1__int64_value__init(&b->group);
+    b->pod.hostname = OWN("pod");
+    b->pod.linux = &b->pod_linux;
+    b->pod_linux.security_context = &b->pod_security;
+    b->c.linux = &b->linux_;
+    b->linux_.security_context = &b->security;
+    b->linux_.resources = &b->resources;
+    b->ns.pid = RUNTIME__V1__NAMESPACE_MODE__CONTAINER;
+    b->security.namespace_options = &b->ns;
+    b->image.working_dir = b->image.user = b->image.stop_signal = OWN("");
+    strv_add(&b->image.entrypoint, "/entry");
+    strv_add(&b->image.cmd, "default");
+}
+
+static void clear(struct box *b)
+{
+    strv_clear(&b->image.entrypoint);
+    strv_clear(&b->image.cmd);
+    strv_clear(&b->image.env);
+    err_clear(&b->err);
+}
+
+/* The spec, which must be made; json_decref() it. */
+static json_t *spec_of(struct box *b)
+{
+    auto_free char *text = spec_make(&b->c, &b->pod, &b->image, &b->err);
+    if (text == NULL)
+        fail_msg("%s", err_msg(&b->err));
+    json_t *spec = json_loads(text, JSON_REJECT_DUPLICATES, NULL);
+    assert_non_null(spec);
+    return spec;
+}
+
+/* "process.args" etc. as compact JSON text. */
+static void assert_at(struct box *b, const char *path, const char *want)
+{
+    json_auto_t *spec = spec_of(b);
+    auto_free char *copy = xstrdup(path);
+    char *save = NULL;
+    json_t *at = spec;
+    for (char *k = strtok_r(copy, ".", &save); k != NULL; k = strtok_r(NULL, ".", &save))
+        at = json_object_get(at, k);
+    auto_free char *got = at != NULL ? json_dumps(at, JSON_COMPACT | JSON_ENCODE_ANY) : NULL;
+    assert_string_equal(got != NULL ? got : "(none)", want);
+}
+
+static void assert_refused(struct box *b, enum err_code code, const char *words)
+{
+    err_clear(&b->err);
+    int rc = spec_check_container(&b->c, &b->pod, &b->err);
+    char *text = rc == 0 ? spec_make(&b->c, &b->pod, &b->image, &b->err) : NULL;
+    assert_null(text);
+    assert_int_equal(b->err.code, code);
+    if (strstr(err_msg(&b->err), words) == NULL)
+        fail_msg("\"%s\" does not name %s", err_msg(&b->err), words);
+    err_clear(&b->err);
+}
+
+static void test_args(void **state)
+{
+    (void)state;
+    struct box b;
+    init(&b);
+    char *command[] = {OWN("/cmd"), OWN("-c")};
+    char *args[] = {OWN("arg"), OWN("")};
+    assert_at(&b, "process.args", "[\"/entry\",\"default\"]");
+    b.c.args = args;
+    b.c.n_args = 2;
+    assert_at(&b, "process.args", "[\"/entry\",\"arg\",\"\"]");
+    b.c.command = command;
+    b.c.n_command = 2;
+    assert_at(&b, "process.args", "[\"/cmd\",\"-c\",\"arg\",\"\"]");
+    b.c.n_args = 0;
+    assert_at(&b, "process.args", "[\"/cmd\",\"-c\"]");
+    b.c.n_command = 0;
+    strv_clear(&b.image.entrypoint);
+    assert_at(&b, "process.args", "[\"default\"]");
+    strv_clear(&b.image.cmd);
+    assert_refused(&b, ERR_INVALID, "no command");
+    clear(&b);
+}
+
+static void test_environment(void **state)
+{
+    (void)state;
+    struct box b;
+    init(&b);
+    assert_at(&b, "process.env",
+              "[\"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\","
+              "\"HOSTNAME=pod\"]");
+    strv_add(&b.image.env, "PATH=/image");
+    strv_add(&b.image.env, "A=image");
+    strv_add(&b.image.env, "AB=image");
+    strv_add(&b.image.env, "BARE");
+    Runtime__V1__KeyValue kv[2];
+    runtime__v1__key_value__init(&kv[0]);
+    runtime__v1__key_value__init(&kv[1]);
+    kv[0].key = OWN("A");
+    kv[0].value = (ProtobufCBinaryData){7, (uint8_t *)OWN("x=\"y\nz")};
+    kv[0].value.len = 6;
+    kv[1].key = OWN("HOSTNAME");
+    Runtime__V1__KeyValue *envs[] = {&kv[0], &kv[1]};
+    b.c.envs = envs;
+    b.c.n_envs = 2;
+    b.c.tty = true;
+    assert_at(
+        &b, "process.env",
+        "[\"PATH=/image\",\"HOSTNAME=\",\"TERM=xterm\",\"A=x=\\\"y\\nz\",\"AB=image\",\"BARE\"]");
+    assert_at(&b, "process.terminal", "true");
+    kv[1].key = OWN("");
+    assert_refused(&b, ERR_INVALID, "envs[1]");
+    kv[1].key = OWN("A=B");
+    assert_refused(&b, ERR_INVALID, "A=B");
+    kv[1].key = OWN("C");
+    kv[1].value = (ProtobufCBinaryData){3, (uint8_t *)OWN("a\0b")};
+    assert_refused(&b, ERR_INVALID, "NUL");
+    kv[1].value = (ProtobufCBinaryData){2, (uint8_t *)OWN("\xff\xfe")};
+    assert_refused(&b, ERR_INVALID, "environment variable C");
+    clear(&b);
+}
+
+static void test_working_directory(void **state)
+{
+    (void)state;
+    struct box b;
+    init(&b);
+    assert_at(&b, "process.cwd", "\"/\"");
+    b.image.working_dir = OWN("/image");
+    assert_at(&b, "process.cwd", "\"/image\"");
+    b.c.working_dir = OWN("/own");
+    assert_at(&b, "process.cwd", "\"/own\"");
+    b.c.working_dir = OWN("relative");
+    assert_refused(&b, ERR_INVALID, "relative");
+    clear(&b);
+}
+
+/* A capability set of the spec, "CHOWN KILL ..." */
+static void assert_caps(struct box *b, const char *set, size_t n, const char *has,
+                        const char *has_not)
+{
+    json_auto_t *spec = spec_of(b);
+    json_t *list =
+        json_object_get(json_object_get(json_object_get(spec, "process"), "capabilities"), set);
+    assert_int_equal(json_array_size(list), n);
+    bool found = false;
+    bool found_not = false;
+    for (size_t i = 0; i < n; i++) {
+        const char *name = json_string_value(json_array_get(list, i));
+        assert_true(str_starts(name, "CAP_"));
+        found = found || strcmp(name, has) == 0;
+        found_not = found_not || strcmp(name, has_not) == 0;
+    }
+    assert_true(found || n == 0);
+    assert_false(found_not);
+}
+
+static void test_capabilities(void **state)
+{
+    (void)state;
+    struct box b;
+    init(&b);
+    char *all[] = {OWN("ALL")};
+    char *lower[] = {OWN("cap_net_admin"), OWN("Sys_Time")};
+    char *chown[] = {OWN("CHOWN")};
+    char *unknown[] = {OWN("CHOWN"), OWN("FLY")};
+    assert_caps(&b, "bounding", 14, "CAP_CHOWN", "CAP_SYS_ADMIN");
+    assert_caps(&b, "inheritable", 0, "", "");
+    assert_caps(&b, "ambient", 0, "", "");
+    b.security.capabilities = &b.caps;
+    b.caps.add_capabilities = lower;
+    b.caps.n_add_capabilities = 2;
+    assert_caps(&b, "effective", 16, "CAP_NET_ADMIN", "CAP_SYS_ADMIN");
+    b.caps.drop_capabilities = all;
+    b.caps.n_drop_capabilities = 1;
+    assert_caps(&b, "permitted", 2, "CAP_SYS_TIME", "CAP_CHOWN");
+    b.caps.n_add_capabilities = 0;
+    assert_caps(&b, "bounding", 0, "", "CAP_CHOWN");
+    b.caps.add_capabilities = all;
+    b.caps.n_add_capabilities = 1;
+    b.caps.drop_capabilities = chown;
+    assert_caps(&b, "bounding", 40, "CAP_SYS_ADMIN", "CAP_CHOWN");
+    b.caps.n_drop_capabilities = 0;
+    assert_caps(&b, "bounding", 41, "CAP_CHECKPOINT_RESTORE", "CAP_ALL");
+    b.caps.n_add_capabilities = 0;
+    b.caps.add_ambient_capabilities = lower;
+    b.caps.n_add_ambient_capabilities = 2;
+    assert_caps(&b, "ambient", 2, "CAP_NET_ADMIN", "CAP_CHOWN");
+    assert_caps(&b, "inheritable", 2, "CAP_NET_ADMIN", "CAP_CHOWN");
+    assert_caps(&b, "permitted", 16, "CAP_NET_ADMIN", "CAP_SYS_ADMIN");
+    b.caps.n_add_ambient_capabilities = 0;
+    b.caps.add_capabilities = unknown;
+    b.caps.n_add_capabilities = 2;
+    assert_refused(&b, ERR_INVALID, "FLY");
+    b.caps.n_add_capabilities = 0;
+    b.caps.drop_capabilities = unknown;
+    b.caps.n_drop_capabilities = 2;
+    assert_refused(&b, ERR_INVALID, "FLY");
+    clear(&b);
+}
+
+static void test_signals(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *name;
+        int number;
+    } cases[] = {
+        {"SIGTERM", SIGTERM}, {"term", SIGTERM},
+        {"15", 15},           {"9", 9},
+        {"SIGIO", SIGIO},     {"SIGPOLL", SIGIO},
+        {"IOT", SIGABRT},     {"SIGCLD", SIGCHLD},
+        {"SIGRTMIN", 34},     {"SIGRTMIN+3", 37},
+        {"RTMIN+30", 64},     {"SIGRTMAX", 64},
+        {"SIGRTMAX-14", 50},  {"SIGRTMINPLUS1", 35},
+        {"RTMAXMINUS1", 63},  {"64", 64},
+        {"34", 34},           {"", -1},
+        {"SIG", -1},          {"0", -1},
+        {"65", -1},           {"32", -1},
+        {"33", -1},           {"-9", -1},
+        {"SIGRTMIN+31", -1},  {"SIGRTMIN+", -1},
+        {"SIGRTMIN+x", -1},   {"SIGRTMIN-1", -1},
+        {"RTMAX+1", -1},      {"SIGFOO", -1},
+        {"9x", -1},           {"SIGSIGTERM", -1},
+        {"99999999999", -1},
+    };
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++)
+        assert_int_equal(spec_signal_number(cases[i].name), cases[i].number);
+}
+
+static void test_stop_signal(void **state)
+{
+    (void)state;
+    struct box b;
+    char name[16];
+    init(&b);
+    assert_int_equal(spec_stop_signal(&b.c, &b.image, name), SIGTERM);
+    assert_string_equal(name, "SIGTERM");
+    b.image.stop_signal = OWN("SIGRTMIN+3"); /* systemd in a container */
+    assert_int_equal(spec_stop_signal(&b.c, &b.image, name), 37);
+    assert_string_equal(name, "SIGRTMIN+3");
+    b.image.stop_signal = OWN("rubbish");
+    assert_int_equal(spec_stop_signal(&b.c, &b.image, name), SIGTERM);
+    /* the container's own goes first */
+    b.image.stop_signal = OWN("SIGUSR1");
+    b.c.stop_signal = RUNTIME__V1__SIGNAL__SIGNAL_SIGQUIT;
+    assert_int_equal(spec_stop_signal(&b.c, &b.image, name), SIGQUIT);
+    b.c.stop_signal = (Runtime__V1__Signal)4711;
+    assert_int_equal(spec_stop_signal(&b.c, &b.image, name), SIGTERM);
+    clear(&b);
+}
+
+static void test_users(void **state)
+{
+    (void)state;
+    struct box b;
+    init(&b);
+    Aspis__Agent__V1__User u;
+    aspis__agent__v1__user__init(&u);
+    b.image.user = OWN("app:more");
+    assert_int_equal(spec_user(&b.c, &b.image, &u, &b.err), 0);
+    assert_string_equal(u.user, "app:more");
+    assert_false(u.has_group || u.strict_groups);
+    b.security.run_as_username = OWN("name");
+    assert_int_equal(spec_user(&b.c, &b.image, &u, &b.err), 0);
+    assert_string_equal(u.user, "name");
+    b.security.run_as_user = &b.user;
+    b.security.run_as_group = &b.group;
+    b.user.value = 0;
+    b.group.value = 4294967294;
+    int64_t groups[300] = {5, 0};
+    b.security.supplemental_groups = groups;
+    b.security.n_supplemental_groups = 2;
+    b.security.supplemental_groups_policy = RUNTIME__V1__SUPPLEMENTAL_GROUPS_POLICY__Strict;
+    assert_int_equal(spec_user(&b.c, &b.image, &u, &b.err), 0);
+    assert_string_equal(u.user, "0");
+    assert_true(u.has_group && u.group == 4294967294 && u.strict_groups);
+    assert_int_equal(u.n_supplemental_groups, 2);
+    assert_int_equal(u.supplemental_groups[0], 5);
+    b.security.n_supplemental_groups = 300;
+    assert_int_equal(spec_user(&b.c, &b.image, &u, &b.err), -1);
+    b.security.n_supplemental_groups = 1;
+    static const int64_t bad[] = {-1, 4294967295, INT64_MAX, INT64_MIN};
+    for (size_t i = 0; i < ARRAY_LEN(bad); i++) {
+        b.user.value = bad[i];
+        assert_int_equal(spec_user(&b.c, &b.image, &u, &b.err), -1);
+        assert_non_null(strstr(err_msg(&b.err), "run_as_user"));
+        b.user.value = 1;
+        b.group.value = bad[i];
+        assert_int_equal(spec_user(&b.c, &b.image, &u, &b.err), -1);
+        assert_non_null(strstr(err_msg(&b.err), "run_as_group"));
+        b.group.value = 1;
+        groups[0] = bad[i];
+        assert_int_equal(spec_user(&b.c, &b.image, &u, &b.err), -1);
+        assert_non_null(strstr(err_msg(&b.err), "supplemental group"));
+        groups[0] = 1;
+    }
+    clear(&b);
+}
+
+static void test_refused_containers(void **state)
+{
+    (void)state;
+    struct box b;
+    init(&b);
+    assert_int_equal(spec_check_container(&b.c, &b.pod, &b.err), 0);
+    Runtime__V1__Mount mount;
+    runtime__v1__mount__init(&mount);
+    mount.host_path = OWN("/host");
+    mount.container_path = OWN("/there");
+    Runtime__V1__Mount *mounts[] = {&mount};
+    b.c.mounts = mounts;
+    b.c.n_mounts = 1;
+    assert_refused(&b, ERR_UNIMPLEMENTED, "/host");
+    b.c.n_mounts = 0;
+    Runtime__V1__Device device;
+    runtime__v1__device__init(&device);
+    device.host_path = OWN("/dev/kvm");
+    Runtime__V1__Device *devices[] = {&device};
+    b.c.devices = devices;
+    b.c.n_devices = 1;
+    assert_refused(&b, ERR_UNIMPLEMENTED, "/dev/kvm");
+    b.c.n_devices = 0;
+    Runtime__V1__CDIDevice cdi;
+    runtime__v1__cdidevice__init(&cdi);
+    cdi.name = OWN("vendor/gpu");
+    Runtime__V1__CDIDevice *cdis[] = {&cdi};
+    b.c.cdi_devices = cdis;
+    b.c.n_cdi_devices = 1;
+    assert_refused(&b, ERR_UNIMPLEMENTED, "vendor/gpu");
+    b.c.n_cdi_devices = 0;
+    b.security.privileged = true;
+    assert_refused(&b, ERR_PRECONDITION, "privileged");
+    b.security.privileged = false;
+    Runtime__V1__SecurityProfile profile;
+    runtime__v1__security_profile__init(&profile);
+    profile.profile_type = RUNTIME__V1__SECURITY_PROFILE__PROFILE_TYPE__Localhost;
+    b.security.seccomp = &profile;
+    assert_refused(&b, ERR_UNIMPLEMENTED, "seccomp");
+    b.security.seccomp = NULL;
+    b.security.apparmor = &profile;
+    assert_refused(&b, ERR_UNIMPLEMENTED, "AppArmor");
+    profile.profile_type = RUNTIME__V1__SECURITY_PROFILE__PROFILE_TYPE__Unconfined;
+    assert_int_equal(spec_check_container(&b.c, &b.pod, &b.err), 0);
+    b.security.run_as_group = &b.group;
+    assert_refused(&b, ERR_INVALID, "run_as_group");
+    b.security.run_as_group = NULL;
+    b.ns.pid = RUNTIME__V1__NAMESPACE_MODE__NODE;
+    assert_refused(&b, ERR_PRECONDITION, "pid namespace NODE");
+    b.ns.pid = RUNTIME__V1__NAMESPACE_MODE__TARGET;
+    assert_refused(&b, ERR_UNIMPLEMENTED, "TARGET");
+    b.ns.pid = RUNTIME__V1__NAMESPACE_MODE__POD;
+    assert_true(spec_shared_pid(&b.c));
+    b.ns.network = RUNTIME__V1__NAMESPACE_MODE__NODE;
+    assert_refused(&b, ERR_PRECONDITION, "network namespace NODE");
+    b.ns.network = RUNTIME__V1__NAMESPACE_MODE__POD;
+    b.ns.ipc = RUNTIME__V1__NAMESPACE_MODE__NODE;
+    assert_refused(&b, ERR_PRECONDITION, "ipc namespace NODE");
+    b.ns.ipc = RUNTIME__V1__NAMESPACE_MODE__POD;
+    Runtime__V1__UserNamespace userns;
+    runtime__v1__user_namespace__init(&userns);
+    userns.mode = RUNTIME__V1__NAMESPACE_MODE__POD;
+    b.ns.userns_options = &userns;
+    assert_refused(&b, ERR_UNIMPLEMENTED, "user namespace");
+    userns.mode = RUNTIME__V1__NAMESPACE_MODE__NODE;
+    assert_int_equal(spec_check_container(&b.c, &b.pod, &b.err), 0);
+    /* a client that sends no linux part at all */
+    b.c.linux = NULL;
+    assert_int_equal(spec_check_container(&b.c, &b.pod, &b.err), 0);
+    assert_false(spec_shared_pid(&b.c));
+    assert_at(&b, "root", "{\"path\":\"rootfs\",\"readonly\":false}");
+    clear(&b);
+}
+
+static void test_refused_pods(void **state)
+{
+    (void)state;
+    struct box b;
+    init(&b);
+    assert_int_equal(spec_check_sandbox(&b.pod, &b.err), 0);
+    b.pod_security.privileged = true;
+    assert_int_equal(spec_check_sandbox(&b.pod, &b.err), -1);
+    assert_int_equal(b.err.code, ERR_PRECONDITION);
+    b.pod_security.privileged = false;
+    b.ns.network = RUNTIME__V1__NAMESPACE_MODE__NODE;
+    b.pod_security.namespace_options = &b.ns;
+    assert_int_equal(spec_check_sandbox(&b.pod, &b.err), -1);
+    b.pod.linux = NULL;
+    assert_int_equal(spec_check_sandbox(&b.pod, &b.err), 0);
+    clear(&b);
+}
+
+static void test_resources(void **state)
+{
+    (void)state;
+    struct box b;
+    init(&b);
+    assert_at(&b, "linux.resources.devices", "[{\"allow\":false,\"access\":\"rwm\"}]");
+    assert_at(&b, "linux.resources.memory", "{}");
+    assert_at(&b, "process.oomScoreAdj", "(none)");
+    b.resources.memory_limit_in_bytes = 1 << 30;
+    b.resources.memory_swap_limit_in_bytes = 1 << 30;
+    b.resources.cpu_shares = 512;
+    b.resources.cpu_quota = 150000;
+    b.resources.cpu_period = 100000;
+    b.resources.oom_score_adj = 5000;
+    assert_at(&b, "linux.resources.memory", "{\"limit\":1073741824,\"swap\":1073741824}");
+    assert_at(&b, "linux.resources.cpu", "{\"shares\":512,\"quota\":150000,\"period\":100000}");
+    assert_at(&b, "process.oomScoreAdj", "1000");
+    b.resources.oom_score_adj = INT64_MIN;
+    assert_at(&b, "process.oomScoreAdj", "-1000");
+    Runtime__V1__LinuxContainerResources__UnifiedEntry entry;
+    runtime__v1__linux_container_resources__unified_entry__init(&entry);
+    entry.key = OWN("memory.high");
+    entry.value = OWN("1000");
+    Runtime__V1__LinuxContainerResources__UnifiedEntry *unified[] = {&entry};
+    b.resources.unified = unified;
+    b.resources.n_unified = 1;
+    assert_at(&b, "linux.resources.unified", "{\"memory.high\":\"1000\"}");
+    clear(&b);
+}
+
+/* The parts that OCI runtime-spec 1.0 requires, with their types. */
+static void test_shape(void **state)
+{
+    (void)state;
+    struct box b;
+    init(&b);
+    b.security.readonly_rootfs = true;
+    b.security.no_new_privs = true;
+    char *masked[] = {OWN("/proc/kcore")};
+    b.security.masked_paths = masked;
+    b.security.n_masked_paths = 1;
+    json_auto_t *spec = spec_of(&b);
+    assert_string_equal(json_string_value(json_object_get(spec, "ociVersion")), "1.0.2");
+    assert_at(&b, "root", "{\"path\":\"rootfs\",\"readonly\":true}");
+    assert_at(&b, "process.user", "{\"uid\":0,\"gid\":0}");
+    assert_at(&b, "process.noNewPrivileges", "true");
+    assert_at(&b, "linux.maskedPaths", "[\"/proc/kcore\"]");
+    assert_at(&b, "linux.namespaces",
+              "[{\"type\":\"pid\"},{\"type\":\"mount\"},{\"type\":\"cgroup\"}]");
+    json_t *mounts = json_object_get(spec, "mounts");
+    size_t i;
+    json_t *m;
+    int found = 0;
+    json_array_foreach(mounts, i, m)
+    {
+        const char *dst = json_string_value(json_object_get(m, "destination"));
+        assert_non_null(dst);
+        assert_int_equal(dst[0], '/');
+        assert_true(json_is_string(json_object_get(m, "type")));
+        assert_true(json_is_string(json_object_get(m, "source")));
+        size_t k;
+        json_t *option;
+        bool ro = false;
+        json_array_foreach(json_object_get(m, "options"), k, option)
+        {
+            assert_true(json_is_string(option));
+            ro = ro || strcmp(json_string_value(option), "ro") == 0;
+        }
+        /* a read-only root has no writable files in /etc either */
+        if (str_starts(dst, "/etc/")) {
+            assert_true(ro);
+            found++;
+        }
+        found += strcmp(dst, "/proc") == 0 || strcmp(dst, "/dev") == 0 || strcmp(dst, "/sys") == 0;
+    }
+    assert_int_equal(found, 6);
+    /* a client that says nothing of paths gets the usual ones */
+    b.linux_.security_context = NULL;
+    json_auto_t *plain = spec_of(&b);
+    json_t *lists = json_object_get(plain, "linux");
+    assert_true(json_array_size(json_object_get(lists, "maskedPaths")) > 5);
+    assert_true(json_array_size(json_object_get(lists, "readonlyPaths")) == 5);
+    clear(&b);
+}
+
+static void test_too_large(void **state)
+{
+    (void)state;
+    struct box b;
+    init(&b);
+    auto_free char *big = xcalloc(250001, 1);
+    memset(big, 'x', 250000);
+    char *args[20];
+    for (size_t i = 0; i < ARRAY_LEN(args); i++)
+        args[i] = big;
+    b.c.args = args;
+    b.c.n_args = ARRAY_LEN(args);
+    assert_refused(&b, ERR_EXHAUSTED, "3 MiB");
+    clear(&b);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_args),
+        cmocka_unit_test(test_environment),
+        cmocka_unit_test(test_working_directory),
+        cmocka_unit_test(test_capabilities),
+        cmocka_unit_test(test_signals),
+        cmocka_unit_test(test_stop_signal),
+        cmocka_unit_test(test_users),
+        cmocka_unit_test(test_refused_containers),
+        cmocka_unit_test(test_refused_pods),
+        cmocka_unit_test(test_resources),
+        cmocka_unit_test(test_shape),
+        cmocka_unit_test(test_too_large),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
