@@ -364,7 +364,7 @@ static char *text_or_empty(char *s)
 }
 
 static void put_iface(Aspis__Agent__V1__ConfigurePodRequest *req, const struct net_iface *n,
-                      struct arena *a)
+                      const char *guest_mac, struct arena *a)
 {
     Aspis__Agent__V1__Interface *i = arena_alloc(a, sizeof(*i));
     if (i == NULL)
@@ -372,7 +372,7 @@ static void put_iface(Aspis__Agent__V1__ConfigurePodRequest *req, const struct n
     aspis__agent__v1__interface__init(i);
     i->name = n->name;
     i->mac = n->mac;
-    i->guest_mac = n->mac;
+    i->guest_mac = __extension__(char *)(uintptr_t)(guest_mac != NULL ? guest_mac : n->mac);
     i->mtu = n->mtu;
     i->addresses = n->addresses;
     i->n_addresses = n->n_addresses;
@@ -409,7 +409,7 @@ static void put_iface(Aspis__Agent__V1__ConfigurePodRequest *req, const struct n
 }
 
 static int put_network(Aspis__Agent__V1__ConfigurePodRequest *req, const struct netinfo *net,
-                       struct arena *a, struct err *err)
+                       const char *guest_mac, struct arena *a, struct err *err)
 {
     size_t routes = 0;
     size_t neighbours = 0;
@@ -423,7 +423,7 @@ static int put_network(Aspis__Agent__V1__ConfigurePodRequest *req, const struct 
     if (req->interfaces == NULL || req->routes == NULL || req->neighbours == NULL)
         return err_sys(err, ENOMEM, "network of the pod");
     for (size_t i = 0; i < net->n_ifaces; i++)
-        put_iface(req, &net->ifaces[i], a);
+        put_iface(req, &net->ifaces[i], i == 0 ? guest_mac : NULL, a);
     return arena_exhausted(a) ? err_sys(err, ENOMEM, "network of the pod") : 0;
 }
 
@@ -472,7 +472,7 @@ int sandbox_configure_pod(struct sandbox *s, struct machine *m, struct cancel *c
     req.shm_bytes = SHM_BYTES;
     auto_free char *scratch = xstrdup(machine_scratch_serial(m));
     req.scratch_disk = text_or_empty(scratch);
-    if (put_network(&req, &s->net, a, err) < 0 || put_sysctls(&req, s->config->linux, a, err) < 0)
+    if (put_network(&req, &s->net, machine_guest_mac(m), a, err) < 0 || put_sysctls(&req, s->config->linux, a, err) < 0)
         return -1;
     req.wall_clock_ns = (uint64_t)wall_ns();
     if (link_call(machine_link(m), "ConfigurePod", &req.base, &aspis__agent__v1__empty__descriptor,
