@@ -80,8 +80,8 @@ static char *verbose_info(const struct daemon *d)
         accel_name(facts.accel), "acceleratorReason", facts.accel_reason ? facts.accel_reason : "",
         "transport", facts.transport == TRANSPORT_VSOCK ? "vsock" : "virtio-serial",
         "transportReason", facts.transport_reason ? facts.transport_reason : "", "qemu",
-        facts.qemu_version, "guestKernel", facts.kernel_release, "templates", facts.templates, "cni",
-        network != NULL ? network : json_null());
+        facts.qemu_version, "guestKernel", facts.kernel_release, "templates", facts.templates,
+        "cni", network != NULL ? network : json_null());
     return j != NULL ? json_dumps(j, JSON_INDENT(2)) : NULL;
 }
 

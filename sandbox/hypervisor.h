@@ -57,7 +57,7 @@ struct hv_spec {
     const char *mac;
     int scratch_fd;
     const char *scratch_serial;
-    uint32_t cid; /* 0: three virtio-serial ports on unix sockets in run_dir */
+    uint32_t cid;                  /* 0: three virtio-serial ports on unix sockets in run_dir */
     const struct hv_template *tpl; /* NULL: an ordinary boot */
 };
 

@@ -282,7 +282,9 @@ static int boot_steps(struct machine *m, const struct machine_spec *spec,
     m->record.accel = xstrdup(accel_name(how->accel));
     m->record.cloned = how->tpl != NULL && how->tpl->state_fd >= 0;
     if (spec->tap_fd >= 0)
-        m->guest_mac = xstrdup(how->guest_mac != NULL ? how->guest_mac : spec->mac);
+        m->guest_mac = xstrdup(how->guest_mac != NULL ? how->guest_mac
+                               : spec->mac != NULL    ? spec->mac
+                                                      : TEMPLATE_MAC);
     m->record.transport = xstrdup(f->transport == TRANSPORT_VSOCK ? "vsock" : "virtio-serial");
     if (f->transport == TRANSPORT_VSOCK &&
         (m->record.cid = machine_cid_find(f, m->record.uid, err)) == 0)

@@ -1,16 +1,19 @@
 /*
  * machine - the pod's machine: one QEMU VM with its agent, from start to nothing left.
  *
- * The only header of `sandbox` that `cri` needs besides link.h. A machine is made by machine_start() (new
- * pod) or machine_adopt() (daemon restarted, VM still running). It owns the QEMU process, the QMP connection, the link,
- * the cgroup, the jail and its directories; the tap fd is handed in. Nobody above knows what QMP is; which accelerator,
- * transport and device model a machine has is decided here.
+ * The only header of `sandbox` that `cri` needs besides link.h. A machine is made by
+ * machine_start() (new pod) or machine_adopt() (daemon restarted, VM still running). It owns the
+ * QEMU process, the QMP connection, the link, the cgroup, the jail and its directories; the tap fd
+ * is handed in. Nobody above knows what QMP is; which accelerator, transport and device model a
+ * machine has is decided here.
  *
- * Directories: `run_dir` (<run root>/sandboxes/<id>: sockets, console) and `state_dir` (scratch disk).
+ * Directories: `run_dir` (<run root>/sandboxes/<id>: sockets, console) and `state_dir` (scratch
+ * disk).
  *
- * Threads: all calls may be made from any thread but the loops' own; they block, honour `cancel`, and are
- * serialised per machine where they must be. Callbacks run on loop threads and must not block. Memory: a machine is freed by
- * machine_free() after machine_destroy() or to leave it running (daemon shutdown).
+ * Threads: all calls may be made from any thread but the loops' own; they block, honour `cancel`,
+ * and are serialised per machine where they must be. Callbacks run on loop threads and must not
+ * block. Memory: a machine is freed by machine_free() after machine_destroy() or to leave it
+ * running (daemon shutdown).
  */
 #ifndef ASPIS_SANDBOX_MACHINE_H
 #define ASPIS_SANDBOX_MACHINE_H
@@ -34,15 +37,16 @@ enum accel { ACCEL_AUTO, ACCEL_KVM, ACCEL_TCG };
 enum transport { TRANSPORT_AUTO, TRANSPORT_VIRTIO_SERIAL, TRANSPORT_VSOCK };
 
 struct machine_config {
-    const char *qemu;        /* "/usr/bin/qemu-system-x86_64" */
-    const char *kernel;      /* vmlinuz */
+    const char *qemu;   /* "/usr/bin/qemu-system-x86_64" */
+    const char *kernel; /* vmlinuz */
     const char *initrd;
     const char *jail_helper; /* aspis-jail */
     const char *run_root;    /* "/run/aspis" */
     const char *state_root;  /* "/var/lib/aspis" */
     enum accel accel;
     enum transport transport;
-    uint32_t uid_base, uid_count; /* each pod's QEMU runs as one of these uids and the gid of the same number */
+    uint32_t uid_base,
+        uid_count; /* each pod's QEMU runs as one of these uids and the gid of the same number */
     uint64_t base_memory_bytes;     /* guest memory of a pod without a limit */
     uint64_t overhead_memory_bytes; /* guest kernel and agent, added to the pod's limit */
     uint64_t max_memory_bytes;      /* 0: the host's memory */
@@ -50,31 +54,31 @@ struct machine_config {
     uint64_t scratch_bytes;         /* virtual size of the scratch disk */
     int64_t boot_timeout_ns;        /* QEMU start to agent's Hello */
     int64_t kvm_probe_timeout_ns;
-    bool templates; /* clone a booted VM where one fits, instead of booting */
-    const char *cgroup_root;        /* cgroup of pods without a parent: "/aspis" */
+    bool templates;          /* clone a booted VM where one fits, instead of booting */
+    const char *cgroup_root; /* cgroup of pods without a parent: "/aspis" */
 };
 
-struct machine_factory *machine_factory_new(const struct machine_config *config, struct loop *control,
-                                            struct loop *io, struct err *err);
+struct machine_factory *machine_factory_new(const struct machine_config *config,
+                                            struct loop *control, struct loop *io, struct err *err);
 void machine_factory_free(struct machine_factory *f);
 
-/* What this host can do; every reason is one English sentence. Used by --check and Status. Does not boot anything;
- * the accelerator is ACCEL_AUTO until decided. */
+/* What this host can do; every reason is one English sentence. Used by --check and Status. Does not
+ * boot anything; the accelerator is ACCEL_AUTO until decided. */
 struct machine_facts {
     enum accel accel;         /* decided so far */
     const char *accel_reason; /* "kvm: guest reached the agent in 812 ms", "tcg: kvm probe: ..." */
     enum transport transport;
     const char *transport_reason;
-    char *templates;          /* owned; "ready", "off", "none: ..." */
-    char *qemu_version;       /* owned; NULL when QEMU cannot be run */
-    char *kernel_release;     /* owned; of the guest kernel image, NULL when unreadable */
-    bool ready;               /* pods can be started */
-    char *not_ready_reason;   /* owned */
+    char *templates;        /* owned; "ready", "off", "none: ..." */
+    char *qemu_version;     /* owned; NULL when QEMU cannot be run */
+    char *kernel_release;   /* owned; of the guest kernel image, NULL when unreadable */
+    bool ready;             /* pods can be started */
+    char *not_ready_reason; /* owned */
 };
 int machine_facts(struct machine_factory *f, struct machine_facts *facts, struct err *err);
 void machine_facts_clear(struct machine_facts *facts);
-/* Decides ACCEL_AUTO by booting a VM to its agent under KVM within the deadline; remembered. machine_start()
- * does it on first use; the daemon calls it in the background at start. */
+/* Decides ACCEL_AUTO by booting a VM to its agent under KVM within the deadline; remembered.
+ * machine_start() does it on first use; the daemon calls it in the background at start. */
 int machine_decide_accel(struct machine_factory *f, struct cancel *cancel, struct err *err);
 
 /* Begins to keep a template ready in the background, if the configuration wants any: the first is
@@ -84,25 +88,26 @@ void machine_start_templates(struct machine_factory *f);
 
 struct machine_spec {
     const char *sandbox_id;
-    const char *cgroup_parent;     /* from CRI: "/kubepods/..", "x.slice", or "" */
-    uint64_t memory_limit_bytes;   /* of the pod, 0: none */
-    int64_t cpu_quota;             /* of the pod; <= 0: none */
+    const char *cgroup_parent;   /* from CRI: "/kubepods/..", "x.slice", or "" */
+    uint64_t memory_limit_bytes; /* of the pod, 0: none */
+    int64_t cpu_quota;           /* of the pod; <= 0: none */
     uint64_t cpu_period;
-    int tap_fd;                    /* borrowed (dup'ed); -1: no NIC */
-    const char *mac;               /* of the NIC */
-    struct timeline *timeline;     /* NULL, or gets the steps of the start */
+    int tap_fd;                /* borrowed (dup'ed); -1: no NIC */
+    const char *mac;           /* of the NIC; NULL: any, see machine_guest_mac() */
+    struct timeline *timeline; /* NULL, or gets the steps of the start */
 };
 
-/* What must be recorded so that a restarted daemon can find the machine again. All strings owned. */
+/* What must be recorded so that a restarted daemon can find the machine again. All strings owned.
+ */
 struct machine_record {
     pid_t pid;
     uint64_t pid_start_time; /* /proc/<pid>/stat field 22: guards against pid reuse */
     uint32_t uid;
-    uint32_t cid;            /* 0: virtio-serial */
-    char *accel;             /* "kvm", "tcg" */
+    uint32_t cid; /* 0: virtio-serial */
+    char *accel;  /* "kvm", "tcg" */
     char *transport;
-    char *cgroup;            /* path below each hierarchy */
-    uint64_t memory_bytes;   /* what the guest really has */
+    char *cgroup;          /* path below each hierarchy */
+    uint64_t memory_bytes; /* what the guest really has */
     uint32_t vcpus;
     bool cloned; /* started from a template */
 };
@@ -113,24 +118,26 @@ int machine_record_decode(const char *text, struct machine_record *r, struct err
 
 struct machine_callbacks {
     void (*on_event)(void *arg, const Aspis__Agent__V1__Event *event);
-    /* QEMU is gone or the guest is dead (panic, reset, protocol broken). Once. `reason` names what happened and the
-     * console's last words. On the control loop. */
+    /* QEMU is gone or the guest is dead (panic, reset, protocol broken). Once. `reason` names what
+     * happened and the console's last words. On the control loop. */
     void (*on_dead)(void *arg, const char *reason);
     void *arg;
 };
 
-/* Boots to the agent's Hello. On failure nothing is left behind and *err carries the console's tail. */
+/* Boots to the agent's Hello. On failure nothing is left behind and *err carries the console's
+ * tail. */
 struct machine *machine_start(struct machine_factory *f, const struct machine_spec *spec,
                               const struct machine_callbacks *cb, struct cancel *cancel,
                               struct err *err);
-/* Takes over a VM of an earlier daemon: pidfd, QMP query-status, agent Hello. NOT_FOUND when it is gone. */
+/* Takes over a VM of an earlier daemon: pidfd, QMP query-status, agent Hello. NOT_FOUND when it is
+ * gone. */
 struct machine *machine_adopt(struct machine_factory *f, const struct machine_spec *spec,
                               const struct machine_record *record,
                               const struct machine_callbacks *cb, struct cancel *cancel,
                               struct err *err);
 
 void machine_get_record(struct machine *m, struct machine_record *out); /* deep copy */
-struct link *machine_link(struct machine *m);                          /* borrowed */
+struct link *machine_link(struct machine *m);                           /* borrowed */
 bool machine_alive(struct machine *m);
 const char *machine_console_path(struct machine *m);
 const char *machine_run_dir(struct machine *m);
@@ -140,8 +147,9 @@ const char *machine_scratch_serial(struct machine *m);
  * NULL: no NIC. Not known of an adopted machine (NULL): its agent has done that. */
 const char *machine_guest_mac(struct machine *m);
 
-/* A read-only disk whose contents are the parts one after the other: an erofs image and its layers' data. Plugged in
- * under `serial` (at most 20 bytes, [a-z0-9-]); already plugged: success. The fds are borrowed. */
+/* A read-only disk whose contents are the parts one after the other: an erofs image and its layers'
+ * data. Plugged in under `serial` (at most 20 bytes, [a-z0-9-]); already plugged: success. The fds
+ * are borrowed. */
 struct disk_part {
     int fd;
     uint64_t size; /* multiple of 4096 */
@@ -152,18 +160,20 @@ int machine_attach_image(struct machine *m, const char *serial, const struct dis
 int machine_detach_image(struct machine *m, const char *serial, struct cancel *cancel,
                          struct err *err);
 
-/* Ends the VM: agent Shutdown with a short grace when the agent answers, then QMP quit, then SIGKILL;
- * frees cgroup, jail, uid, sockets, scratch disk; keeps nothing. Works on a dead machine. */
+/* Ends the VM: agent Shutdown with a short grace when the agent answers, then QMP quit, then
+ * SIGKILL; frees cgroup, jail, uid, sockets, scratch disk; keeps nothing. Works on a dead machine.
+ */
 int machine_destroy(struct machine *m, struct cancel *cancel, struct err *err);
-/* The same for a machine known only from its record (VM not adoptable), or, with record NULL, only from
- * the sandbox's id (the daemon died before it could record the machine). */
+/* The same for a machine known only from its record (VM not adoptable), or, with record NULL, only
+ * from the sandbox's id (the daemon died before it could record the machine). */
 int machine_destroy_record(struct machine_factory *f, const char *sandbox_id,
                            const struct machine_record *record, struct cancel *cancel,
                            struct err *err);
 /* Lets go of the handle without touching the VM. NULL is fine. */
 void machine_free(struct machine *m);
 
-/* Collects what no sandbox in `ids` owns: QEMU processes of ours, run and state directories, cgroups. */
+/* Collects what no sandbox in `ids` owns: QEMU processes of ours, run and state directories,
+ * cgroups. */
 int machine_collect(struct machine_factory *f, const char *const *ids, size_t n_ids,
                     struct err *err);
 

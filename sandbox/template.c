@@ -28,7 +28,8 @@
 #define PAUSE_NS INT64_C(300000000000)
 #define SEALS (F_SEAL_WRITE | F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL)
 
-struct template {
+struct template
+{
     atomic_uint refs;
     char *key;
     int ram, state;

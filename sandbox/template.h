@@ -9,8 +9,8 @@
  * The pool keeps at most one template, for pods of the base size. It is booted by a thread of the
  * pool's own, in the same jail as any pod, with a NIC on a tap that leads nowhere. Its key is all
  * that went into it (files with inode, size and time, QEMU's arguments, accelerator): a template is
- * used only while the key is still what a new one would get. A pod never waits here: template_take()
- * gives what there is, and asks for a new one in the background.
+ * used only while the key is still what a new one would get. A pod never waits here:
+ * template_take() gives what there is, and asks for a new one in the background.
  *
  * A template has seen no pod: nothing of one is in it. What every VM must have for itself (entropy,
  * machine id, host name, addresses, time) the agent sets in ConfigurePod, before anything runs.
