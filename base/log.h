@@ -37,15 +37,16 @@ int log_level_parse(const char *name, enum log_level *level);
 /* fields ends with a field whose key is NULL. */
 void log_write(enum log_level level, const char *msg, const struct log_field *fields);
 
-#define LOG_FIELDS_(...) ((const struct log_field[]){__VA_ARGS__ __VA_OPT__(, ){.key = 0}})
+/* The first element only stands before the comma, which goes away when there is no field. */
 #define log_at_(level, msg, ...)                                                                   \
     do {                                                                                           \
         if (log_enabled(level))                                                                    \
-            log_write((level), (msg), LOG_FIELDS_(__VA_ARGS__));                                   \
+            log_write((level), (msg),                                                              \
+                      (const struct log_field[]){{.key = ""}, ##__VA_ARGS__, {.key = 0}} + 1);     \
     } while (0)
-#define log_debug(msg, ...) log_at_(LOG_LEVEL_DEBUG, msg __VA_OPT__(, ) __VA_ARGS__)
-#define log_info(msg, ...) log_at_(LOG_LEVEL_INFO, msg __VA_OPT__(, ) __VA_ARGS__)
-#define log_warn(msg, ...) log_at_(LOG_LEVEL_WARN, msg __VA_OPT__(, ) __VA_ARGS__)
-#define log_error(msg, ...) log_at_(LOG_LEVEL_ERROR, msg __VA_OPT__(, ) __VA_ARGS__)
+#define log_debug(msg, ...) log_at_(LOG_LEVEL_DEBUG, msg, ##__VA_ARGS__)
+#define log_info(msg, ...) log_at_(LOG_LEVEL_INFO, msg, ##__VA_ARGS__)
+#define log_warn(msg, ...) log_at_(LOG_LEVEL_WARN, msg, ##__VA_ARGS__)
+#define log_error(msg, ...) log_at_(LOG_LEVEL_ERROR, msg, ##__VA_ARGS__)
 
 #endif

@@ -806,6 +806,7 @@ static int receive_all(struct gclient *c, bytes_fn on_bytes, void *arg, struct e
 {
     for (;;) {
         grpc_byte_buffer *in = NULL;
+        // cppcheck-suppress legacyUninitvar ; it takes the member for the variable
         grpc_op op = {.op = GRPC_OP_RECV_MESSAGE};
         op.data.recv_message.recv_message = &in;
         if (!client_batch(c, &op, 1) || in == NULL)

@@ -206,6 +206,7 @@ static struct cni_conf *from_tree(json_t *list, const char *file, struct err *er
         return NULL;
     }
     c->name = xstrdup(name);
+    // cppcheck-suppress nullPointerRedundantCheck ; xstrdup(NULL) is NULL
     c->file = xstrdup(file);
     if (choose_version(list, &c->version, err) < 0 ||
         get_bool(list, "disableCheck", &c->disable_check, err) < 0 ||

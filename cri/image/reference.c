@@ -55,7 +55,7 @@ bool reference_tag_valid(const char *tag)
         return false;
     while (is_alnum(tag[n]) || tag[n] == '_' || tag[n] == '.' || tag[n] == '-')
         n++;
-    return tag[n] == '\0' && n <= 128;
+    return n <= 128 && tag[n] == '\0';
 }
 
 /* A port after the ':' that s points at, to the end. */
@@ -64,7 +64,7 @@ static bool port_valid(const char *s)
     unsigned port = 0;
     size_t n = 0;
 
-    for (s++; is_digit(s[n]) && n < 6; n++)
+    for (s++; n < 6 && is_digit(s[n]); n++)
         port = port * 10 + (unsigned)(s[n] - '0');
     return n > 0 && s[n] == '\0' && port > 0 && port < 65536;
 }
@@ -112,7 +112,7 @@ static int bad(struct err *err, const char *text, const char *why)
     size_t n = 0;
 
     /* The text is the client's: only what is printable goes into the message. */
-    for (; text[n] != '\0' && n < sizeof(shown) - 1; n++)
+    for (; n < sizeof(shown) - 1 && text[n] != '\0'; n++)
         shown[n] = text[n] >= 0x20 && text[n] < 0x7f ? text[n] : '?';
     shown[n] = '\0';
     return err_set(err, ERR_INVALID, "invalid image reference \"%s\": %s", shown, why);

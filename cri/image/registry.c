@@ -545,7 +545,7 @@ static int blob_from(struct registry *r, struct http_client *http, size_t host, 
         bool retry;
         int ret;
 
-        b->resp = &resp;
+        b->resp = &resp; // cppcheck-suppress autoVariables ; only for the call below
         ret = request(r, http, host, &w, cancel, &resp, err);
         if (ret == 0 && resp.status / 100 == 2 && b->offset == b->size)
             return 0;

@@ -1,6 +1,7 @@
 /*
- * The frame parser, agent side and host side, fed the same bytes whole and in pieces: both ways must
- * give the same frames, and every payload must be readable. The first byte chooses side and cut.
+ * The frame parser, agent side and host side, fed the same bytes whole and in pieces: both ways
+ * must give the same frames, and every payload must be readable. The first byte chooses side and
+ * cut.
  */
 #include <stdint.h>
 #include <stdlib.h>

@@ -244,7 +244,7 @@ static void exit_status(void **state)
     struct jail_opts o;
     int status = -1;
     fill(&o, binds, argv);
-    auto_free char *out = run_probe(&o, &status);
+    free(run_probe(&o, &status));
     assert_true(WIFEXITED(status));
     assert_int_equal(WEXITSTATUS(status), 7); /* our own child's, not the helper's */
 }
