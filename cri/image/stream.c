@@ -30,7 +30,7 @@ struct stream {
     ZSTD_DStream *zstd;
 };
 
-void stream_close(struct stream *s)
+void stream_end(struct stream *s)
 {
     if (s == NULL)
         return;

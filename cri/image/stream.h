@@ -19,9 +19,9 @@ struct stream;
 
 /* max_bytes: of the uncompressed stream; more is EXHAUSTED. */
 struct stream *stream_open(int fd, uint64_t max_bytes, struct err *err);
-void stream_close(struct stream *s);
-DEFINE_AUTO(struct stream *, stream_close);
-#define auto_stream __attribute__((cleanup(stream_closep)))
+void stream_end(struct stream *s);
+DEFINE_AUTO(struct stream *, stream_end);
+#define auto_stream __attribute__((cleanup(stream_endp)))
 
 /* The next uncompressed bytes, valid until the next call; 0 at the end, -1 with *err. A compressed
  * stream that ends early is INVALID; what follows the last whole gzip member is ignored. */
