@@ -19,6 +19,7 @@
 #include "base/limits.h"
 #include "base/log.h"
 #include "base/str.h"
+#include "base/timeline.h"
 
 #define RUN_DIR "/run/aspis"
 #define SHM_DEFAULT MiB(64)
@@ -41,6 +42,7 @@ struct pod {
 
     /* The ConfigurePod that waits for devices. */
     const request *waiting;
+    struct timeline timeline; /* of it */
     pod_configured_fn done;
     void *done_arg;
     struct loop_source *deadline;
@@ -72,6 +74,7 @@ struct pod *pod_new(struct loop *loop, struct err *err)
     p->loop = loop;
     p->guest = true;
     p->id = xstrdup("");
+    timeline_begin(&p->timeline);
     p->deadline = loop_add_timer(loop, -1, deadline_passed, p, err);
     if (p->deadline == NULL) {
         free(p->id);
@@ -223,6 +226,7 @@ static int configure_identity(struct pod *p, const request *req, struct err *err
     if (p->guest) {
         if (req->wall_clock_ns != 0 && identity_set_clock(req->wall_clock_ns, err) < 0)
             return -1;
+        timeline_mark(&p->timeline, "clock");
         if (identity_seed(req->entropy.data, req->entropy.len, err) < 0 ||
             identity_set_hostname(req->hostname, err) < 0)
             return -1;
@@ -230,6 +234,7 @@ static int configure_identity(struct pod *p, const request *req, struct err *err
             identity_write_machine_id("/etc/machine-id", req->machine_id.data, err) < 0)
             return -1;
     }
+    timeline_mark(&p->timeline, "identity");
     return write_files(p, req, err) < 0 ? -1 : mount_shm(p, req->shm_bytes, err);
 }
 
@@ -261,14 +266,18 @@ static int mount_scratch(struct pod *p, const request *req, struct err *err)
 /* What needs devices. 1: done; 0: something is missing, which *err names. */
 static int configure_devices(struct pod *p, const request *req, struct err *err)
 {
+    timeline_mark(&p->timeline, "files and shm");
     int r = mount_scratch(p, req, err);
     if (r <= 0 || !p->guest)
         return r;
+    timeline_mark(&p->timeline, "scratch mounted");
     r = net_ready(req, err);
     if (r <= 0)
         return r;
+    timeline_mark(&p->timeline, "NICs found");
     if (net_apply(req, err) < 0)
         return err_wrap(err, "network");
+    timeline_mark(&p->timeline, "network");
     for (size_t i = 0; i < req->n_sysctls; i++) {
         if (identity_set_sysctl(req->sysctls[i]->key, req->sysctls[i]->value, err) < 0)
             return -1;
@@ -287,7 +296,10 @@ static void try_devices(struct pod *p, bool last)
     if (r > 0 && *p->id == '\0') {
         free(p->id);
         p->id = xstrdup(req->sandbox_id);
-        log_info("configured", LOG_STR("sandbox", p->id), LOG_STR("hostname", req->hostname));
+        timeline_mark(&p->timeline, "done");
+        auto_free char *steps = timeline_text(&p->timeline);
+        log_info("configured", LOG_STR("sandbox", p->id), LOG_STR("hostname", req->hostname),
+                 LOG_STR("ms", steps));
     }
     if (r == 0) {
         auto_err struct err late = ERR_INIT;
@@ -313,6 +325,8 @@ void pod_configure(struct pod *p, const request *req, pod_configured_fn done, vo
         end_waiting(p, &err);
         err_clear(&err);
     }
+    timeline_end(&p->timeline);
+    timeline_begin(&p->timeline);
     if (check(p, req, &err) < 0 || configure_identity(p, req, &err) < 0 ||
         loop_set_timer(p->deadline, WAIT_NS) < 0) {
         if (err.code == ERR_OK)

@@ -1,6 +1,9 @@
 #include "agent/service.h"
 
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
 #include <sys/sysinfo.h>
 #include <sys/utsname.h>
 #include <time.h>
@@ -19,6 +22,7 @@ struct service {
     struct loop_source *shutdown_timer;
     void (*shutdown)(void *arg);
     void *arg;
+    char instance[33];
     struct rpc_method methods[6];
 };
 
@@ -49,8 +53,9 @@ static void hello(struct rpc_call *call, const ProtobufCMessage *request, void *
         return;
     }
     char version[] = ASPIS_VERSION;
+    char instance[sizeof(s->instance)];
+    memcpy(instance, s->instance, sizeof(instance));
     auto_free char *id = xstrdup(pod_id(s->pod));
-    auto_free char *boot_id = fs_boot_id(NULL);
     struct utsname uts = {0};
     (void)uname(&uts);
     struct sysinfo info = {0};
@@ -67,8 +72,7 @@ static void hello(struct rpc_call *call, const ProtobufCMessage *request, void *
     r.uptime_ns = boottime_ns();
     r.memory_bytes = (uint64_t)info.totalram * info.mem_unit;
     r.vcpus = cpus > 0 ? (uint32_t)cpus : 1;
-    if (boot_id != NULL)
-        r.boot_id = boot_id;
+    r.boot_id = instance;
     rpc_reply(call, &r.base);
 }
 
@@ -124,11 +128,21 @@ static void shut_down(struct rpc_call *call, const ProtobufCMessage *request, vo
         s->shutdown(s->arg);
 }
 
+/* Needs no quality, and the kernel's pool may not be seeded yet. */
+static void make_instance(char out[33])
+{
+    uint8_t bytes[16] = {0};
+    (void)!getrandom(bytes, sizeof(bytes), GRND_INSECURE);
+    for (size_t i = 0; i < sizeof(bytes); i++)
+        (void)snprintf(out + 2 * i, 3, "%02x", bytes[i]);
+}
+
 struct service *service_new(struct loop *loop, struct pod *pod, void (*shutdown)(void *arg),
                             void *arg, struct err *err)
 {
     struct service *s = xcalloc(1, sizeof(*s));
     s->pod = pod;
+    make_instance(s->instance);
     s->shutdown = shutdown;
     s->arg = arg;
     s->shutdown_timer = loop_add_timer(loop, -1, shutdown_due, s, err);

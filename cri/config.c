@@ -17,6 +17,7 @@ enum kind {
     MEBI,    /* -> uint64_t bytes */
     NUMBER,  /* -> uint32_t */
     CHOICE,  /* one of `names` -> int */
+    FLAG,    /* true or false -> bool */
     PATHS,   /* of absolute paths -> struct strv */
     TEXTS,   /* of strings -> struct strv */
 };
@@ -69,6 +70,7 @@ static const struct key keys[] = {
      .min = 1, .max = 3600},
     {"machine", "kvm_probe_timeout_seconds", SECONDS, AT(machine.kvm_probe_timeout_ns),
      .number = 10, .min = 1, .max = 3600},
+    {"machine", "templates", FLAG, AT(machine.templates), .number = 1},
     {"machine", "cgroup_root", PATH, AT(machine.cgroup_root), .text = "/aspis"},
 
     {"images", "root", PATH, AT(images.root), .text = "/var/lib/aspis/images"},
@@ -166,6 +168,9 @@ static void set_defaults(struct config *c)
             set_paths(member(c, k), k->text);
             break;
         case TEXTS:
+            break;
+        case FLAG:
+            *(bool *)member(c, k) = k->number != 0;
             break;
         case NUMBER:
         case MEBI:
@@ -273,6 +278,11 @@ static int set_value(struct config *c, const struct key *k, const struct toml_va
         for (size_t i = 0; i < ARRAY_LEN(k->names) && k->names[i] != NULL; i++)
             (void)err_append(err, " %s", k->names[i]);
         return -1;
+    case FLAG:
+        if (want(k, v, TOML_BOOL, err) < 0)
+            return -1;
+        *(bool *)member(c, k) = v->num != 0;
+        return 0;
     case NUMBER:
     case MEBI:
     case SECONDS:
@@ -390,6 +400,9 @@ char *config_text(const struct config *c)
         case TEXTS:
             for (size_t d = 0; d < list->n; d++)
                 (void)buf_printf(&b, "%s%s", d > 0 ? k->kind == PATHS ? ":" : " " : "", list->v[d]);
+            break;
+        case FLAG:
+            (void)buf_puts(&b, *(const bool *)at ? "true" : "false");
             break;
         case NUMBER:
             (void)buf_printf(&b, "%u", *(const uint32_t *)at);

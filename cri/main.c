@@ -200,6 +200,7 @@ static int start(struct parts *p, struct err *err)
     p->lock = socket_lock(p->config->socket, err);
     if (p->lock < 0 || open_stores(p, err) < 0)
         return -1;
+    machine_start_templates(p->daemon.factory);
     p->accel_runs = pthread_create(&p->accel_thread, NULL, accel_thread, p) == 0;
     struct gserver_opts opts = {.socket_path = p->config->socket, .daemon = &p->daemon};
     opts.methods = dispatch_methods(&opts.n_methods);

@@ -130,6 +130,7 @@ void sandbox_unref(struct sandbox *s)
     free_message(s->config);
     sandbox_record_clear(&s->rec);
     free(s->name_key);
+    free(s->timeline);
     oplock_destroy(&s->op);
     cleanup_closep(&s->settled_fd);
     (void)pthread_mutex_destroy(&s->save);

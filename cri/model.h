@@ -83,6 +83,7 @@ struct sandbox {
     struct machine *machine; /* see sandbox_use_machine() */
     unsigned machine_users;
     bool stopping;
+    char *timeline;    /* of RunPodSandbox, in this daemon's memory only; NULL: not known */
     uint64_t last_seq; /* of the agent's events */
     int settled_fd;    /* eventfd: readable once RunPodSandbox has ended, either way */
     TAILQ_HEAD(, container) containers;

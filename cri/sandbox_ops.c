@@ -133,8 +133,8 @@ static void set_text(struct sandbox *s, char **field, char *owned)
     (void)pthread_mutex_unlock(&s->rt->lock);
 }
 
-/* netns, ADD, tap. *tap is the caller's. */
-static int network_up(struct sandbox *s, int *tap, struct cancel *cancel, struct err *err)
+/* The namespace with a tap in it, which is the caller's. */
+static int namespace_up(struct sandbox *s, int *tap, struct err *err)
 {
     char name[4 + 32 + 1] = "cni-";
     fs_random_hex(name + 4, 32);
@@ -151,6 +151,15 @@ static int network_up(struct sandbox *s, int *tap, struct cancel *cancel, struct
     if (netns_create(name, &path, err) < 0)
         return err_wrap(err, "create network namespace");
     set_text(s, &s->rec.netns, take(path));
+    if (FAILPOINT("sandbox.tap", err) < 0)
+        return -1;
+    *tap = netns_make_tap(s->rec.netns, TAP_NAME, err);
+    return *tap < 0 ? err_wrap(err, "make the VM's tap") : 0;
+}
+
+/* ADD, and the tap joined to what that made. */
+static int network_up(struct sandbox *s, struct timeline *t, struct cancel *cancel, struct err *err)
+{
     (void)pthread_mutex_lock(&s->rt->lock);
     s->rec.net_up = true;
     (void)pthread_mutex_unlock(&s->rt->lock);
@@ -161,12 +170,10 @@ static int network_up(struct sandbox *s, int *tap, struct cancel *cancel, struct
     auto_netinfo struct netinfo net = {0};
     if (cni_add(s->rt->deps.cni, &x.a, &net, cancel, err) < 0)
         return err_wrap(err, "set up pod network");
+    timeline_mark(t, "cni add");
     if (net.n_ips == 0)
         return err_set(err, ERR_INTERNAL, "set up pod network: CNI gave the pod no address");
-    if (FAILPOINT("sandbox.tap", err) < 0)
-        return -1;
-    *tap = netns_attach_tap(s->rec.netns, POD_IFNAME, TAP_NAME, &net, err);
-    if (*tap < 0)
+    if (netns_join_tap(s->rec.netns, POD_IFNAME, TAP_NAME, &net, err) < 0)
         return err_wrap(err, "connect the VM to %s", POD_IFNAME);
     char *text = netinfo_encode(&net);
     (void)pthread_mutex_lock(&s->rt->lock);
@@ -176,6 +183,7 @@ static int network_up(struct sandbox *s, int *tap, struct cancel *cancel, struct
     s->net = net;
     net = (struct netinfo){0};
     (void)pthread_mutex_unlock(&s->rt->lock);
+    timeline_mark(t, "tap joined");
     return sandbox_save(s, err);
 }
 
@@ -220,8 +228,6 @@ struct machine_spec sandbox_machine_spec(const struct sandbox *s)
                 spec.cpu_period = (uint64_t)l->resources->cpu_period;
         }
     }
-    if (s->net.n_ifaces > 0)
-        spec.mac = s->net.ifaces[0].mac;
     return spec;
 }
 
@@ -270,10 +276,12 @@ const struct machine_callbacks sandbox_machine_callbacks = {
     .on_dead = on_machine_dead,
 };
 
-static int machine_up(struct sandbox *s, int tap, struct cancel *cancel, struct err *err)
+static int machine_up(struct sandbox *s, int tap, struct timeline *t, struct cancel *cancel,
+                      struct err *err)
 {
     struct machine_spec spec = sandbox_machine_spec(s);
     spec.tap_fd = tap;
+    spec.timeline = t;
     struct machine_callbacks cb = sandbox_machine_callbacks;
     cb.arg = s;
     if (FAILPOINT("sandbox.machine", err) < 0)
@@ -290,9 +298,56 @@ static int machine_up(struct sandbox *s, int tap, struct cancel *cancel, struct 
     free(s->rec.machine);
     s->rec.machine = text;
     (void)pthread_mutex_unlock(&s->rt->lock);
-    if (sandbox_save(s, err) < 0 || FAILPOINT("sandbox.configure", err) < 0)
+    return sandbox_save(s, err);
+}
+
+/* The VM starts on a thread of its own while the plugins run. */
+struct machine_job {
+    struct sandbox *s;
+    int tap;
+    struct timeline *timeline;
+    struct cancel *both; /* fired by whichever side fails first */
+    struct err err;
+    int64_t failed_at;
+    int ret;
+};
+
+static void *machine_thread(void *arg)
+{
+    struct machine_job *j = arg;
+    j->ret = machine_up(j->s, j->tap, j->timeline, j->both, &j->err);
+    if (j->ret < 0) {
+        j->failed_at = mono_ns();
+        cancel_fire(j->both);
+    }
+    return NULL;
+}
+
+/* VM and network at the same time. What one of them has made when the other fails is the caller's
+ * to undo. */
+static int network_and_machine_up(struct sandbox *s, int tap, struct timeline *t,
+                                  struct cancel *cancel, struct err *err)
+{
+    auto_cancel struct cancel *both = cancel_child(cancel, 0, err);
+    if (both == NULL)
         return -1;
-    return sandbox_configure_pod(s, m, cancel, err);
+    struct machine_job j = {.s = s, .tap = tap, .timeline = t, .both = both};
+    pthread_t thread;
+    int rc = pthread_create(&thread, NULL, machine_thread, &j);
+    if (rc != 0)
+        return err_sys(err, rc, "start a thread");
+    auto_err struct err net_err = ERR_INIT;
+    int ret = network_up(s, t, both, &net_err);
+    int64_t failed_at = mono_ns();
+    if (ret < 0)
+        cancel_fire(both);
+    (void)pthread_join(thread, NULL);
+    if (j.ret < 0 && (ret == 0 || j.failed_at < failed_at))
+        (void)err_move(err, &j.err); /* the first failure is the reason, a later one its echo */
+    else if (ret < 0)
+        (void)err_move(err, &net_err);
+    err_clear(&j.err);
+    return ret < 0 || j.ret < 0 ? -1 : 0;
 }
 
 static int machine_down(struct sandbox *s, struct cancel *cancel, struct err *err)
@@ -364,7 +419,7 @@ static char *text_or_empty(char *s)
 }
 
 static void put_iface(Aspis__Agent__V1__ConfigurePodRequest *req, const struct net_iface *n,
-                      struct arena *a)
+                      const char *guest_mac, struct arena *a)
 {
     Aspis__Agent__V1__Interface *i = arena_alloc(a, sizeof(*i));
     if (i == NULL)
@@ -372,7 +427,7 @@ static void put_iface(Aspis__Agent__V1__ConfigurePodRequest *req, const struct n
     aspis__agent__v1__interface__init(i);
     i->name = n->name;
     i->mac = n->mac;
-    i->guest_mac = n->mac;
+    i->guest_mac = __extension__(char *)(uintptr_t)(guest_mac != NULL ? guest_mac : n->mac);
     i->mtu = n->mtu;
     i->addresses = n->addresses;
     i->n_addresses = n->n_addresses;
@@ -409,7 +464,7 @@ static void put_iface(Aspis__Agent__V1__ConfigurePodRequest *req, const struct n
 }
 
 static int put_network(Aspis__Agent__V1__ConfigurePodRequest *req, const struct netinfo *net,
-                       struct arena *a, struct err *err)
+                       const char *guest_mac, struct arena *a, struct err *err)
 {
     size_t routes = 0;
     size_t neighbours = 0;
@@ -423,7 +478,7 @@ static int put_network(Aspis__Agent__V1__ConfigurePodRequest *req, const struct 
     if (req->interfaces == NULL || req->routes == NULL || req->neighbours == NULL)
         return err_sys(err, ENOMEM, "network of the pod");
     for (size_t i = 0; i < net->n_ifaces; i++)
-        put_iface(req, &net->ifaces[i], a);
+        put_iface(req, &net->ifaces[i], i == 0 ? guest_mac : NULL, a);
     return arena_exhausted(a) ? err_sys(err, ENOMEM, "network of the pod") : 0;
 }
 
@@ -472,7 +527,8 @@ int sandbox_configure_pod(struct sandbox *s, struct machine *m, struct cancel *c
     req.shm_bytes = SHM_BYTES;
     auto_free char *scratch = xstrdup(machine_scratch_serial(m));
     req.scratch_disk = text_or_empty(scratch);
-    if (put_network(&req, &s->net, a, err) < 0 || put_sysctls(&req, s->config->linux, a, err) < 0)
+    if (put_network(&req, &s->net, machine_guest_mac(m), a, err) < 0 ||
+        put_sysctls(&req, s->config->linux, a, err) < 0)
         return -1;
     req.wall_clock_ns = (uint64_t)wall_ns();
     if (link_call(machine_link(m), "ConfigurePod", &req.base, &aspis__agent__v1__empty__descriptor,
@@ -507,13 +563,21 @@ static void undo_run(struct sandbox *s, const struct err *cause)
     (void)sandbox_set_phase(s, SANDBOX_NOTREADY, err_msg(cause), NULL);
 }
 
-static int build(struct sandbox *s, struct cancel *cancel, struct err *err)
+static int build(struct sandbox *s, struct timeline *t, struct cancel *cancel, struct err *err)
 {
     auto_close int tap = -1;
     if (sandbox_save(s, err) < 0 || FAILPOINT("sandbox.record", err) < 0)
         return -1;
-    if (network_up(s, &tap, cancel, err) < 0 || machine_up(s, tap, cancel, err) < 0)
+    timeline_mark(t, "record");
+    if (namespace_up(s, &tap, err) < 0)
         return -1;
+    timeline_mark(t, "namespace and tap");
+    if (network_and_machine_up(s, tap, t, cancel, err) < 0)
+        return -1;
+    if (FAILPOINT("sandbox.configure", err) < 0 ||
+        sandbox_configure_pod(s, s->machine, cancel, err) < 0)
+        return -1;
+    timeline_mark(t, "pod configured");
     if (FAILPOINT("sandbox.ready", err) < 0)
         return -1;
     if (sandbox_set_phase(s, SANDBOX_READY, "", err) < 0)
@@ -564,13 +628,19 @@ struct sandbox *sandbox_run(struct runtime *rt, const Runtime__V1__PodSandboxCon
             continue;
         }
         int64_t begin = mono_ns();
-        int rc = build(s, cancel, err);
+        struct timeline timeline;
+        timeline_begin(&timeline);
+        int rc = build(s, &timeline, cancel, err);
+        timeline_mark(&timeline, "ready");
+        set_text(s, &s->timeline, timeline_text(&timeline));
+        timeline_end(&timeline);
         if (rc < 0) {
             (void)err_wrap(err, "%s", sandbox_title(s, title));
             undo_run(s, err);
         } else {
             log_info("sandbox runs", LOG_STR("sandbox", s->rec.id), LOG_STR("pod", s->name_key),
                      LOG_INT("ms", (mono_ns() - begin) / 1000000));
+            log_debug("timeline", LOG_STR("sandbox", s->rec.id), LOG_STR("ms", s->timeline));
         }
         (void)eventfd_write(s->settled_fd, 1);
         return rc < 0 ? NULL : take(s);

@@ -196,9 +196,9 @@ static char *verbose_info(const struct sandbox *s, const char *console)
 {
     json_auto_t *machine = json_loads(s->rec.machine, 0, NULL);
     json_auto_t *j =
-        json_pack("{s:s, s:s, s:s, s:s, s:s, s:O}", "backend", "vm", "console", console, "netns",
-                  s->rec.netns, "reason", s->rec.reason, "runtimeHandler", s->rec.handler,
-                  "machine", machine != NULL ? machine : json_null());
+        json_pack("{s:s, s:s, s:s, s:s, s:s, s:s*, s:O}", "backend", "vm", "console", console,
+                  "netns", s->rec.netns, "reason", s->rec.reason, "runtimeHandler", s->rec.handler,
+                  "timeline", s->timeline, "machine", machine != NULL ? machine : json_null());
     return j != NULL ? json_dumps(j, JSON_INDENT(2)) : NULL;
 }
 

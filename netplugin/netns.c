@@ -29,6 +29,8 @@
 /* Mounts stacked on one path that netns_remove() takes off. */
 #define MAX_STACKED 16
 
+#define TAP_MTU 1500 /* until it is known whose tap it is */
+
 /* As iproute2 does: a shared mount on itself, so that pods that have the directory from the host
  * see namespaces go as well as come, and a later `ip netns add` does not bury our mounts below its
  * own. Where mounting is not allowed, plain bind mounts still work. */
@@ -104,7 +106,15 @@ struct attach {
     int fd;
 };
 
-static int attach(void *arg, struct err *err)
+static int make_tap(void *arg, struct err *err)
+{
+    struct attach *a = arg;
+
+    a->fd = tap_create(a->tap_name, TAP_MTU, err);
+    return a->fd < 0 ? -1 : 0;
+}
+
+static int join_tap(void *arg, struct err *err)
 {
     struct attach *a = arg;
     int link = inspect_link(a->ifname, &a->iface, err);
@@ -112,32 +122,52 @@ static int attach(void *arg, struct err *err)
 
     if (link < 0)
         return err_wrap(err, "%s", a->ifname);
-    a->fd = tap_create(a->tap_name, a->iface.mtu, err);
-    if (a->fd < 0)
-        return -1;
     tap = if_nametoindex(a->tap_name);
     if (tap == 0)
         return err_sys(err, errno, "index of %s", a->tap_name);
+    if (tap_set_mtu(a->tap_name, a->iface.mtu, err) < 0)
+        return -1;
     return FAILPOINT("netplugin.redirect", err) < 0 ? -1 : redirect_join(link, (int)tap, err);
+}
+
+int netns_make_tap(const char *path, const char *tap_name, struct err *err)
+{
+    struct attach a = {.tap_name = tap_name, .fd = -1};
+    auto_close int fd = -1;
+    int ret;
+
+    if (!netaddr_ifname_ok(tap_name))
+        return err_set(err, ERR_INVALID, "netns %s: bad interface name", path);
+    ret = FAILPOINT("netplugin.tap", err);
+    if (ret == 0)
+        ret = nsthread_run(path, make_tap, &a, err);
+    fd = a.fd;
+    if (ret < 0)
+        return err_wrap(err, "netns %s: make %s", path, tap_name);
+    return take_fd(&fd);
+}
+
+int netns_join_tap(const char *path, const char *ifname, const char *tap_name, struct netinfo *out,
+                   struct err *err)
+{
+    struct attach a = {.ifname = ifname, .tap_name = tap_name, .fd = -1};
+
+    if (!netaddr_ifname_ok(ifname) || !netaddr_ifname_ok(tap_name) || strcmp(ifname, tap_name) == 0)
+        return err_set(err, ERR_INVALID, "netns %s: bad interface names", path);
+    if (nsthread_run(path, join_tap, &a, err) < 0) {
+        net_iface_clear(&a.iface);
+        return err_wrap(err, "netns %s: attach %s", path, tap_name);
+    }
+    netinfo_set_iface(out, &a.iface);
+    return 0;
 }
 
 int netns_attach_tap(const char *path, const char *ifname, const char *tap_name,
                      struct netinfo *out, struct err *err)
 {
-    struct attach a = {.ifname = ifname, .tap_name = tap_name, .fd = -1};
-    auto_close int fd = -1;
-    int ret;
+    auto_close int fd = netns_make_tap(path, tap_name, err);
 
-    if (!netaddr_ifname_ok(ifname) || !netaddr_ifname_ok(tap_name) || strcmp(ifname, tap_name) == 0)
-        return err_set(err, ERR_INVALID, "netns %s: bad interface names", path);
-    ret = FAILPOINT("netplugin.tap", err);
-    if (ret == 0)
-        ret = nsthread_run(path, attach, &a, err);
-    fd = a.fd;
-    if (ret < 0) {
-        net_iface_clear(&a.iface);
-        return err_wrap(err, "netns %s: attach %s", path, tap_name);
-    }
-    netinfo_set_iface(out, &a.iface);
+    if (fd < 0 || netns_join_tap(path, ifname, tap_name, out, err) < 0)
+        return -1;
     return take_fd(&fd);
 }

@@ -26,4 +26,11 @@ int netns_remove(const char *path, struct err *err);
 int netns_attach_tap(const char *path, const char *ifname, const char *tap_name,
                      struct netinfo *out, struct err *err);
 
+/* The same in two steps, so that a VM can start while the plugins still run: makes the tap, which
+ * leads nowhere yet, in a namespace that need not have `ifname` ... */
+int netns_make_tap(const char *path, const char *tap_name, struct err *err);
+/* ... and joins it to `ifname`, with the MTU of that. */
+int netns_join_tap(const char *path, const char *ifname, const char *tap_name, struct netinfo *out,
+                   struct err *err);
+
 #endif

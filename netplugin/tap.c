@@ -38,7 +38,7 @@ int tap_link_up(const char *name, struct err *err)
     return 0;
 }
 
-static int set_mtu(const char *name, uint32_t mtu, struct err *err)
+int tap_set_mtu(const char *name, uint32_t mtu, struct err *err)
 {
     auto_close int s = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
     struct ifreq r;
@@ -88,7 +88,7 @@ int tap_create(const char *name, uint32_t mtu, struct err *err)
     r.ifr_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR;
     if (ioctl(fd, TUNSETIFF, &r) < 0)
         return err_sys(err, errno, "make tap %s", name);
-    if (set_mtu(name, mtu, err) < 0)
+    if (tap_set_mtu(name, mtu, err) < 0)
         return -1;
     /* The tap is a wire, not a host: no link-local address, no router solicitations into the guest.
      * Where the kernel has no IPv6 or /proc/sys is read-only there is only some noise. */

@@ -16,6 +16,8 @@
  * Returns the descriptor (close-on-exec, non-blocking). */
 int tap_create(const char *name, uint32_t mtu, struct err *err);
 
+int tap_set_mtu(const char *name, uint32_t mtu, struct err *err);
+
 /* Brings a link up. */
 int tap_link_up(const char *name, struct err *err);
 

@@ -133,8 +133,8 @@ static int probe(struct machine_factory *f, struct cancel *cancel, struct err *e
     struct machine_callbacks cb = {.on_event = ignore_event, .on_dead = ignore_dead};
     if (FAILPOINT("machine.accel", err) < 0 || kvm_opens(err) < 0)
         return -1;
-    struct machine *m =
-        machine_boot(f, &spec, ACCEL_KVM, f->config.kvm_probe_timeout_ns, &cb, cancel, err);
+    struct machine_how how = {.accel = ACCEL_KVM, .timeout_ns = f->config.kvm_probe_timeout_ns};
+    struct machine *m = machine_boot(f, &spec, &how, &cb, cancel, err);
     if (m == NULL)
         return -1;
     (void)machine_destroy(m, NULL, NULL);

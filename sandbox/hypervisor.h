@@ -34,6 +34,13 @@ struct hv; /* a VM */
 #define HV_CONSOLE_FILE "console.log"
 #define HV_OUTPUT_FILE "hypervisor.log" /* what the program itself prints */
 
+/* A template: a VM's RAM and device state, kept in memory files (template.h). */
+struct hv_template {
+    int ram_fd;   /* as large as the guest's memory */
+    int state_fd; /* -1: boot with the RAM shared in ram_fd, so that save() can follow; else start
+                     from the state, with the RAM copied on write */
+};
+
 /* All borrowed for the call. */
 struct hv_spec {
     const char *name;    /* for people: shows in ps */
@@ -50,7 +57,8 @@ struct hv_spec {
     const char *mac;
     int scratch_fd;
     const char *scratch_serial;
-    uint32_t cid; /* 0: three virtio-serial ports on unix sockets in run_dir */
+    uint32_t cid;                  /* 0: three virtio-serial ports on unix sockets in run_dir */
+    const struct hv_template *tpl; /* NULL: an ordinary boot */
 };
 
 struct hv_callbacks {
@@ -69,7 +77,10 @@ struct hv_ops {
     const char *name;
     /* "7.2.22 (Debian ...)": runs the binary. Owned by the caller. */
     char *(*version)(const char *binary, struct cancel *cancel, struct err *err);
-    /* Returns when the VM's vCPUs run. */
+    /* Everything that a template's state depends on but the contents of files: two specs that give
+     * the same text may start from the same template. The caller's; NULL with *err. */
+    char *(*shape)(const struct hv_spec *spec, struct err *err);
+    /* Returns when the VM's vCPUs run; of a clone: when QEMU has begun to load its state. */
     struct hv *(*launch)(const struct hv_spec *spec, struct loop *control,
                          const struct hv_callbacks *cb, struct cancel *cancel, struct err *err);
     /* A VM that an earlier daemon launched. NOT_FOUND: its process is gone (or the pid is
@@ -82,6 +93,9 @@ struct hv_ops {
                     size_t n_parts, struct cancel *cancel, struct err *err);
     /* Not there: success. */
     int (*remove_disk)(struct hv *hv, const char *serial, struct cancel *cancel, struct err *err);
+    /* Writes the device state of a VM launched to become a template; it does not run after that and
+     * can only be quit. Not for others. */
+    int (*save)(struct hv *hv, int state_fd, struct cancel *cancel, struct err *err);
     /* 0 while the vCPUs run, else an error that says what they do instead. */
     int (*query)(struct hv *hv, struct cancel *cancel, struct err *err);
     /* Asks, then kills; returns when the process is gone and reaped. No on_dead follows.

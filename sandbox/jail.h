@@ -18,6 +18,7 @@
  *     --dev PATH          a copy of this device node, owned by the uid; null, zero, full and
  * urandom always exist
  *     --proc              mount /proc of the new pid namespace
+ *     --proc-self         the same with the processes' directories only
  *     --tmp BYTES         a writable /tmp of this size, owned by the uid
  *     --cap NAME          keep this capability: chown, dac_override, fowner or fsetid; repeatable
  *     --share-net         stay in the caller's network namespace (default: an empty one)
@@ -70,6 +71,7 @@ struct jail_opts {
     int oom_score_adj;
     const char *const *caps; /* capabilities the program keeps, "chown"; NULL-terminated, or NULL */
     bool proc;
+    bool proc_self; /* a /proc of processes only, without what it says of the host */
     bool share_net;
     uint64_t tmp_bytes;         /* 0: no /tmp */
     const char *const *argv;    /* argv[0] is the program's path inside the jail */

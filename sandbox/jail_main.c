@@ -72,6 +72,7 @@ enum {
     OPT_TRY_BIND,
     OPT_DEV,
     OPT_PROC,
+    OPT_PROC_SELF,
     OPT_TMP,
     OPT_SHARE_NET,
     OPT_RLIMIT,
@@ -91,6 +92,7 @@ static const struct option long_options[] = {
     {"try-bind", required_argument, NULL, OPT_TRY_BIND},
     {"dev", required_argument, NULL, OPT_DEV},
     {"proc", no_argument, NULL, OPT_PROC},
+    {"proc-self", no_argument, NULL, OPT_PROC_SELF},
     {"tmp", required_argument, NULL, OPT_TMP},
     {"share-net", no_argument, NULL, OPT_SHARE_NET},
     {"rlimit", required_argument, NULL, OPT_RLIMIT},
@@ -193,6 +195,9 @@ static int take_option(struct options *o, int opt, const char *arg, struct err *
         return add_bind(o, arg, false, true, err);
     case OPT_DEV:
         return add_text(o->root.devices, &o->root.n_devices, MAX_ITEMS, arg, err);
+    case OPT_PROC_SELF:
+        o->root.proc = o->root.proc_self = true;
+        return 0;
     case OPT_PROC:
         o->root.proc = true;
         return 0;

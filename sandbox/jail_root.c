@@ -183,8 +183,8 @@ int root_enter(struct root_plan *plan, struct err *err)
 
 int root_finish(const struct root_plan *plan, struct err *err)
 {
-    if (plan->proc &&
-        mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, "hidepid=invisible") < 0)
+    const char *options = plan->proc_self ? "hidepid=invisible,subset=pid" : "hidepid=invisible";
+    if (plan->proc && mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, options) < 0)
         return err_sys(err, errno, "mount /proc");
     if (mount(NULL, "/", NULL, MS_REMOUNT | MS_RDONLY | MS_NOSUID | MS_NODEV, "size=1m,mode=755") <
         0)

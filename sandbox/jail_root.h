@@ -27,6 +27,7 @@ struct root_plan {
     size_t n_devices;
     uint64_t tmp_bytes;
     bool proc;
+    bool proc_self; /* of proc: processes only */
     uid_t uid;
 };
 

@@ -28,13 +28,17 @@
 #include "sandbox/machine_internal.h"
 #include "sandbox/scratch.h"
 #include "sandbox/share.h"
+#include "sandbox/template.h"
 
 #define SHUTDOWN_CALL_NS INT64_C(500000000)
 #define SHUTDOWN_WAIT_NS INT64_C(1000000000)
+/* A clone answers in a twentieth of a second, or never; a busy host gets some patience. */
+#define CLONE_TIMEOUT_NS INT64_C(15000000000)
 
 struct machine {
     struct machine_factory *f;
     char *id, *run_dir, *state_dir, *console_path;
+    char *guest_mac; /* fixed once started; NULL: no NIC, or adopted */
     struct machine_callbacks cb;
     struct machine_record record; /* fixed once started */
     struct hv *hv;                /* fixed once started; NULL before */
@@ -151,6 +155,7 @@ void machine_free(struct machine *m)
     free(m->run_dir);
     free(m->state_dir);
     free(m->console_path);
+    free(m->guest_mac);
     free(m);
 }
 
@@ -183,8 +188,34 @@ static const char *accel_name(enum accel a)
     return a == ACCEL_KVM ? "kvm" : "tcg";
 }
 
-static int start_hv(struct machine *m, const struct machine_spec *spec, enum accel accel,
-                    struct cancel *cancel, struct err *err)
+static struct machine_size size_of(const struct machine_factory *f, const struct machine_spec *spec)
+{
+    return machine_size_for(&f->config, f->host_memory_bytes, f->host_vcpus,
+                            spec->memory_limit_bytes, spec->cpu_quota, spec->cpu_period);
+}
+
+struct hv_spec machine_hv_spec(const struct machine_factory *f, enum accel accel,
+                               const struct machine_size *size)
+{
+    return (struct hv_spec){
+        .binary = f->config.qemu,
+        .kernel = f->config.kernel,
+        .initrd = f->config.initrd,
+        .jail_helper = f->config.jail_helper,
+        .accel = accel,
+        .tsc_khz = machine_tsc_khz(f),
+        .memory_bytes = size->memory_bytes,
+        .max_memory_bytes = size->max_memory_bytes,
+        .vcpus = size->vcpus,
+        .max_vcpus = size->max_vcpus,
+        .tap_fd = -1,
+        .scratch_fd = -1,
+        .scratch_serial = SCRATCH_SERIAL,
+    };
+}
+
+static int start_hv(struct machine *m, const struct machine_spec *spec,
+                    const struct machine_how *how, struct cancel *cancel, struct err *err)
 {
     struct machine_factory *f = m->f;
     auto_strv struct strv cgroups = {0};
@@ -193,30 +224,18 @@ static int start_hv(struct machine *m, const struct machine_spec *spec, enum acc
     auto_close int scratch = open_scratch(m, cancel, err);
     if (scratch < 0)
         return -1;
-    struct machine_size size =
-        machine_size_for(&f->config, f->host_memory_bytes, f->host_vcpus, spec->memory_limit_bytes,
-                         spec->cpu_quota, spec->cpu_period);
-    struct hv_spec hs = {
-        .name = m->run_dir, /* tells the VMs of two daemons apart */
-        .run_dir = m->run_dir,
-        .binary = f->config.qemu,
-        .kernel = f->config.kernel,
-        .initrd = f->config.initrd,
-        .jail_helper = f->config.jail_helper,
-        .cgroups = (const char *const *)cgroups.v,
-        .uid = m->record.uid,
-        .accel = accel,
-        .tsc_khz = machine_tsc_khz(f),
-        .memory_bytes = size.memory_bytes,
-        .max_memory_bytes = size.max_memory_bytes,
-        .vcpus = size.vcpus,
-        .max_vcpus = size.max_vcpus,
-        .tap_fd = spec->tap_fd,
-        .mac = spec->mac,
-        .scratch_fd = scratch,
-        .scratch_serial = SCRATCH_SERIAL,
-        .cid = m->record.cid,
-    };
+    timeline_mark(spec->timeline, "cgroup and scratch disk");
+    struct machine_size size = size_of(f, spec);
+    struct hv_spec hs = machine_hv_spec(f, how->accel, &size);
+    hs.name = m->run_dir; /* tells the VMs of two daemons apart */
+    hs.run_dir = m->run_dir;
+    hs.cgroups = (const char *const *)cgroups.v;
+    hs.uid = m->record.uid;
+    hs.tap_fd = spec->tap_fd;
+    hs.mac = m->guest_mac;
+    hs.scratch_fd = scratch;
+    hs.cid = m->record.cid;
+    hs.tpl = how->tpl;
     m->record.memory_bytes = size.memory_bytes;
     m->record.vcpus = size.vcpus;
     struct hv_callbacks cb = {.on_dead = on_hv_dead, .arg = m};
@@ -226,6 +245,7 @@ static int start_hv(struct machine *m, const struct machine_spec *spec, enum acc
     struct hv_process p = f->hv->process(m->hv);
     m->record.pid = p.pid;
     m->record.pid_start_time = p.start_time;
+    timeline_mark(spec->timeline, how->tpl != NULL ? "clone: qemu" : "boot: qemu");
     return 0;
 }
 
@@ -266,8 +286,8 @@ static int start_link(struct machine *m, struct cancel *cancel, struct err *err)
     return link_wait_up(l, cancel, err);
 }
 
-static int boot_steps(struct machine *m, const struct machine_spec *spec, enum accel accel,
-                      struct cancel *cancel, struct err *err)
+static int boot_steps(struct machine *m, const struct machine_spec *spec,
+                      const struct machine_how *how, struct cancel *cancel, struct err *err)
 {
     struct machine_factory *f = m->f;
     if (FAILPOINT("machine.dirs", err) < 0 || make_dirs(m, err) < 0)
@@ -275,7 +295,12 @@ static int boot_steps(struct machine *m, const struct machine_spec *spec, enum a
     if ((m->record.uid = machine_uid_take(f, err)) == 0)
         return -1;
     m->uid_taken = true;
-    m->record.accel = xstrdup(accel_name(accel));
+    m->record.accel = xstrdup(accel_name(how->accel));
+    m->record.cloned = how->tpl != NULL && how->tpl->state_fd >= 0;
+    if (spec->tap_fd >= 0)
+        m->guest_mac = xstrdup(how->guest_mac != NULL ? how->guest_mac
+                               : spec->mac != NULL    ? spec->mac
+                                                      : TEMPLATE_MAC);
     m->record.transport = xstrdup(f->transport == TRANSPORT_VSOCK ? "vsock" : "virtio-serial");
     if (f->transport == TRANSPORT_VSOCK &&
         (m->record.cid = machine_cid_find(f, m->record.uid, err)) == 0)
@@ -283,9 +308,10 @@ static int boot_steps(struct machine *m, const struct machine_spec *spec, enum a
     m->record.cgroup = cgroup_path(spec->cgroup_parent, f->config.cgroup_root, m->id, err);
     if (m->record.cgroup == NULL)
         return -1;
-    if (start_hv(m, spec, accel, cancel, err) < 0)
+    if (start_hv(m, spec, how, cancel, err) < 0 || start_link(m, cancel, err) < 0)
         return -1;
-    return start_link(m, cancel, err);
+    timeline_mark(spec->timeline, "agent answers");
+    return 0;
 }
 
 /* Which of the ways a boot can fail it was: the VM's own end says most. */
@@ -309,23 +335,22 @@ static void explain_failure(struct machine *m, int64_t timeout_ns, struct cancel
 static int destroy(struct machine *m, bool ask_agent, struct cancel *cancel, struct err *err);
 
 struct machine *machine_boot(struct machine_factory *f, const struct machine_spec *spec,
-                             enum accel accel, int64_t timeout_ns,
-                             const struct machine_callbacks *cb, struct cancel *cancel,
-                             struct err *err)
+                             const struct machine_how *how, const struct machine_callbacks *cb,
+                             struct cancel *cancel, struct err *err)
 {
     auto_err struct err e = ERR_INIT;
     struct machine *m = make(f, spec->sandbox_id, cb, err);
     if (m == NULL)
         return NULL;
-    m->boot = cancel_child(cancel, mono_ns() + timeout_ns, &e);
-    int ret = m->boot != NULL ? boot_steps(m, spec, accel, m->boot, &e) : -1;
+    m->boot = cancel_child(cancel, mono_ns() + how->timeout_ns, &e);
+    int ret = m->boot != NULL ? boot_steps(m, spec, how, m->boot, &e) : -1;
     (void)pthread_mutex_lock(&m->lock);
     if (ret == 0 && !m->dead)
         m->started = true;
     bool ok = m->started;
     (void)pthread_mutex_unlock(&m->lock);
     if (!ok) {
-        explain_failure(m, timeout_ns, cancel, &e);
+        explain_failure(m, how->timeout_ns, cancel, &e);
         auto_err struct err undo = ERR_INIT;
         if (destroy(m, false, NULL, &undo) < 0)
             (void)err_append(&e, " (and cleaning up: %s)", err_msg(&undo));
@@ -333,6 +358,45 @@ struct machine *machine_boot(struct machine_factory *f, const struct machine_spe
         (void)err_move(err, &e);
         return NULL;
     }
+    return m;
+}
+
+int machine_save(struct machine *m, int state_fd, struct cancel *cancel, struct err *err)
+{
+    /* the guest is to see its ports closed, as a clone's are until the daemon connects */
+    link_close(m->link, "the vm becomes a template");
+    return m->f->hv->save(m->hv, state_fd, cancel, err);
+}
+
+/* A clone of the template, or NULL when none fits or it fails, which is the template's fault until
+ * an ordinary boot fails too. */
+static struct machine *clone_template(struct machine_factory *f, const struct machine_spec *spec,
+                                      enum accel accel, const struct machine_callbacks *cb,
+                                      struct cancel *cancel)
+{
+    struct machine_size size = size_of(f, spec);
+    auto_template struct template *t =
+        spec->tap_fd >= 0 ? template_take(f->templates, accel, &size) : NULL;
+    struct hv_template files = {-1, -1};
+    auto_err struct err err = ERR_INIT;
+    if (t == NULL)
+        return NULL;
+    struct machine *m = NULL;
+    if (template_open(t, &files, &err) == 0) {
+        struct machine_how how = {.accel = accel,
+                                  .timeout_ns = f->config.boot_timeout_ns < CLONE_TIMEOUT_NS
+                                                    ? f->config.boot_timeout_ns
+                                                    : CLONE_TIMEOUT_NS,
+                                  .tpl = &files,
+                                  .guest_mac = TEMPLATE_MAC};
+        m = machine_boot(f, spec, &how, cb, cancel, &err);
+    }
+    cleanup_closep(&files.ram_fd);
+    cleanup_closep(&files.state_fd);
+    if (m != NULL)
+        template_worked(f->templates);
+    else if (cancel_check(cancel, NULL) == 0)
+        template_suspect(f->templates, t, err_msg(&err));
     return m;
 }
 
@@ -345,9 +409,11 @@ struct machine *machine_start(struct machine_factory *f, const struct machine_sp
         return NULL;
     }
     (void)pthread_mutex_lock(&f->lock);
-    enum accel accel = f->accel;
+    struct machine_how how = {.accel = f->accel, .timeout_ns = f->config.boot_timeout_ns};
     (void)pthread_mutex_unlock(&f->lock);
-    struct machine *m = machine_boot(f, spec, accel, f->config.boot_timeout_ns, cb, cancel, err);
+    struct machine *m = clone_template(f, spec, how.accel, cb, cancel);
+    if (m == NULL && cancel_check(cancel, err) == 0)
+        m = machine_boot(f, spec, &how, cb, cancel, err);
     if (m == NULL)
         (void)err_wrap(err, "start machine");
     return m;
@@ -422,6 +488,11 @@ const char *machine_scratch_serial(struct machine *m)
 {
     (void)m;
     return SCRATCH_SERIAL;
+}
+
+const char *machine_guest_mac(struct machine *m)
+{
+    return m->guest_mac;
 }
 
 /* --- disks --- */

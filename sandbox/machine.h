@@ -26,6 +26,7 @@
 #include "base/cancel.h"
 #include "base/err.h"
 #include "base/loop.h"
+#include "base/timeline.h"
 #include "proto/agent.pb-c.h"
 #include "sandbox/link.h"
 
@@ -54,6 +55,7 @@ struct machine_config {
     uint64_t scratch_bytes;         /* virtual size of the scratch disk */
     int64_t boot_timeout_ns;        /* QEMU start to agent's Hello */
     int64_t kvm_probe_timeout_ns;
+    bool templates;          /* clone a booted VM where one fits, instead of booting */
     const char *cgroup_root; /* cgroup of pods without a parent: "/aspis" */
 };
 
@@ -68,6 +70,7 @@ struct machine_facts {
     const char *accel_reason; /* "kvm: guest reached the agent in 812 ms", "tcg: kvm probe: ..." */
     enum transport transport;
     const char *transport_reason;
+    char *templates;        /* owned; "ready", "off", "none: ..." */
     char *qemu_version;     /* owned; NULL when QEMU cannot be run */
     char *kernel_release;   /* owned; of the guest kernel image, NULL when unreadable */
     bool ready;             /* pods can be started */
@@ -79,14 +82,20 @@ void machine_facts_clear(struct machine_facts *facts);
  * machine_start() does it on first use; the daemon calls it in the background at start. */
 int machine_decide_accel(struct machine_factory *f, struct cancel *cancel, struct err *err);
 
+/* Begins to keep a template ready in the background, if the configuration wants any: the first is
+ * booted at once, another when an input (QEMU, kernel, initrd, size, ...) has changed or a clone of
+ * it failed. Pods never wait for one. Once, after what an earlier daemon left was collected. */
+void machine_start_templates(struct machine_factory *f);
+
 struct machine_spec {
     const char *sandbox_id;
     const char *cgroup_parent;   /* from CRI: "/kubepods/..", "x.slice", or "" */
     uint64_t memory_limit_bytes; /* of the pod, 0: none */
     int64_t cpu_quota;           /* of the pod; <= 0: none */
     uint64_t cpu_period;
-    int tap_fd;      /* borrowed (dup'ed); -1: no NIC */
-    const char *mac; /* of the NIC */
+    int tap_fd;                /* borrowed (dup'ed); -1: no NIC */
+    const char *mac;           /* of the NIC; NULL: any, see machine_guest_mac() */
+    struct timeline *timeline; /* NULL, or gets the steps of the start */
 };
 
 /* What must be recorded so that a restarted daemon can find the machine again. All strings owned.
@@ -101,6 +110,7 @@ struct machine_record {
     char *cgroup;          /* path below each hierarchy */
     uint64_t memory_bytes; /* what the guest really has */
     uint32_t vcpus;
+    bool cloned; /* started from a template */
 };
 void machine_record_clear(struct machine_record *r);
 /* JSON text for the daemon's records and back. */
@@ -134,6 +144,9 @@ const char *machine_console_path(struct machine *m);
 const char *machine_run_dir(struct machine *m);
 /* Serial of the scratch disk for ConfigurePod. */
 const char *machine_scratch_serial(struct machine *m);
+/* The MAC that the guest's NIC has until the agent gives it the pod's: a clone's is its template's.
+ * NULL: no NIC. Not known of an adopted machine (NULL): its agent has done that. */
+const char *machine_guest_mac(struct machine *m);
 
 /* A read-only disk whose contents are the parts one after the other: an erofs image and its layers'
  * data. Plugged in under `serial` (at most 20 bytes, [a-z0-9-]); already plugged: success. The fds

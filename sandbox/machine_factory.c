@@ -13,6 +13,7 @@
 #include "base/limits.h"
 #include "base/str.h"
 #include "sandbox/machine_internal.h"
+#include "sandbox/template.h"
 
 #define VHOST_VSOCK "/dev/vhost-vsock"
 #define MAX_UIDS 65536
@@ -188,6 +189,8 @@ struct machine_factory *machine_factory_new(const struct machine_config *config,
     f->uids = xcalloc(config->uid_count, 1);
     (void)pthread_mutex_init(&f->lock, NULL);
     (void)pthread_mutex_init(&f->deciding, NULL);
+    if (config->templates)
+        f->templates = template_pool_new(f);
     f->tsc_sample_ns = mono_ns();
     f->tsc_sample = read_tsc();
     struct sysinfo si;
@@ -215,6 +218,7 @@ void machine_factory_free(struct machine_factory *f)
 {
     if (f == NULL)
         return;
+    template_pool_free(f->templates);
     free_string(f->config.qemu);
     free_string(f->config.kernel);
     free_string(f->config.initrd);
@@ -280,6 +284,7 @@ int machine_facts(struct machine_factory *f, struct machine_facts *facts, struct
     facts->kernel_release = kernel_release(f->config.kernel);
     facts->transport = f->transport;
     facts->transport_reason = f->transport_reason;
+    facts->templates = template_pool_text(f->templates);
     (void)pthread_mutex_lock(&f->lock);
     facts->accel = f->accel;
     facts->accel_reason = f->accel_reason; /* replaced once at most: see accel.c */
@@ -294,5 +299,6 @@ void machine_facts_clear(struct machine_facts *facts)
     free(facts->qemu_version);
     free(facts->kernel_release);
     free(facts->not_ready_reason);
+    free(facts->templates);
     *facts = (struct machine_facts){0};
 }

@@ -28,6 +28,8 @@ struct machine_factory {
     char *accel_reason;         /* replaced once, when decided; then fixed */
     char *accel_undecided_text; /* what it was before: others may still show it */
     pthread_mutex_t deciding;   /* held by who probes */
+
+    struct template_pool *templates; /* NULL: none are wanted */
 };
 
 /* One pod's VM size, from what CRI says (units as in machine_spec) and the configuration. */
@@ -61,11 +63,24 @@ char *machine_state_path(const struct machine_factory *f, const char *id);
 /* Letters, digits and -_. of at most 128 bytes. */
 int machine_check_id(const char *id, struct err *err);
 
-/* Boots under a given accelerator within timeout_ns; machine_start() and the probe are this. */
+/* What a VM of this size is to QEMU, but for what is made for one pod (uid, descriptors, names). */
+struct hv_spec machine_hv_spec(const struct machine_factory *f, enum accel accel,
+                               const struct machine_size *size);
+
+struct machine_how {
+    enum accel accel;
+    int64_t timeout_ns;
+    const struct hv_template *tpl; /* NULL: an ordinary boot */
+    const char *guest_mac;         /* of tpl's NIC; NULL: the spec's */
+};
+
+/* Boots, or clones; machine_start(), templates and the probe are this. */
 struct machine *machine_boot(struct machine_factory *f, const struct machine_spec *spec,
-                             enum accel accel, int64_t timeout_ns,
-                             const struct machine_callbacks *cb, struct cancel *cancel,
-                             struct err *err);
+                             const struct machine_how *how, const struct machine_callbacks *cb,
+                             struct cancel *cancel, struct err *err);
+/* Of a machine booted to become a template: lets the agent's link go and saves the device state.
+ * Only machine_destroy() and machine_free() may follow. */
+int machine_save(struct machine *m, int state_fd, struct cancel *cancel, struct err *err);
 
 /* accel.c: the verdict of an earlier daemon of this boot, for the same QEMU, kernel and initrd. */
 void accel_load(struct machine_factory *f);

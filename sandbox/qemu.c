@@ -120,7 +120,13 @@ static void on_event(void *arg, const char *event, const json_t *data)
             note(hv, "the guest reset itself (kernel panic or end of its init)");
         else if (reason != NULL && strcmp(reason, "guest-shutdown") == 0)
             note(hv, "the guest powered off");
-    } else if (strcmp(event, "STOP") == 0) {
+    } else if (strcmp(event, "MIGRATION") == 0) {
+        const char *status = json_string_value(json_object_get(data, "status"));
+        if (status != NULL && strcmp(status, "failed") == 0) {
+            note(hv, "qemu could not save or load the state");
+            kill_process(hv);
+        }
+    } else if (strcmp(event, "STOP") == 0 && !atomic_load(&hv->saving)) {
         /* nothing of ours stops a VM: QEMU does on an internal error (KVM cannot run the guest) */
         note(hv, "qemu stopped the vm after an internal error");
         kill_process(hv);
@@ -353,8 +359,10 @@ static int start_process(struct hv *hv, const struct hv_spec *s, const struct en
     binds[n++] = (struct jail_bind){.src = s->binary};
     binds[n++] = (struct jail_bind){.src = "/usr/share/qemu"};
     binds[n++] = (struct jail_bind){.src = "/usr/share/seabios", .optional = true};
-    binds[n++] = (struct jail_bind){.src = s->kernel, .dst = QEMU_JAIL_KERNEL};
-    binds[n++] = (struct jail_bind){.src = s->initrd, .dst = QEMU_JAIL_INITRD};
+    if (!qemu_is_clone(s)) {
+        binds[n++] = (struct jail_bind){.src = s->kernel, .dst = QEMU_JAIL_KERNEL};
+        binds[n++] = (struct jail_bind){.src = s->initrd, .dst = QEMU_JAIL_INITRD};
+    }
     struct spawn_fd fds[16];
     size_t n_fds = 0;
     fds[n_fds++] = (struct spawn_fd){1, e->output[1]};
@@ -369,6 +377,10 @@ static int start_process(struct hv *hv, const struct hv_spec *s, const struct en
         fds[n_fds++] = (struct spawn_fd){QEMU_FD_SCRATCH, s->scratch_fd};
     if (e->vhost >= 0)
         fds[n_fds++] = (struct spawn_fd){QEMU_FD_VHOST, e->vhost};
+    if (s->tpl != NULL)
+        fds[n_fds++] = (struct spawn_fd){QEMU_FD_RAM, s->tpl->ram_fd};
+    if (qemu_is_clone(s))
+        fds[n_fds++] = (struct spawn_fd){QEMU_FD_STATE, s->tpl->state_fd};
     const struct jail_rlimit limits[] = {{"nofile", QEMU_NOFILE}, {"core", 0}};
     const char *devices[] = {s->accel == ACCEL_KVM ? "/dev/kvm" : NULL, NULL};
     struct jail_opts jail = {
@@ -380,6 +392,7 @@ static int start_process(struct hv *hv, const struct hv_spec *s, const struct en
         .devices = devices,
         .rlimits = limits,
         .n_rlimits = ARRAY_LEN(limits),
+        .proc_self = s->tpl != NULL, /* the way to a descriptor by name */
         .argv = (const char *const *)argv.v,
         .fds = fds,
         .n_fds = n_fds,
@@ -421,6 +434,10 @@ static int launch_steps(struct hv *hv, const struct hv_spec *s, struct endpoints
     if (start_watching(hv, err) < 0)
         return -1;
     if (FAILPOINT("machine.qmp", err) < 0 || qmp_wait_ready(hv->qmp, cancel, err) < 0) {
+        explain(hv, err);
+        return -1;
+    }
+    if (qemu_is_clone(s) && qemu_load_state(hv, cancel, err) < 0) {
         explain(hv, err);
         return -1;
     }
@@ -591,10 +608,12 @@ static char *qemu_version(const char *binary, struct cancel *cancel, struct err 
 const struct hv_ops qemu_hv = {
     .name = "qemu",
     .version = qemu_version,
+    .shape = qemu_shape,
     .launch = qemu_launch,
     .adopt = qemu_adopt,
     .add_disk = qemu_add_disk,
     .remove_disk = qemu_remove_disk,
+    .save = qemu_save,
     .query = qemu_query,
     .quit = qemu_quit,
     .wait = qemu_wait,

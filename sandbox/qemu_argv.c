@@ -54,6 +54,23 @@ static void kernel_args(const struct hv_spec *s, const struct qemu_arch *arch, s
               tcg ? arch->kernel_args_tcg : "", tsc);
 }
 
+bool qemu_is_clone(const struct hv_spec *s)
+{
+    return s->tpl != NULL && s->tpl->state_fd >= 0;
+}
+
+/* QEMU opens the file by name, for writing also where it is mapped privately (up to 8.1): a clone's
+ * is sealed against writes. */
+static void ram_args(const struct hv_spec *s, struct strv *a)
+{
+    strv_add(a, "-object");
+    strv_addf(a, "memory-backend-file,id=ram,size=%" PRIu64 "M,mem-path=/proc/self/fd/%d,share=%s",
+              s->memory_bytes / MiB(1), QEMU_FD_RAM, qemu_is_clone(s) ? "off" : "on");
+    /* it is told where the state is when it knows how to read it (qemu_template.c) */
+    if (qemu_is_clone(s))
+        add_opt(a, "-incoming", "defer");
+}
+
 static void machine_args(const struct hv_spec *s, const struct qemu_arch *arch, struct strv *a)
 {
     auto_free char *name = qemu_escape(s->name);
@@ -66,7 +83,8 @@ static void machine_args(const struct hv_spec *s, const struct qemu_arch *arch, 
     add_opt(a, "-sandbox",
             "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
     add_opt(a, "-no-reboot", NULL);
-    add_opt(a, "-machine", arch->machine);
+    strv_add(a, "-machine");
+    strv_addf(a, "%s%s", arch->machine, s->tpl != NULL ? ",memory-backend=ram" : "");
     add_opt(a, "-accel", s->accel == ACCEL_KVM ? "kvm" : "tcg,tb-size=32,thread=multi");
     add_opt(a, "-cpu", s->accel == ACCEL_KVM ? "host" : arch->cpu_tcg);
     strv_add(a, "-smp");
@@ -74,6 +92,10 @@ static void machine_args(const struct hv_spec *s, const struct qemu_arch *arch, 
     strv_add(a, "-m");
     strv_addf(a, "size=%" PRIu64 "M,maxmem=%" PRIu64 "M", s->memory_bytes / MiB(1),
               s->max_memory_bytes / MiB(1));
+    if (s->tpl != NULL)
+        ram_args(s, a);
+    if (qemu_is_clone(s))
+        return; /* they are in its RAM */
     add_opt(a, "-kernel", QEMU_JAIL_KERNEL);
     add_opt(a, "-initrd", QEMU_JAIL_INITRD);
     kernel_args(s, arch, a);
@@ -116,7 +138,10 @@ static void device_args(const struct hv_spec *s, const struct qemu_arch *arch, s
     /* rng-builtin: getrandom in QEMU, no file */
     add_opt(a, "-object", "rng-builtin,id=rng");
     add_opt(a, "-device", "virtio-rng-pci,rng=rng");
-    add_opt(a, "-device", "virtio-balloon-pci,free-page-reporting=on");
+    /* To give a page back QEMU would punch a hole into the file below a clone's private mapping,
+     * which is every other clone's memory too. */
+    strv_add(a, "-device");
+    strv_addf(a, "virtio-balloon-pci,free-page-reporting=%s", s->tpl != NULL ? "off" : "on");
     if (arch->vmgenid)
         add_opt(a, "-device", "vmgenid,guid=auto");
     if (s->tap_fd >= 0) {

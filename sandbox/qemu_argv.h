@@ -20,6 +20,8 @@ enum {
     QEMU_FD_TAP = QEMU_FD_CHANNEL + 3,
     QEMU_FD_SCRATCH,
     QEMU_FD_VHOST,
+    QEMU_FD_RAM,
+    QEMU_FD_STATE,
 };
 
 #define QEMU_JAIL_KERNEL "/aspis/vmlinuz"
@@ -31,6 +33,7 @@ enum {
 /* Appends the whole argument vector. INVALID when the MAC is none. */
 int qemu_argv(const struct hv_spec *spec, const struct qemu_arch *arch, struct strv *argv,
               struct err *err);
+bool qemu_is_clone(const struct hv_spec *spec);
 /* QEMU's option syntax: a comma in a value is written twice. The caller's. */
 char *qemu_escape(const char *value);
 

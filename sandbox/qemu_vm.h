@@ -5,6 +5,7 @@
 #define ASPIS_SANDBOX_QEMU_VM_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <sys/types.h>
 
@@ -22,6 +23,7 @@ struct hv {
     struct qmp *qmp; /* fixed after launch or adopt */
     struct console *console, *output;
     int scratch_fd;
+    atomic_bool saving; /* it becomes a template, so its vCPUs stop */
 
     /* loop thread only */
     struct loop_source *exit_src;
@@ -50,5 +52,12 @@ int qemu_add_disk(struct hv *hv, const char *serial, const struct disk_part *par
 int qemu_remove_disk(struct hv *hv, const char *serial, struct cancel *cancel, struct err *err);
 /* After adopt: learns which slots are taken. */
 int qemu_list_disks(struct hv *hv, struct cancel *cancel, struct err *err);
+
+/* qemu_template.c */
+char *qemu_shape(const struct hv_spec *spec, struct err *err);
+int qemu_save(struct hv *hv, int state_fd, struct cancel *cancel, struct err *err);
+/* A clone waits for its state after launch; returns when QEMU has taken up the work. A state that
+ * cannot be loaded ends the process. */
+int qemu_load_state(struct hv *hv, struct cancel *cancel, struct err *err);
 
 #endif

@@ -70,11 +70,16 @@ static int make_master(const char *dir, const char *path, uint64_t bytes, struct
     return ret;
 }
 
+static char *master_path(const char *dir, uint64_t bytes)
+{
+    return fs_format("%s/ext4-%" PRIu64 "-v%d", dir, bytes, FORMAT_VERSION);
+}
+
 static int open_master(const char *state_root, uint64_t bytes, struct cancel *cancel,
                        struct err *err)
 {
     auto_free char *dir = fs_format("%s/scratch", state_root);
-    auto_free char *path = fs_format("%s/ext4-%" PRIu64 "-v%d", dir, bytes, FORMAT_VERSION);
+    auto_free char *path = master_path(dir, bytes);
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0 && errno == ENOENT) {
         if (fs_mkdir_p(dir, 0700, err) < 0 || make_master(dir, path, bytes, cancel, err) < 0)
@@ -84,6 +89,17 @@ static int open_master(const char *state_root, uint64_t bytes, struct cancel *ca
     if (fd < 0)
         return err_sys(err, errno, "open %s", path);
     return fd;
+}
+
+char *scratch_master(const char *state_root, uint64_t bytes, struct cancel *cancel, struct err *err)
+{
+    auto_close int fd = open_master(state_root, bytes, cancel, err);
+    auto_free char *dir = fs_format("%s/scratch", state_root);
+    if (fd < 0) {
+        (void)err_wrap(err, "scratch disk");
+        return NULL;
+    }
+    return master_path(dir, bytes);
 }
 
 int scratch_create(const char *state_root, const char *path, uint64_t bytes, struct cancel *cancel,

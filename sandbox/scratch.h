@@ -14,6 +14,9 @@
 #include "base/cancel.h"
 #include "base/err.h"
 
+/* Makes the master if there is none yet, and gives its path, which is the caller's. */
+char *scratch_master(const char *state_root, uint64_t bytes, struct cancel *cancel,
+                     struct err *err);
 /* Makes the file `path` and returns it opened for reading and writing; bytes is its virtual size.
  * On failure no file remains. */
 int scratch_create(const char *state_root, const char *path, uint64_t bytes, struct cancel *cancel,

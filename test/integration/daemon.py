@@ -184,7 +184,9 @@ class Daemon:
             if not p.name.isdigit():
                 continue
             try:
-                if f"{self.cgroup}/" in (p / "cgroup").read_text():
+                groups = (p / "cgroup").read_text()
+                # a template being made is no pod's
+                if f"{self.cgroup}/" in groups and "aspis-template-" not in groups:
                     found.append(int(p.name))
             except (FileNotFoundError, ProcessLookupError):
                 pass

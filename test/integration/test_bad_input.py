@@ -228,9 +228,17 @@ def test_guest_that_does_not_boot_shows_its_last_words(own_daemon, images):
 
 
 def test_deadline_of_a_cancelled_run_leaves_nothing(daemon):
-    for timeout in (0.001, 0.05, 0.3, 1.0):
-        e = fails(daemon.client.RunPodSandbox, config=sandbox_config("short"), deadline=timeout)
-        assert e.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    given_up = 0
+    for timeout in (0.001, 0.01, 0.03, 0.06, 0.1, 0.2, 0.3, 1.0):
+        try:
+            i = daemon.client.RunPodSandbox(config=sandbox_config("short"), deadline=timeout).pod_sandbox_id
+        except grpc.RpcError as e:
+            assert e.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+            given_up += 1
+        else:  # a clone is there in no time
+            daemon.client.StopPodSandbox(pod_sandbox_id=i)
+            daemon.client.RemovePodSandbox(pod_sandbox_id=i)
+    assert given_up >= 2
     deadline = time.monotonic() + 30
     while daemon.qemu_pids() or daemon.client.ListPodSandbox().items:
         assert time.monotonic() < deadline

@@ -32,6 +32,7 @@ STEPS = {
     "sandbox.remove": "remove",
     "machine.adopt": "adopt",
     "machine.accel": "accel",
+    "template.make": "template", "template.save": "template", "template.load": "template",
     "container.record": "create", "container.disk": "create", "container.agent": "create",
     "share.spawn": "create", "share.attached": "create",
     "machine.attach.fds": "create", "machine.attach.node": "create", "machine.attach.device": "create",
@@ -86,7 +87,9 @@ class Points:
 @pytest.fixture(scope="module")
 def module_daemon(images):
     base = world("f")
-    d = Daemon(base, env={"ASPIS_FAILPOINTS_FILE": str(base / "failpoints")})
+    # a template being made would take the hits meant for a pod
+    d = Daemon(base, env={"ASPIS_FAILPOINTS_FILE": str(base / "failpoints")},
+               overrides={"machine": {"templates": False}})
     d.points = Points(base / "failpoints")
     d.start()
     d.client.PullImage(image={"image": images["busybox"]})
@@ -533,3 +536,27 @@ def test_a_stop_past_its_deadline_can_be_repeated(d, image):
     d.points.clear()
     remove(d, i)
     nothing_left(d, before)
+
+
+@pytest.mark.parametrize("name", of_step("template"))
+def test_a_pod_never_fails_because_of_a_template(images, name):
+    base = world("g")
+    d = Daemon(base, env={"ASPIS_FAILPOINTS_FILE": str(base / "failpoints")})
+    points = Points(base / "failpoints")
+    try:
+        points.set(f"{name}=error")
+        d.start()
+        deadline = time.monotonic() + 60
+        while not re.search("template ready|no template", d.log_text()):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        before = audit.snapshot(d)
+        for n in range(2):
+            i = d.run_pod(sandbox_config(f"p{n}"))
+            assert '"cloned": false' in d.client.PodSandboxStatus(pod_sandbox_id=i, verbose=True).info["info"]
+        d.remove_all()
+        wrong = settle(d, before)
+        assert not wrong, "\n".join(wrong)
+    finally:
+        points.clear()
+        d.destroy()

@@ -386,12 +386,74 @@ static void scratch(void **state)
     assert_false(fs_exists(master));
 }
 
+/* A template and its clones have the same devices; what differs is where they begin. */
+static void argv_template(void **state)
+{
+    (void)state;
+    static const struct hv_template making = {.ram_fd = 9, .state_fd = -1};
+    static const struct hv_template cloning = {.ram_fd = 9, .state_fd = 10};
+    auto_err struct err err = ERR_INIT;
+    struct hv_spec s = base_spec;
+    auto_free char *plain = joined(&s, &err);
+    s.tpl = &making;
+    auto_free char *made = joined(&s, &err);
+    s.tpl = &cloning;
+    auto_free char *clone = joined(&s, &err);
+    has(plain, "free-page-reporting=on");
+    assert_null(strstr(plain, "memory-backend"));
+    has(made, "share=on");
+    has(made, "free-page-reporting=off");
+    has(made, "-kernel\n");
+    assert_null(strstr(made, "-incoming"));
+    has(clone, "mem-path=/proc/self/fd/");
+    has(clone, "share=off");
+    has(clone, "free-page-reporting=off");
+    has(clone, "-incoming\ndefer\n");
+    assert_null(strstr(clone, "-kernel"));
+    assert_null(strstr(clone, "-append"));
+    const char *from = clone;
+    auto_free char *copy = xstrdup(made);
+    char *save = NULL;
+    bool device = false;
+    for (char *l = strtok_r(copy, "\n", &save); l != NULL; l = strtok_r(NULL, "\n", &save)) {
+        if (device) {
+            from = strstr(from, l);
+            assert_non_null(from);
+        }
+        device = strcmp(l, "-device") == 0;
+    }
+}
+
+static void shapes(void **state)
+{
+    (void)state;
+    auto_err struct err err = ERR_INIT;
+    struct hv_spec s = base_spec;
+    auto_free char *first = qemu_hv.shape(&s, &err);
+    s.name = "another";
+    s.tsc_khz++;
+    s.mac = "02:00:00:00:00:99";
+    s.tap_fd = 17;
+    auto_free char *other = qemu_hv.shape(&s, &err);
+    assert_non_null(first);
+    assert_string_equal(first, other);
+    s.memory_bytes += MiB(1);
+    auto_free char *larger = qemu_hv.shape(&s, &err);
+    assert_string_not_equal(first, larger);
+    s = base_spec;
+    s.accel = ACCEL_KVM;
+    auto_free char *kvm = qemu_hv.shape(&s, &err);
+    assert_string_not_equal(first, kvm);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(argv_tcg),
         cmocka_unit_test(argv_kvm_vsock),
         cmocka_unit_test(argv_bad_mac),
+        cmocka_unit_test(argv_template),
+        cmocka_unit_test(shapes),
         cmocka_unit_test(escaping),
         cmocka_unit_test(sizes),
         cmocka_unit_test(records),
