@@ -297,8 +297,7 @@ static struct container *container_bare(struct sandbox *s, struct err *err)
     hub_init(&c->hub);
     (void)pthread_mutex_init(&c->save, NULL);
     c->exited_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (c->exited_fd < 0 || oplock_init(&c->op, err) < 0 ||
-        oplock_init(&c->input_turn, err) < 0) {
+    if (c->exited_fd < 0 || oplock_init(&c->op, err) < 0 || oplock_init(&c->input_turn, err) < 0) {
         (void)err_sys(err, errno, "new container");
         container_unref(c);
         return NULL;
