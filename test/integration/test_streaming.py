@@ -4,8 +4,10 @@ import base64
 import hashlib
 import json
 import os
+import shutil
 import socket
 import struct
+import subprocess
 import time
 
 import grpc
@@ -267,3 +269,46 @@ def test_websocket_v5_ends_stdin(daemon, box):
     url = daemon.client.Exec(container_id=box, cmd=["cat"], stdin=True, stdout=True, stderr=True).url
     out, _, status = asyncio.run(asyncio.wait_for(ws_exec(url, "v5.channel.k8s.io", b"xyz"), 60))
     assert out == b"xyz" and exit_code(status) == 0
+
+
+# --- crictl ---
+
+CRICTL = shutil.which("crictl") or "/var/cache/aspis/bin/crictl"
+with_crictl = pytest.mark.skipif(not os.path.exists(CRICTL), reason="no crictl: there is no Go to build it with")
+
+
+@with_crictl
+@pytest.mark.parametrize("transport", ["spdy", "websocket"])
+def test_crictl(daemon, pod, transport, tmp_path):
+    box = pod.start("box", "sh", "-c", "httpd -f -p 80 -h /etc & sleep 100000")
+    base = [CRICTL, "--config", str(tmp_path / "none.yaml"), "-r", f"unix://{daemon.socket}", "-i", f"unix://{daemon.socket}",
+            "--timeout", "60s"]
+    (tmp_path / "none.yaml").write_text("")
+
+    def crictl(*args, **kw):
+        return subprocess.run(base + list(args), capture_output=True, timeout=60, **kw)
+
+    r = crictl("exec", "--transport", transport, box, "sh", "-c", "echo out; echo err >&2")
+    assert (r.returncode, r.stdout, r.stderr) == (0, b"out\n", b"err\n"), r
+    r = crictl("exec", "--transport", transport, "-i", box, "cat", input=b"x" * 300000)
+    assert r.stdout == b"x" * 300000, r.stderr
+    r = crictl("exec", "--transport", transport, box, "sh", "-c", "exit 9")
+    assert r.returncode != 0 and b"9" in r.stderr
+    port = 23456 + os.getpid() % 1000
+    p = subprocess.Popen(base + ["port-forward", "--transport", transport, pod.id, f"{port}:80"], stdout=subprocess.DEVNULL,
+                         stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                with socket.create_connection(("127.0.0.1", port), timeout=10) as s:
+                    s.sendall(b"GET /passwd HTTP/1.0\r\n\r\n")
+                    if b"root" in s.makefile("rb").read():
+                        break
+            except OSError:
+                pass
+            assert time.monotonic() < deadline and p.poll() is None
+            time.sleep(0.2)
+    finally:
+        p.terminate()
+        p.wait()
