@@ -86,7 +86,8 @@ def test_every_unbuilt_method_says_so(daemon):
     built = {"Version", "Status", "RuntimeConfig", "UpdateRuntimeConfig", "RunPodSandbox", "StopPodSandbox",
              "RemovePodSandbox", "PodSandboxStatus", "ListPodSandbox", "CreateContainer", "StartContainer",
              "StopContainer", "RemoveContainer", "ContainerStatus", "ListContainers", "ReopenContainerLog",
-             "ExecSync", "Exec", "Attach", "PortForward", "PullImage", "ImageStatus", "ListImages", "RemoveImage", "ImageFsInfo"}
+             "ExecSync", "Exec", "Attach", "PortForward", "PullImage", "ImageStatus", "ListImages", "RemoveImage", "ImageFsInfo",
+             "StreamImages"}
     assert len(METHODS) == 43
     for name, (path, _, _) in METHODS.items():
         if name not in built:
