@@ -334,7 +334,7 @@ struct container *container_from_record(struct sandbox *s, struct container_reco
 {
     Runtime__V1__ContainerConfig *config =
         runtime__v1__container_config__unpack(NULL, rec->config_len, rec->config);
-    if (config == NULL || config->metadata == NULL) {
+    if (config == NULL || config->metadata == NULL || config->image == NULL) {
         free_message(config);
         (void)err_set(err, ERR_DATA_LOSS, "record of container %s holds no configuration", rec->id);
         return NULL;

@@ -318,24 +318,24 @@ static void read_container(struct stmt *s, struct container_record *x)
     x->groups = next_text(s);
 }
 
+/* The next row of a SELECT; false at its end and on an error. */
+static bool next_row(struct stmt *s)
+{
+    if (s->rc == SQLITE_OK || s->rc == SQLITE_ROW)
+        s->rc = sqlite3_step(s->st);
+    s->at = 0;
+    return s->rc == SQLITE_ROW;
+}
+
 int records_load_sandboxes(struct records *r, struct sandbox_record **out, size_t *n,
                            struct err *err)
 {
     struct stmt s = prepare(r, "SELECT * FROM sandboxes ORDER BY created_at, id");
     *out = NULL;
     *n = 0;
-    while (s.rc == SQLITE_OK && (s.rc = sqlite3_step(s.st)) == SQLITE_ROW) {
+    while (next_row(&s)) {
         *out = xrealloc(*out, *n + 1, sizeof(**out));
-        s.at = 0;
         read_sandbox(&s, &(*out)[(*n)++]);
-        s.rc = SQLITE_OK;
-    }
-    /* finish() must not step again */
-    int rc = s.rc;
-    if (rc == SQLITE_DONE) {
-        (void)sqlite3_finalize(s.st);
-        (void)pthread_mutex_unlock(&r->lock);
-        return 0;
     }
     return finish(&s, "read sandboxes", err);
 }
@@ -346,17 +346,9 @@ int records_load_containers(struct records *r, struct container_record **out, si
     struct stmt s = prepare(r, "SELECT * FROM containers ORDER BY created_at, id");
     *out = NULL;
     *n = 0;
-    while (s.rc == SQLITE_OK && (s.rc = sqlite3_step(s.st)) == SQLITE_ROW) {
+    while (next_row(&s)) {
         *out = xrealloc(*out, *n + 1, sizeof(**out));
-        s.at = 0;
         read_container(&s, &(*out)[(*n)++]);
-        s.rc = SQLITE_OK;
-    }
-    int rc = s.rc;
-    if (rc == SQLITE_DONE) {
-        (void)sqlite3_finalize(s.st);
-        (void)pthread_mutex_unlock(&r->lock);
-        return 0;
     }
     return finish(&s, "read containers", err);
 }
