@@ -1,7 +1,8 @@
 /*
- * container_cgroup - a container's cgroup: /sys/fs/cgroup/pod/<id>, made and removed by libcrun.
+ * container_cgroup - a container's cgroup, made and removed by libcrun: /sys/fs/cgroup/pod/<id> in a
+ * guest; on the host <id> below the pod's group, in each hierarchy of version 1 or in version 2.
  *
- * No state. Nothing but cgroup_remove() waits.
+ * No state but where that is. Nothing but cgroup_remove() waits.
  */
 #ifndef ASPIS_AGENT_CONTAINER_CGROUP_H
 #define ASPIS_AGENT_CONTAINER_CGROUP_H
@@ -10,6 +11,8 @@
 
 #include "base/err.h"
 
+/* On the host: the pod's group below each hierarchy. Once, at the start. */
+void cgroup_use_host(const char *pod_group);
 /* "/pod/<id>" as the spec names it. The caller's to free. */
 char *cgroup_spec_path(const char *id);
 /* SIGKILL to every process in it and below. A missing cgroup is fine. */
@@ -18,7 +21,8 @@ int cgroup_kill(const char *id, struct err *err);
 int cgroup_signal(const char *id, int sig, struct err *err);
 /* Processes that the kernel's OOM killer ended in it so far; 0 when unknown. */
 uint64_t cgroup_oom_kills(const char *id);
-/* Path of its memory.events. The caller's to free. */
+/* Path of its memory.events, where inotify tells of changes; NULL with version 1, which does not
+ * tell. The caller's to free. */
 char *cgroup_memory_events(const char *id);
 /* In an operation's child: kills what is left, waits for its end (at most 5 s), removes the
  * cgroups, children first. */

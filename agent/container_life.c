@@ -132,6 +132,8 @@ static int mount_volumes(struct container *c, struct err *err)
     const Aspis__Agent__V1__CreateContainerRequest *req = c->create_req;
     struct containers *t = c->table;
 
+    if (t->on_host)
+        return 0;
     if (req->n_volumes > 0 && t->volumes == NULL)
         return err_set(err, ERR_UNIMPLEMENTED, "this agent has no volumes");
     for (size_t i = 0; i < req->n_volumes; i++) {

@@ -62,7 +62,8 @@ struct containers {
     struct loop *loop;
     struct pod *pod;
     struct stdio *io;
-    struct volumes *volumes; /* NULL: no volumes */
+    struct volumes *volumes; /* NULL: no volumes, or: */
+    bool on_host;            /* they are there already */
     char *state_dir;
     struct events *events;
     TAILQ_HEAD(, container) list;

@@ -399,6 +399,11 @@ void containers_use_volumes(struct containers *t, struct volumes *volumes)
     t->volumes = volumes;
 }
 
+void containers_use_host(struct containers *t)
+{
+    t->on_host = true;
+}
+
 void containers_free(struct containers *t)
 {
     struct container *c;

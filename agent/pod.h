@@ -6,6 +6,7 @@
 #ifndef ASPIS_AGENT_POD_H
 #define ASPIS_AGENT_POD_H
 
+#include <stdbool.h>
 #include <sys/types.h>
 
 #include "base/err.h"
@@ -19,6 +20,10 @@ struct pod *pod_new(struct loop *loop, struct err *err);
  * the machine is touched (clock, hostname, entropy, sysctls, network, mounts). Before the first
  * pod_configure(). */
 void pod_use_dir(struct pod *p, const char *dir);
+/* A pod on the host, whose namespaces are those of this process: host_enter() made them. What it
+ * shares with the host is not configured; neither are clock, entropy and disks. Before the first
+ * pod_configure(). */
+void pod_use_host(struct pod *p, bool host_net, bool host_ipc, bool host_uts);
 void pod_free(struct pod *p);
 
 /* ConfigurePod. Repeatable. Waits without blocking the loop for the scratch disk and the NICs that

@@ -28,12 +28,15 @@ char *cgroup_path(const char *parent, const char *default_parent, const char *id
  * jail_opts.cgroups takes. On failure nothing of the group remains. */
 int cgroup_create(const char *path, struct strv *dirs, struct err *err);
 
-/* Kills what is in the group, waits for its end, and removes the directories; default_parent is
- * removed too when it is empty. A missing group is fine. */
+/* Kills what is in the group and in those below it, waits for its end, and removes the directories;
+ * default_parent is removed too when it is empty. A missing group is fine. */
 int cgroup_remove(const char *path, const char *default_parent, struct cancel *cancel,
                   struct err *err);
 
-/* Is there a process in the group, in any hierarchy? */
+/* SIGKILL to everything in the group and below it. Does not wait. */
+void cgroup_kill(const char *path);
+
+/* Is there a process in the group or below it, in any hierarchy? */
 bool cgroup_populated(const char *path);
 
 /* Appends the paths of all groups "aspis-*" below `under` (one path, as above), in any hierarchy.

@@ -41,6 +41,14 @@ struct hv_template {
                      from the state, with the RAM copied on write */
 };
 
+/* What the driver of the host backend needs instead of a VM's devices. */
+struct hv_host {
+    const char *cgroup;    /* the pod's, one path below each hierarchy */
+    const char *state_dir; /* for what containers write */
+    const char *netns;     /* NULL: the host's */
+    bool host_ipc, host_uts;
+};
+
 /* All borrowed for the call. */
 struct hv_spec {
     const char *name;    /* for people: shows in ps */
@@ -59,6 +67,8 @@ struct hv_spec {
     const char *scratch_serial;
     uint32_t cid;                  /* 0: three virtio-serial ports on unix sockets in run_dir */
     const struct hv_template *tpl; /* NULL: an ordinary boot */
+    const struct hv_host *host;    /* the host backend: run_dir, binary (the agent), cgroups (those it
+                                      joins itself) and this count */
 };
 
 struct hv_callbacks {
@@ -111,8 +121,11 @@ struct hv_ops {
 };
 
 extern const struct hv_ops qemu_hv;
+extern const struct hv_ops host_hv; /* no VM: host.h */
 
 /* Start time of a process, 0 when it is gone. */
 uint64_t hv_start_time(pid_t pid);
+/* Whether the process runs a program of this file name. */
+bool hv_same_program(pid_t pid, const char *binary);
 
 #endif

@@ -24,6 +24,7 @@
 #include "base/limits.h"
 #include "base/str.h"
 #include "sandbox/cgroup.h"
+#include "sandbox/host_ns.h"
 #include "sandbox/lock.h"
 #include "sandbox/machine_internal.h"
 #include "sandbox/scratch.h"
@@ -41,6 +42,7 @@ struct machine {
     char *guest_mac; /* fixed once started; NULL: no NIC, or adopted */
     struct machine_callbacks cb;
     struct machine_record record; /* fixed once started */
+    const struct hv_ops *ops;     /* constant */
     struct hv *hv;                /* fixed once started; NULL before */
     struct share *share;          /* the same */
 
@@ -55,6 +57,16 @@ struct machine {
 
     pthread_mutex_t ending; /* held by machine_destroy() */
 };
+
+static bool is_host(const struct machine *m)
+{
+    return m->record.backend == BACKEND_HOST;
+}
+
+enum backend machine_backend(const struct machine *m)
+{
+    return m->record.backend;
+}
 
 /* --- death --- */
 
@@ -73,6 +85,9 @@ static void die(struct machine *m, const char *reason)
     }
     bool tell = first && m->started && !m->silent;
     (void)pthread_mutex_unlock(&m->lock);
+    /* a VM takes its containers with it */
+    if (first && is_host(m) && m->record.cgroup != NULL)
+        cgroup_kill(m->record.cgroup);
     if (l != NULL) {
         link_close(l, reason);
         link_unref(l);
@@ -89,7 +104,7 @@ static void on_hv_dead(void *arg, const char *reason)
 static void on_link_broken(void *arg, const char *reason)
 {
     struct machine *m = arg;
-    auto_free char *console = m->hv != NULL ? m->f->hv->console_tail(m->hv) : NULL;
+    auto_free char *console = m->hv != NULL ? m->ops->console_tail(m->hv) : NULL;
     auto_free char *text = str_empty(console)
                                ? fs_format("agent: %s", reason)
                                : fs_format("agent: %s; console: %s", reason, console);
@@ -118,13 +133,15 @@ bool machine_alive(struct machine *m)
 
 /* --- making and freeing --- */
 
-static struct machine *make(struct machine_factory *f, const char *id,
+static struct machine *make(struct machine_factory *f, const char *id, enum backend backend,
                             const struct machine_callbacks *cb, struct err *err)
 {
     if (machine_check_id(id, err) < 0)
         return NULL;
     struct machine *m = xcalloc(1, sizeof(*m));
     m->f = f;
+    m->ops = backend == BACKEND_HOST ? &host_hv : f->hv;
+    m->record.backend = backend;
     m->cb = *cb;
     m->id = xstrdup(id);
     m->run_dir = machine_run_path(f, id);
@@ -140,7 +157,7 @@ void machine_free(struct machine *m)
     if (m == NULL)
         return;
     /* the hypervisor first: once it is silent no callback of its can be closing the link */
-    m->f->hv->free(m->hv);
+    m->ops->free(m->hv);
     share_free(m->share);
     if (m->link != NULL) {
         link_close(m->link, "the daemon let go of the vm");
@@ -239,7 +256,7 @@ static int start_hv(struct machine *m, const struct machine_spec *spec,
     m->record.memory_bytes = size.memory_bytes;
     m->record.vcpus = size.vcpus;
     struct hv_callbacks cb = {.on_dead = on_hv_dead, .arg = m};
-    m->hv = f->hv->launch(&hs, f->control, &cb, cancel, err);
+    m->hv = m->ops->launch(&hs, f->control, &cb, cancel, err);
     if (m->hv == NULL)
         return -1;
     struct hv_process p = f->hv->process(m->hv);
@@ -272,7 +289,7 @@ static int start_link(struct machine *m, struct cancel *cancel, struct err *err)
     struct link_callbacks cb = {
         .on_event = on_link_event, .on_up = on_link_up, .on_broken = on_link_broken, .arg = m};
     struct link *l = NULL;
-    if (FAILPOINT("machine.link", err) == 0 && make_share(m, &t, err) == 0)
+    if (FAILPOINT("machine.link", err) == 0 && (is_host(m) || make_share(m, &t, err) == 0))
         l = link_new(&t, m->f->control, m->f->io, &cb, err);
     for (int i = 0; i < LINK_CHANNELS; i++)
         free(t.path[i]);
@@ -286,12 +303,62 @@ static int start_link(struct machine *m, struct cancel *cancel, struct err *err)
     return link_wait_up(l, cancel, err);
 }
 
+/* The agent alone. It has a group of its own beside those of the containers: on version 2 no group
+ * may hold processes and groups with controllers. */
+static int start_agent(struct machine *m, const struct machine_spec *spec, struct cancel *cancel,
+                       struct err *err)
+{
+    auto_strv struct strv cgroups = {0};
+    auto_free char *own = fs_format("%s/agent", m->record.cgroup);
+    if (m->f->config.agent == NULL)
+        return err_set(err, ERR_PRECONDITION, "no agent for pods on the host is configured");
+    if (FAILPOINT("machine.cgroup", err) < 0 || cgroup_create(own, &cgroups, err) < 0)
+        return -1;
+    timeline_mark(spec->timeline, "cgroup");
+    struct hv_host host = {.cgroup = m->record.cgroup,
+                           .state_dir = m->state_dir,
+                           .netns = spec->netns,
+                           .host_ipc = spec->host_ipc,
+                           .host_uts = spec->host_uts};
+    struct hv_spec hs = {.name = m->run_dir,
+                         .run_dir = m->run_dir,
+                         .binary = m->f->config.agent,
+                         .cgroups = (const char *const *)cgroups.v,
+                         .tap_fd = -1,
+                         .scratch_fd = -1,
+                         .host = &host};
+    struct hv_callbacks cb = {.on_dead = on_hv_dead, .arg = m};
+    m->hv = m->ops->launch(&hs, m->f->control, &cb, cancel, err);
+    if (m->hv == NULL)
+        return -1;
+    struct hv_process p = m->ops->process(m->hv);
+    m->record.pid = p.pid;
+    m->record.pid_start_time = p.start_time;
+    timeline_mark(spec->timeline, "agent started");
+    return 0;
+}
+
+static int boot_host_steps(struct machine *m, const struct machine_spec *spec,
+                           struct cancel *cancel, struct err *err)
+{
+    m->record.accel = xstrdup("none");
+    m->record.transport = xstrdup("unix");
+    m->record.cgroup = cgroup_path(spec->cgroup_parent, m->f->config.cgroup_root, m->id, err);
+    if (m->record.cgroup == NULL || start_agent(m, spec, cancel, err) < 0 ||
+        start_link(m, cancel, err) < 0)
+        return -1;
+    timeline_mark(spec->timeline, "agent answers");
+    return 0;
+}
+
 static int boot_steps(struct machine *m, const struct machine_spec *spec,
                       const struct machine_how *how, struct cancel *cancel, struct err *err)
 {
     struct machine_factory *f = m->f;
     if (FAILPOINT("machine.dirs", err) < 0 || make_dirs(m, err) < 0)
         return -1;
+    if (is_host(m))
+        return boot_host_steps(m, spec, cancel, err);
     if ((m->record.uid = machine_uid_take(f, err)) == 0)
         return -1;
     m->uid_taken = true;
@@ -325,7 +392,7 @@ static void explain_failure(struct machine *m, int64_t timeout_ns, struct cancel
         (void)err_set(err, ERR_INTERNAL, "%s", reason);
     } else if (err->code == ERR_DEADLINE && !(callers != NULL && cancel_fired(callers)) &&
                m->hv != NULL) {
-        auto_free char *console = m->f->hv->console_tail(m->hv);
+        auto_free char *console = m->ops->console_tail(m->hv);
         (void)err_set(err, ERR_DEADLINE, "the agent did not answer within %" PRId64 " ms; %s%s",
                       timeout_ns / 1000000,
                       str_empty(console) ? "the console is empty" : "console: ", console);
@@ -339,7 +406,7 @@ struct machine *machine_boot(struct machine_factory *f, const struct machine_spe
                              struct cancel *cancel, struct err *err)
 {
     auto_err struct err e = ERR_INIT;
-    struct machine *m = make(f, spec->sandbox_id, cb, err);
+    struct machine *m = make(f, spec->sandbox_id, spec->backend, cb, err);
     if (m == NULL)
         return NULL;
     m->boot = cancel_child(cancel, mono_ns() + how->timeout_ns, &e);
@@ -365,7 +432,7 @@ int machine_save(struct machine *m, int state_fd, struct cancel *cancel, struct 
 {
     /* the guest is to see its ports closed, as a clone's are until the daemon connects */
     link_close(m->link, "the vm becomes a template");
-    return m->f->hv->save(m->hv, state_fd, cancel, err);
+    return m->ops->save(m->hv, state_fd, cancel, err);
 }
 
 /* A clone of the template, or NULL when none fits or it fails, which is the template's fault until
@@ -400,10 +467,23 @@ static struct machine *clone_template(struct machine_factory *f, const struct ma
     return m;
 }
 
+static struct machine *start_on_host(struct machine_factory *f, const struct machine_spec *spec,
+                                     const struct machine_callbacks *cb, struct cancel *cancel,
+                                     struct err *err)
+{
+    struct machine_how how = {.timeout_ns = f->config.boot_timeout_ns};
+    struct machine *m = machine_boot(f, spec, &how, cb, cancel, err);
+    if (m == NULL)
+        (void)err_wrap(err, "start the pod on the host");
+    return m;
+}
+
 struct machine *machine_start(struct machine_factory *f, const struct machine_spec *spec,
                               const struct machine_callbacks *cb, struct cancel *cancel,
                               struct err *err)
 {
+    if (spec->backend == BACKEND_HOST)
+        return start_on_host(f, spec, cb, cancel, err);
     if (machine_decide_accel(f, cancel, err) < 0) {
         (void)err_wrap(err, "start machine");
         return NULL;
@@ -434,18 +514,20 @@ struct machine *machine_adopt(struct machine_factory *f, const struct machine_sp
                               const struct machine_callbacks *cb, struct cancel *cancel,
                               struct err *err)
 {
-    struct machine *m = make(f, spec->sandbox_id, cb, err);
+    struct machine *m = make(f, spec->sandbox_id, record->backend, cb, err);
     if (m == NULL)
         return NULL;
     auto_err struct err e = ERR_INIT;
     copy_record(&m->record, record);
-    machine_uid_mark(f, record->uid);
-    m->uid_taken = true;
+    if (!is_host(m)) {
+        machine_uid_mark(f, record->uid);
+        m->uid_taken = true;
+    }
     m->boot = cancel_child(cancel, mono_ns() + f->config.boot_timeout_ns, &e);
     struct hv_callbacks hcb = {.on_dead = on_hv_dead, .arg = m};
     struct hv_process p = {.pid = record->pid, .start_time = record->pid_start_time};
     if (m->boot != NULL)
-        m->hv = f->hv->adopt(&p, m->run_dir, f->config.qemu, f->control, &hcb, m->boot, &e);
+        m->hv = m->ops->adopt(&p, m->run_dir, f->config.qemu, f->control, &hcb, m->boot, &e);
     int ret = m->hv != NULL ? start_link(m, m->boot, &e) : -1;
     (void)pthread_mutex_lock(&m->lock);
     if (ret == 0 && !m->dead)
@@ -454,7 +536,10 @@ struct machine *machine_adopt(struct machine_factory *f, const struct machine_sp
     (void)pthread_mutex_unlock(&m->lock);
     if (ok)
         return m;
-    /* Nothing is taken down: the caller decides with machine_destroy_record(). */
+    /* Nothing is taken down: the caller decides with machine_destroy_record(). But containers
+     * without their agent are nobody's. */
+    if (is_host(m))
+        cgroup_kill(record->cgroup);
     explain_failure(m, f->config.boot_timeout_ns, cancel, &e);
     machine_free(m);
     (void)err_move(err, &e);
@@ -512,7 +597,14 @@ int machine_attach_image(struct machine *m, const char *serial, const struct dis
 {
     if (check_alive(m, err) < 0)
         return -1;
-    return m->f->hv->add_disk(m->hv, serial, parts, n_parts, cancel, err);
+    return m->ops->add_disk(m->hv, serial, parts, n_parts, cancel, err);
+}
+
+int machine_attach_tree(struct machine *m, const char *serial, const char *dir, struct err *err)
+{
+    if (check_alive(m, err) < 0)
+        return -1;
+    return host_ns_attach_image(m->record.pid, m->record.pid_start_time, serial, dir, err);
 }
 
 int machine_detach_image(struct machine *m, const char *serial, struct cancel *cancel,
@@ -531,7 +623,7 @@ int machine_detach_image(struct machine *m, const char *serial, struct cancel *c
         (void)err_wrap(&e, "detach disk %s", serial);
         return err_move(err, &e);
     }
-    return m->f->hv->remove_disk(m->hv, serial, cancel, err);
+    return m->ops->remove_disk(m->hv, serial, cancel, err);
 }
 
 /* --- volumes --- */
@@ -541,16 +633,20 @@ int machine_add_volumes(struct machine *m, const char *owner, struct machine_vol
 {
     if (n == 0)
         return 0;
-    if (m->share == NULL)
-        return err_set(err, ERR_UNIMPLEMENTED, "no file server is configured");
     if (check_alive(m, err) < 0)
         return -1;
+    if (is_host(m))
+        return host_ns_attach_volumes(m->record.pid, m->record.pid_start_time, owner, v, n, err);
+    if (m->share == NULL)
+        return err_set(err, ERR_UNIMPLEMENTED, "no file server is configured");
     return share_add(m->share, owner, v, n, cancel, err);
 }
 
 int machine_remove_volumes(struct machine *m, const char *owner, struct cancel *cancel,
                            struct err *err)
 {
+    if (is_host(m))
+        host_ns_detach_volumes(m->record.pid, m->record.pid_start_time, owner);
     return m->share != NULL ? share_remove(m->share, owner, cancel, err) : 0;
 }
 
@@ -571,7 +667,7 @@ static void ask_to_shut_down(struct machine *m, struct cancel *cancel)
         return;
     auto_cancel struct cancel *w = cancel_child(cancel, mono_ns() + SHUTDOWN_WAIT_NS, NULL);
     if (w != NULL)
-        (void)m->f->hv->wait(m->hv, w, NULL);
+        (void)m->ops->wait(m->hv, w, NULL);
 }
 
 /* The files, groups and uid of a pod whose process is gone. */
@@ -605,7 +701,7 @@ static int destroy(struct machine *m, bool ask_agent, struct cancel *cancel, str
     (void)pthread_mutex_unlock(&m->lock);
     if (m->link != NULL)
         link_close(m->link, "the vm was stopped");
-    if (m->hv != NULL && m->f->hv->quit(m->hv, cancel, err) < 0)
+    if (m->hv != NULL && m->ops->quit(m->hv, cancel, err) < 0)
         return -1;
     share_stop(m->share);
     uint32_t uid = m->uid_taken ? m->record.uid : 0;

@@ -1,5 +1,6 @@
 /*
- * machine - the pod's machine: one QEMU VM with its agent, from start to nothing left.
+ * machine - what a pod runs in, with its agent, from start to nothing left: one QEMU VM, or, for pods
+ * that need the host's own namespaces, the agent alone as a supervisor on the host.
  *
  * The only header of `sandbox` that `cri` needs besides link.h. A machine is made by
  * machine_start() (new pod) or machine_adopt() (daemon restarted, VM still running). It owns the
@@ -33,6 +34,9 @@
 struct machine_factory; /* per daemon: configuration, accelerator verdict, uid pool, loops */
 struct machine;
 
+/* HOST: no VM. Its machine has no console, disks, NIC, uid or size of its own; the calls below do
+ * what fits. */
+enum backend { BACKEND_VM, BACKEND_HOST };
 enum accel { ACCEL_AUTO, ACCEL_KVM, ACCEL_TCG };
 enum transport { TRANSPORT_AUTO, TRANSPORT_VIRTIO_SERIAL, TRANSPORT_VSOCK };
 
@@ -42,6 +46,7 @@ struct machine_config {
     const char *initrd;
     const char *jail_helper;  /* aspis-jail */
     const char *share_helper; /* aspis-share */
+    const char *agent;        /* aspis-agent, for pods without a VM; NULL: none can be made */
     const char *run_root;     /* "/run/aspis" */
     const char *state_root;   /* "/var/lib/aspis" */
     enum accel accel;
@@ -96,12 +101,18 @@ struct machine_spec {
     int tap_fd;                /* borrowed (dup'ed); -1: no NIC */
     const char *mac;           /* of the NIC; NULL: any, see machine_guest_mac() */
     struct timeline *timeline; /* NULL, or gets the steps of the start */
+
+    enum backend backend;
+    /* BACKEND_HOST: */
+    const char *netns;       /* network namespace to live in; NULL: the host's */
+    bool host_ipc, host_uts; /* else namespaces of its own */
 };
 
 /* What must be recorded so that a restarted daemon can find the machine again. All strings owned.
  */
 struct machine_record {
-    pid_t pid;
+    enum backend backend;
+    pid_t pid; /* QEMU's; the agent's on the host */
     uint64_t pid_start_time; /* /proc/<pid>/stat field 22: guards against pid reuse */
     uint32_t uid;
     uint32_t cid; /* 0: virtio-serial */
@@ -140,6 +151,7 @@ struct machine *machine_adopt(struct machine_factory *f, const struct machine_sp
 void machine_get_record(struct machine *m, struct machine_record *out); /* deep copy */
 struct link *machine_link(struct machine *m);                           /* borrowed */
 bool machine_alive(struct machine *m);
+enum backend machine_backend(const struct machine *m);
 const char *machine_console_path(struct machine *m);
 const char *machine_run_dir(struct machine *m);
 /* Serial of the scratch disk for ConfigurePod. */
@@ -157,16 +169,20 @@ struct disk_part {
 };
 int machine_attach_image(struct machine *m, const char *serial, const struct disk_part *parts,
                          size_t n_parts, struct cancel *cancel, struct err *err);
+/* The same on the host: a directory that holds the image's tree. It is not written to. */
+int machine_attach_tree(struct machine *m, const char *serial, const char *dir, struct err *err);
 /* DetachDisk in the guest, device_del, DEVICE_DELETED, blockdev-del. Unknown serial: success. */
 int machine_detach_image(struct machine *m, const char *serial, struct cancel *cancel,
                          struct err *err);
 
-/* A directory or file of the host that containers see live, over the `fs` channel. */
+/* A directory or file of the host that containers see live: over the `fs` channel, or as it is on
+ * the host. */
 struct machine_volume {
     const char *source; /* absolute; links are followed; missing: a directory is made */
     bool readonly;
     bool recursive; /* read-only with all that is mounted below it */
     bool slave;     /* what the host mounts below it later shows up too */
+    bool shared;    /* and what the container mounts shows up there: BACKEND_HOST only */
     /* filled in */
     uint32_t id;       /* what the agent calls it */
     bool file;         /* no directory */

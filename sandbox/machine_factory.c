@@ -178,6 +178,7 @@ struct machine_factory *machine_factory_new(const struct machine_config *config,
     f->config.initrd = xstrdup(config->initrd);
     f->config.jail_helper = xstrdup(config->jail_helper);
     f->config.share_helper = xstrdup(config->share_helper);
+    f->config.agent = xstrdup(config->agent);
     f->config.run_root = xstrdup(config->run_root);
     f->config.state_root = xstrdup(config->state_root);
     f->config.cgroup_root = xstrdup(config->cgroup_root);
@@ -224,6 +225,7 @@ void machine_factory_free(struct machine_factory *f)
     free_string(f->config.initrd);
     free_string(f->config.jail_helper);
     free_string(f->config.share_helper);
+    free_string(f->config.agent);
     free_string(f->config.run_root);
     free_string(f->config.state_root);
     free_string(f->config.cgroup_root);
