@@ -78,6 +78,14 @@ static int fill_root(const struct host_options *o, const char *root, struct err 
     return 0;
 }
 
+/* Beside version 1 there may be an empty hierarchy of version 2 (systemd's "hybrid"). libcrun refuses
+ * to work where it has any controller, needed or not; without it the host is one of version 1. */
+static void hide_hybrid(const char *root)
+{
+    auto_free char *dir = fs_format("%s/sys/fs/cgroup/unified", root);
+    (void)umount2(dir, MNT_DETACH | UMOUNT_NOFOLLOW);
+}
+
 static int change_root(const char *root, struct err *err)
 {
     if (chdir(root) < 0 || syscall(SYS_pivot_root, ".", ".") < 0 || umount2(".", MNT_DETACH) < 0 ||
@@ -97,6 +105,7 @@ static int make_root(const struct host_options *o, struct err *err)
         return err_sys(err, errno, "mount the root");
     if (fill_root(o, root, err) < 0)
         return -1;
+    hide_hybrid(root);
     return change_root(root, err);
 }
 

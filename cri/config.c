@@ -50,6 +50,7 @@ static const struct key keys[] = {
      .text = "/usr/libexec/aspis/aspis-jail"},
     {"machine", "share_helper", PATH, AT(machine.share_helper),
      .text = "/usr/libexec/aspis/aspis-share"},
+    {"machine", "agent", PATH, AT(machine.agent), .text = "/usr/libexec/aspis/aspis-agent"},
     {"machine", "accelerator", CHOICE, AT(accel), .text = "auto", .names = {"auto", "kvm", "tcg"}},
     {"machine", "transport", CHOICE, AT(transport), .text = "auto",
      .names = {"auto", "virtio-serial", "vsock"}},
@@ -71,6 +72,8 @@ static const struct key keys[] = {
     {"machine", "kvm_probe_timeout_seconds", SECONDS, AT(machine.kvm_probe_timeout_ns),
      .number = 10, .min = 1, .max = 3600},
     {"machine", "templates", FLAG, AT(machine.templates), .number = 1},
+    {"machine", "privileged_pods", CHOICE, AT(privileged_pods), .text = "host",
+     .names = {"vm", "host"}}, /* in the order of enum backend */
     {"machine", "cgroup_root", PATH, AT(machine.cgroup_root), .text = "/aspis"},
 
     {"images", "root", PATH, AT(images.root), .text = "/var/lib/aspis/images"},

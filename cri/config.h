@@ -33,6 +33,7 @@ struct config {
     int log_target; /* enum log_target; AUTO: the journal when stderr is connected to it */
     const char *run_root, *state_root;
     int accel, transport; /* of machine, as the parser fills them */
+    int privileged_pods;  /* enum backend */
     struct machine_config machine;
     struct image_options images;
     struct cni_options cni;

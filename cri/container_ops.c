@@ -156,6 +156,18 @@ int container_resume_log(struct container *c, struct link *link, struct err *err
     return container_log_attach(log, link, c->rec.stdout_id, c->rec.stderr_id, err);
 }
 
+/* On the host. The name is the disk's (image_disk_open()). */
+static int bring_tree(struct container *c, struct machine *m, const char *id, char serial[21],
+                      struct cancel *cancel, struct err *err)
+{
+    auto_free char *dir = NULL;
+    (void)snprintf(serial, 21, "img-%.16s", str_starts(id, "sha256:") ? id + 7 : id);
+    if (image_tree_dir(c->rt->deps.images, id, cancel, &dir, err) < 0 ||
+        FAILPOINT("container.tree", err) < 0 || machine_attach_tree(m, serial, dir, err) < 0)
+        return err_wrap(err, "attach image %.19s", id);
+    return 0;
+}
+
 /* The image, its disk in the VM, and what the record says of it. */
 static int bring_image(struct container *c, struct machine *m, struct image *image, char serial[21],
                        struct cancel *cancel, struct err *err)
@@ -163,6 +175,8 @@ static int bring_image(struct container *c, struct machine *m, struct image *ima
     set_text(c, &c->rec.image_id, image->id);
     set_text(c, &c->rec.image_ref,
              image->repo_digests.n > 0 ? image->repo_digests.v[0] : image->id);
+    if (machine_backend(m) == BACKEND_HOST)
+        return bring_tree(c, m, image->id, serial, cancel, err);
     struct image_disk disk = {0};
     if (image_disk_open(c->rt->deps.images, image->id, &disk, err) < 0)
         return err_wrap(err, "open image %.19s", image->id);
@@ -224,7 +238,10 @@ static int create_in_guest(struct container *c, struct machine *m, struct image 
     size_t n_volumes = c->config->n_mounts;
     if (machine_add_volumes(m, c->rec.id, volumes, n_volumes, cancel, err) < 0)
         return err_wrap(err, "volumes");
-    auto_free char *spec = spec_make(c->config, c->sandbox->config, &image->config, volumes, err);
+    auto_free char *plain = spec_make(c->config, c->sandbox->config, &image->config, volumes, err);
+    auto_free char *spec = plain != NULL ? spec_adapt(plain, c->config, c->sandbox->config, volumes,
+                                                      c->sandbox->backend.backend, err)
+                                         : NULL;
     if (spec == NULL)
         return -1;
     Aspis__Agent__V1__User user;

@@ -24,6 +24,7 @@
 #include "base/cleanup.h"
 #include "base/err.h"
 #include "base/loop.h"
+#include "cri/backend.h"
 #include "cri/container_log.h"
 #include "cri/hub.h"
 #include "cri/oplock.h"
@@ -75,6 +76,7 @@ struct sandbox {
     struct runtime *rt;                    /* constant */
     Runtime__V1__PodSandboxConfig *config; /* constant */
     char *name_key;                        /* constant: namespace/name/uid/attempt */
+    struct backend_choice backend;         /* constant */
     struct sandbox_record rec;
     struct oplock op;
     pthread_mutex_t save;

@@ -27,6 +27,7 @@ struct runtime_deps {
     struct image_store *images;
     const char *run_root;   /* "/run/aspis" */
     const char *state_root; /* "/var/lib/aspis" */
+    bool privileged_on_host; /* privileged pods run without a VM unless their handler says aspis-vm */
 };
 
 struct runtime *runtime_new(const struct runtime_deps *deps, struct err *err);

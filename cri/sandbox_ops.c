@@ -31,7 +31,13 @@ void sandbox_set_text(struct sandbox *s, char **field, char *owned)
 
 struct machine_spec sandbox_machine_spec(const struct sandbox *s)
 {
-    struct machine_spec spec = {.sandbox_id = s->rec.id, .cgroup_parent = "", .tap_fd = -1};
+    struct machine_spec spec = {.sandbox_id = s->rec.id,
+                                .cgroup_parent = "",
+                                .tap_fd = -1,
+                                .backend = s->backend.backend,
+                                .netns = backend_host_network(s->config) ? NULL : s->rec.netns,
+                                .host_ipc = backend_host_ipc(s->config),
+                                .host_uts = backend_host_network(s->config)};
     const Runtime__V1__LinuxPodSandboxConfig *l = s->config->linux;
     if (l != NULL) {
         spec.cgroup_parent = l->cgroup_parent;

@@ -61,11 +61,7 @@ static int check_config(const Runtime__V1__PodSandboxConfig *c, struct err *err)
 
 int cri_check_handler(const char *handler, struct err *err)
 {
-    if (str_empty(handler) || strcmp(handler, "aspis-vm") == 0)
-        return 0;
-    return err_set(err, ERR_INVALID,
-                   "unknown runtime handler \"%.64s\"; this runtime has \"\" and \"aspis-vm\"",
-                   handler);
+    return backend_check_handler(handler, err);
 }
 
 int cri_run_pod_sandbox(struct call *call, const ProtobufCMessage *message,
@@ -196,8 +192,9 @@ static char *verbose_info(const struct sandbox *s, const char *console)
 {
     json_auto_t *machine = json_loads(s->rec.machine, 0, NULL);
     json_auto_t *j =
-        json_pack("{s:s, s:s, s:s, s:s, s:s, s:s*, s:O}", "backend", "vm", "console", console,
-                  "netns", s->rec.netns, "reason", s->rec.reason, "runtimeHandler", s->rec.handler,
+        json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:s*, s:O}", "backend",
+                  s->backend.backend == BACKEND_HOST ? "host" : "vm", "backendReason",
+                  s->backend.why, "console", console, "netns", s->rec.netns, "reason", s->rec.reason, "runtimeHandler", s->rec.handler,
                   "timeline", s->timeline, "machine", machine != NULL ? machine : json_null());
     return j != NULL ? json_dumps(j, JSON_INDENT(2)) : NULL;
 }

@@ -19,9 +19,6 @@ int spec_check_container(const Container *c, const Pod *pod, struct err *err)
     (void)pod;
     if (spec_check_mounts(c, err) < 0)
         return -1;
-    if (c->n_devices > 0)
-        return err_set(err, ERR_UNIMPLEMENTED, "device %.200s: host devices are not supported",
-                       c->devices[0]->host_path);
     if (c->n_cdi_devices > 0)
         return err_set(err, ERR_UNIMPLEMENTED, "CDI device %.200s: not supported",
                        c->cdi_devices[0]->name);

@@ -28,6 +28,11 @@ char *spec_make(const Runtime__V1__ContainerConfig *c, const Runtime__V1__PodSan
                 const struct image_config *image, const struct machine_volume *volumes,
                 struct err *err);
 
+/* What the backend and a privileged container change in the text of spec_make(); the caller's. */
+char *spec_adapt(const char *text, const Runtime__V1__ContainerConfig *c,
+                 const Runtime__V1__PodSandboxConfig *pod, const struct machine_volume *volumes,
+                 enum backend backend, struct err *err);
+
 /* Fills the message's fields; strings are borrowed from c or image. */
 int spec_user(const Runtime__V1__ContainerConfig *c, const struct image_config *image,
               Aspis__Agent__V1__User *user, struct err *err);

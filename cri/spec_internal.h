@@ -38,6 +38,10 @@ static inline const Runtime__V1__NamespaceOption *namespaces_of(const Container 
 int spec_check_security(const Container *c, struct err *err);
 /* process.capabilities; NULL with *err. */
 json_t *spec_capabilities(const Security *s, struct err *err);
+/* All there are. */
+json_t *spec_all_capabilities(void);
+/* The kernel's number of "CAP_SYS_ADMIN"; -1 when unknown. */
+int spec_capability_number(const char *name);
 /* linux.maskedPaths, linux.readonlyPaths. */
 json_t *spec_masked_paths(const Security *s);
 json_t *spec_readonly_paths(const Security *s);

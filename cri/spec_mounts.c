@@ -20,11 +20,6 @@ static int check_mount(const Runtime__V1__Mount *m, struct err *err)
     if (m->recursive_read_only && !alone)
         return err_set(err, ERR_INVALID,
                        "recursive read-only mount must have PROPAGATION_PRIVATE propagation");
-    if (m->propagation == RUNTIME__V1__MOUNT_PROPAGATION__PROPAGATION_BIDIRECTIONAL)
-        return err_set(
-            err, ERR_PRECONDITION,
-            "propagation BIDIRECTIONAL is asked for; a mount made in a VM's kernel cannot "
-            "appear on the host: it takes the handler aspis-host, which is not built");
     if (m->host_path[0] != '/' || strlen(m->host_path) >= LIMIT_PATH)
         return err_set(err, ERR_INVALID, "the host path is no absolute path");
     if (m->container_path[0] == '\0' || strlen(m->container_path) >= LIMIT_PATH ||
@@ -64,6 +59,8 @@ struct machine_volume *spec_volumes(const Container *c)
         v[i].recursive = m->recursive_read_only;
         v[i].slave =
             m->propagation == RUNTIME__V1__MOUNT_PROPAGATION__PROPAGATION_HOST_TO_CONTAINER;
+        v[i].shared =
+            m->propagation == RUNTIME__V1__MOUNT_PROPAGATION__PROPAGATION_BIDIRECTIONAL;
     }
     return v;
 }

@@ -15,6 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 BUILD = Path(os.environ.get("ASPIS_BUILD", ROOT / "build"))
 GUEST = Path(os.environ.get("ASPIS_GUEST", "/var/cache/aspis/guest"))
 INITRD = Path(os.environ.get("ASPIS_INITRD", BUILD / "agent" / "aspis-initrd.cpio"))
+# the program in the initrd, which a sanitized build has not made itself
+AGENT = Path(os.environ.get("ASPIS_AGENT", INITRD.parent / "aspis-agent"))
 
 # Suites that run at the same time on one machine take different slots.
 SLOT = int(os.environ.get("ASPIS_TEST_SLOT", "0"))
@@ -75,6 +77,7 @@ class Daemon:
             "machine": {"kernel": str(GUEST / "kernel" / "vmlinuz"), "initrd": str(INITRD),
                         "jail_helper": str(BUILD / "sandbox" / "aspis-jail"),
                         "share_helper": str(BUILD / "sandbox" / "aspis-share"),
+                        "agent": str(AGENT),
                         "accelerator": "tcg", "cgroup_root": self.cgroup,
                         "base_memory_mib": 256, "scratch_mib": 2048,
                         # sanitizers and two cores shared by everything
