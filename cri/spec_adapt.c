@@ -84,7 +84,7 @@ static void set_namespaces(json_t *lin, const Container *c, bool privileged)
     }
 }
 
-/* The daemon has attached each volume with its flags; the container's mount of it keeps them. */
+/* The daemon has attached each volume with its flags and propagation. */
 static void set_volumes(json_t *spec, const Container *c, const struct machine_volume *volumes)
 {
     const char *root = NULL;
@@ -100,18 +100,9 @@ static void set_volumes(json_t *spec, const Container *c, const struct machine_v
         for (size_t k = 0; k < c->n_mounts; k++) {
             if (volumes[k].id != id)
                 continue;
-            if (!volumes[k].all_readonly) {
-                size_t o;
-                json_t *opt;
-                json_t *options = json_object_get(m, "options");
-                json_array_foreach(options, o, opt)
-                {
-                    if (strcmp(json_string_value(opt), "rw") == 0) {
-                        (void)json_array_remove(options, o);
-                        break;
-                    }
-                }
-            }
+            /* of the mount itself; those below it have flags of their own */
+            if (volumes[k].readonly)
+                replace_option(m, "rw", "ro");
             if (volumes[k].shared) {
                 replace_option(m, "rprivate", "rshared");
                 root = "rshared";
@@ -125,6 +116,15 @@ static void set_volumes(json_t *spec, const Container *c, const struct machine_v
     if (root != NULL)
         (void)json_object_set_new(json_object_get(spec, "linux"), "rootfsPropagation",
                                   json_string(root));
+}
+
+/* A client that names no paths means the usual ones: here /proc and /sys are the host's. */
+static void set_paths(json_t *lin)
+{
+    if (json_array_size(json_object_get(lin, "maskedPaths")) == 0)
+        (void)json_object_set_new(lin, "maskedPaths", spec_masked_paths(NULL));
+    if (json_array_size(json_object_get(lin, "readonlyPaths")) == 0)
+        (void)json_object_set_new(lin, "readonlyPaths", spec_readonly_paths(NULL));
 }
 
 static int set_devices(json_t *lin, const Container *c, struct err *err)
@@ -159,6 +159,8 @@ char *spec_adapt(const char *text, const Container *c, const Pod *pod,
     if (backend == BACKEND_HOST) {
         set_namespaces(lin, c, privileged);
         set_volumes(spec, c, volumes);
+        if (!privileged)
+            set_paths(lin);
         if (set_devices(lin, c, err) < 0)
             return NULL;
         spec_host_clamp(json_object_get(spec, "process"));

@@ -199,7 +199,6 @@ static int attach_volume(pid_t agent, uint64_t start_time, const char *owner,
     if (tree < 0 || check_propagation(v, err) < 0 || set_attributes(tree, v, err) < 0)
         return -1;
     v->file = !S_ISDIR(st.st_mode);
-    /* the mount's own flag says it; a bind mount of it in the container keeps it */
     v->all_readonly = v->readonly && v->recursive;
     auto_free char *path = fs_format(HOST_DIR_VOLUMES "/%s/%u", owner, v->id);
     struct job j = {.path = path, .tree = tree, .file = v->file};

@@ -195,6 +195,18 @@ class Daemon:
                 pass
         return found
 
+    def agent_pids(self):
+        """Agents of this daemon's pods on the host."""
+        found = []
+        for p in Path("/proc").iterdir():
+            try:
+                argv = (p / "cmdline").read_bytes().split(b"\0") if p.name.isdigit() else []
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if argv[:2] == [b"aspis-agent", b"--host"] and argv[2].startswith(str(self.run).encode()):
+                found.append(int(p.name))
+        return sorted(found)
+
     # --- what tests do all the time ---
     def run_pod(self, config, **kw):
         return self.client.RunPodSandbox(config=config, **kw).pod_sandbox_id

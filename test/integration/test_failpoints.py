@@ -40,7 +40,14 @@ STEPS = {
     "container.remove": "remove container",
     "image.resolve": "pull", "image.blob": "pull", "image.layer": "pull", "image.tree": "pull", "image.record": "pull",
     "image.sweep": "collect",
+    # of pods without a VM
+    "host.sockets": "run", "host.spawn": "run", "host.adopt": "adopt",
+    "container.tree": "create", "host.image": "create", "host.volumes": "create", "image.extract": "extract",
 }
+
+
+def on_host(name):
+    return name.startswith("host.") or name in ("container.tree", "image.extract")
 
 
 def _found():
@@ -164,7 +171,11 @@ def remove(d, i):
 
 
 def config_of(d, name):
-    return sandbox_config(name.replace(".", "-"), log_directory=d.logs / name)
+    more = {}
+    if on_host(name):
+        more["linux"] = pb.LinuxPodSandboxConfig(security_context=pb.LinuxSandboxSecurityContext(
+            namespace_options=pb.NamespaceOption(network=pb.NODE, pid=pb.CONTAINER)))
+    return sandbox_config(name.replace(".", "-"), log_directory=d.logs / name, **more)
 
 
 # ---- RunPodSandbox ----
@@ -191,7 +202,7 @@ def test_daemon_dies_in_run(d, image, name):
 
 @pytest.fixture
 def pod(d, request):
-    config = sandbox_config("pod", log_directory=d.logs / "pod")
+    config = config_of(d, request.node.callspec.params.get("name", "pod"))
     i = d.run_pod(config)
     yield i, config
     remove(d, i)
@@ -235,6 +246,31 @@ def test_daemon_dies_in_create(d, pod, image, name):
     assert d.client.PodSandboxStatus(pod_sandbox_id=i).status.state == pb.SANDBOX_READY
     assert not names_in(d, i)
     lives(d, pod, "c", image)
+
+
+@pytest.mark.parametrize("how", ["error", "crash"])
+@pytest.mark.parametrize("name", of_step("extract"))
+def test_extraction_can_be_repeated(d, pod, image, name, how):
+    """The tree of an image for pods on the host: half of one is never used, nor kept."""
+    i, config = pod
+    trees = d.state / "images" / "trees"
+    remove(d, i)
+    forget(d, image)
+    assert not list(trees.iterdir())
+    d.client.PullImage(image={"image": image})
+    i = d.run_pod(config)
+    pod = i, config
+    try:
+        if how == "error":
+            d.points.set(f"{name}=error")
+            fails(name, d.create, i, container_config("c", image, ["true"]), config)
+            d.points.clear()
+        else:
+            dies(d, name, d.create, i, container_config("c", image, ["true"]), config)
+        assert not list(trees.iterdir()) and not list((d.state / "images" / "tmp").iterdir())
+        lives(d, pod, "c", image)
+    finally:
+        remove(d, i)
 
 
 @pytest.mark.parametrize("name", of_step("start"))
