@@ -1,6 +1,6 @@
 /*
- * container_cgroup - a container's cgroup, made and removed by libcrun: /sys/fs/cgroup/pod/<id> in a
- * guest; on the host <id> below the pod's group, in each hierarchy of version 1 or in version 2.
+ * container_cgroup - a container's cgroup, made and removed by libcrun: /sys/fs/cgroup/pod/<id> in
+ * a guest; on the host <id> below the pod's group, in each hierarchy of version 1 or in version 2.
  *
  * No state but where that is. Nothing but cgroup_remove() waits.
  */

@@ -37,7 +37,7 @@ struct disks {
     LIST_HEAD(image_list, image) images;
     LIST_HEAD(waiter_list, waiter) waiters;
     unsigned n_waiters;
-    bool trees; /* mounted by the daemon */
+    bool trees;         /* mounted by the daemon */
     const char **names; /* result of disks_mounted() */
 };
 
@@ -96,7 +96,8 @@ static struct image *image_mount(struct disks *d, const char *serial, const char
     auto_free char *mountpoint = fs_format("%s/%s", d->dir, serial);
     if (fs_mkdir_p(mountpoint, 0700, err) < 0)
         return NULL;
-    if (dev != NULL && mount(dev, mountpoint, "erofs", MS_RDONLY | MS_NODEV | MS_NOSUID | MS_NOATIME, NULL) < 0) {
+    if (dev != NULL &&
+        mount(dev, mountpoint, "erofs", MS_RDONLY | MS_NODEV | MS_NOSUID | MS_NOATIME, NULL) < 0) {
         err_sys(err, errno, "image disk %s: mount %s as erofs", serial, dev);
         (void)rmdir(mountpoint);
         return NULL;

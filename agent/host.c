@@ -78,8 +78,9 @@ static int fill_root(const struct host_options *o, const char *root, struct err 
     return 0;
 }
 
-/* Beside version 1 there may be an empty hierarchy of version 2 (systemd's "hybrid"). libcrun refuses
- * to work where it has any controller, needed or not; without it the host is one of version 1. */
+/* Beside version 1 there may be an empty hierarchy of version 2 (systemd's "hybrid"). libcrun
+ * refuses to work where it has any controller, needed or not; without it the host is one of
+ * version 1. */
 static void hide_hybrid(const char *root)
 {
     auto_free char *dir = fs_format("%s/sys/fs/cgroup/unified", root);

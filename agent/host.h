@@ -3,8 +3,8 @@
  * namespaces and a root of its own, in which everything is where it is in a guest.
  *
  * The mount namespace holds the kernel's file systems, the pod's two directories and what the
- * daemon attaches for the pod; no other mount of the host, so that none is kept busy. It gets mounts
- * from the host and gives it none, but through volumes that are shared on purpose.
+ * daemon attaches for the pod; no other mount of the host, so that none is kept busy. It gets
+ * mounts from the host and gives it none, but through volumes that are shared on purpose.
  *
  * For the beginning of main(), with one thread.
  */

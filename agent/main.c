@@ -36,8 +36,8 @@
 #define MAX_METHODS 64
 
 struct agent {
-    bool guest;           /* we are a guest's init */
-    const char *test_dir; /* else: tests */
+    bool guest;               /* we are a guest's init */
+    const char *test_dir;     /* else: tests */
     struct host_options host; /* or a pod on the host */
     struct loop *loop;
     struct pod *pod;
@@ -223,7 +223,8 @@ static int usage(int status)
         "Usage: aspis-agent --test-dir DIR\n"
         "       aspis-agent --host DIR --state DIR --cgroup PATH [option...]\n"
         "Init of an Aspis pod VM. Outside of one, with --test-dir, it serves the same calls on\n"
-        "DIR/rpc.sock and DIR/io.sock, keeps its files in DIR and changes nothing else; with --host,\n"
+        "DIR/rpc.sock and DIR/io.sock, keeps its files in DIR and changes nothing else; with "
+        "--host,\n"
         "as aspisd starts it, it is the supervisor of a pod without a VM.\n"
         "  --test-dir DIR  as above\n"
         "  --host DIR      the pod's run directory; sockets are descriptors 3 to 5\n"
@@ -241,18 +242,12 @@ static int usage(int status)
 static int parse_options(struct agent *a, int argc, char **argv)
 {
     static const struct option options[] = {
-        {"test-dir", required_argument, NULL, 't'},
-        {"host", required_argument, NULL, 'H'},
-        {"state", required_argument, NULL, 's'},
-        {"cgroup", required_argument, NULL, 'c'},
-        {"join", required_argument, NULL, 'j'},
-        {"netns", required_argument, NULL, 'n'},
-        {"host-net", no_argument, NULL, 'N'},
-        {"host-ipc", no_argument, NULL, 'I'},
-        {"host-uts", no_argument, NULL, 'U'},
-        {"version", no_argument, NULL, 'v'},
-        {"help", no_argument, NULL, 'h'},
-        {NULL, 0, NULL, 0},
+        {"test-dir", required_argument, NULL, 't'}, {"host", required_argument, NULL, 'H'},
+        {"state", required_argument, NULL, 's'},    {"cgroup", required_argument, NULL, 'c'},
+        {"join", required_argument, NULL, 'j'},     {"netns", required_argument, NULL, 'n'},
+        {"host-net", no_argument, NULL, 'N'},       {"host-ipc", no_argument, NULL, 'I'},
+        {"host-uts", no_argument, NULL, 'U'},       {"version", no_argument, NULL, 'v'},
+        {"help", no_argument, NULL, 'h'},           {NULL, 0, NULL, 0},
     };
     struct host_options *o = &a->host;
     int c;

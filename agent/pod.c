@@ -283,13 +283,14 @@ static int mount_scratch(struct pod *p, const request *req, struct err *err)
     return 1;
 }
 
-/* Only what belongs to a namespace of the pod may be set: the rest is the host's. The names are those
- * that Linux keeps per namespace (ipc_namespaces(7); net.* in any network namespace but the first). */
+/* Only what belongs to a namespace of the pod may be set: the rest is the host's. The names are
+ * those that Linux keeps per namespace (ipc_namespaces(7); net.* in any network namespace but the
+ * first). */
 static bool sysctl_is_pods(const struct pod *p, const char *key)
 {
-    static const char *const ipc[] = {"kernel/shmmax",   "kernel/shmall", "kernel/shmmni",
+    static const char *const ipc[] = {"kernel/shmmax",          "kernel/shmall", "kernel/shmmni",
                                       "kernel/shm_rmid_forced", "kernel/msgmax", "kernel/msgmnb",
-                                      "kernel/msgmni",   "kernel/sem",    "fs/mqueue/"};
+                                      "kernel/msgmni",          "kernel/sem",    "fs/mqueue/"};
     auto_free char *path = identity_sysctl_path(key, NULL);
     if (path == NULL)
         return false;

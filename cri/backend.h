@@ -1,10 +1,10 @@
 /*
  * backend - does a pod get a VM, or does it run on the host; and what each can and cannot give.
  *
- * The runtime handler decides: "aspis-vm" and "aspis-host" say it themselves; without one a pod gets
- * a VM unless it asks for a namespace of the host (NamespaceMode NODE for network, pid or ipc) or,
- * where so configured, is privileged. What a VM cannot give is refused by a sentence that names the
- * handler that can.
+ * The runtime handler decides: "aspis-vm" and "aspis-host" say it themselves; without one a pod
+ * gets a VM unless it asks for a namespace of the host (NamespaceMode NODE for network, pid or ipc)
+ * or, where so configured, is privileged. What a VM cannot give is refused by a sentence that names
+ * the handler that can.
  *
  * Threads: any; nothing is kept. Texts are constant.
  */

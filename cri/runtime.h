@@ -25,9 +25,10 @@ struct runtime_deps {
     struct machine_factory *factory;
     struct cni *cni;
     struct image_store *images;
-    const char *run_root;   /* "/run/aspis" */
-    const char *state_root; /* "/var/lib/aspis" */
-    bool privileged_on_host; /* privileged pods run without a VM unless their handler says aspis-vm */
+    const char *run_root;    /* "/run/aspis" */
+    const char *state_root;  /* "/var/lib/aspis" */
+    bool privileged_on_host; /* privileged pods run without a VM unless their handler says aspis-vm
+                              */
 };
 
 struct runtime *runtime_new(const struct runtime_deps *deps, struct err *err);

@@ -191,11 +191,11 @@ static Runtime__V1__PodSandboxStatus *status_of(struct call *call, const struct 
 static char *verbose_info(const struct sandbox *s, const char *console)
 {
     json_auto_t *machine = json_loads(s->rec.machine, 0, NULL);
-    json_auto_t *j =
-        json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:s*, s:O}", "backend",
-                  s->backend.backend == BACKEND_HOST ? "host" : "vm", "backendReason",
-                  s->backend.why, "console", console, "netns", s->rec.netns, "reason", s->rec.reason, "runtimeHandler", s->rec.handler,
-                  "timeline", s->timeline, "machine", machine != NULL ? machine : json_null());
+    json_auto_t *j = json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:s*, s:O}", "backend",
+                               s->backend.backend == BACKEND_HOST ? "host" : "vm", "backendReason",
+                               s->backend.why, "console", console, "netns", s->rec.netns, "reason",
+                               s->rec.reason, "runtimeHandler", s->rec.handler, "timeline",
+                               s->timeline, "machine", machine != NULL ? machine : json_null());
     return j != NULL ? json_dumps(j, JSON_INDENT(2)) : NULL;
 }
 

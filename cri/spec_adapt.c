@@ -74,8 +74,7 @@ static void set_namespaces(json_t *lin, const Container *c, bool privileged)
     const Runtime__V1__NamespaceOption *n = namespaces_of(c);
     json_t *list = json_object_get(lin, "namespaces");
     for (size_t i = json_array_size(list); i > 0; i--) {
-        const char *type =
-            json_string_value(json_object_get(json_array_get(list, i - 1), "type"));
+        const char *type = json_string_value(json_object_get(json_array_get(list, i - 1), "type"));
         bool drop = (strcmp(type, "pid") == 0 && n != NULL &&
                      n->pid == RUNTIME__V1__NAMESPACE_MODE__NODE) ||
                     (strcmp(type, "cgroup") == 0 && privileged);

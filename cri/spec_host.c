@@ -29,10 +29,10 @@ static int add_device(json_t *devices, const char *path, const struct stat *st, 
     if (json_array_size(devices) >= MAX_DEVICES)
         return err_set(err, ERR_EXHAUSTED, "more than %d devices", MAX_DEVICES);
     json_t *d = json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:I}", "path", path, "type",
-                          S_ISBLK(st->st_mode) ? "b" : "c", "major",
-                          (json_int_t)major(st->st_rdev), "minor", (json_int_t)minor(st->st_rdev),
-                          "fileMode", (json_int_t)(st->st_mode & 07777), "uid",
-                          (json_int_t)st->st_uid, "gid", (json_int_t)st->st_gid);
+                          S_ISBLK(st->st_mode) ? "b" : "c", "major", (json_int_t)major(st->st_rdev),
+                          "minor", (json_int_t)minor(st->st_rdev), "fileMode",
+                          (json_int_t)(st->st_mode & 07777), "uid", (json_int_t)st->st_uid, "gid",
+                          (json_int_t)st->st_gid);
     return json_array_append_new(devices, d) < 0
                ? err_set(err, ERR_INVALID, "device %.200s cannot be put into a spec", path)
                : 0;
@@ -45,17 +45,17 @@ static bool is_device(const struct stat *st)
 
 static int add_rule(json_t *rules, const struct stat *st, const char *access, struct err *err)
 {
-    json_t *rule =
-        json_pack("{s:b, s:s, s:I, s:I, s:s}", "allow", 1, "type", S_ISBLK(st->st_mode) ? "b" : "c",
-                  "major", (json_int_t)major(st->st_rdev), "minor", (json_int_t)minor(st->st_rdev),
-                  "access", access);
-    return json_array_append_new(rules, rule) < 0 ? err_set(err, ERR_EXHAUSTED, "out of memory") : 0;
+    json_t *rule = json_pack(
+        "{s:b, s:s, s:I, s:I, s:s}", "allow", 1, "type", S_ISBLK(st->st_mode) ? "b" : "c", "major",
+        (json_int_t)major(st->st_rdev), "minor", (json_int_t)minor(st->st_rdev), "access", access);
+    return json_array_append_new(rules, rule) < 0 ? err_set(err, ERR_EXHAUSTED, "out of memory")
+                                                  : 0;
 }
 
 /* What is the container's own, as in other runtimes. */
 static bool is_private(const char *name)
 {
-    static const char *const names[] = {"pts",  "shm",  "fd",      "mqueue", ".lxc",
+    static const char *const names[] = {"pts",         "shm",   "fd",      "mqueue", ".lxc",
                                         ".lxd-mounts", ".udev", "console", "ptmx"};
     for (size_t i = 0; i < ARRAY_LEN(names); i++) {
         if (strcmp(name, names[i]) == 0)

@@ -18,8 +18,8 @@ int spec_host_all_devices(json_t *devices, struct err *err);
 int spec_host_device(const Runtime__V1__Device *d, json_t *devices, json_t *rules, struct err *err);
 
 /* A daemon in a container has not all of root's powers, and cannot give what it has not: takes out
- * of process.capabilities what the kernel would refuse, and lowers rlimits and raises oomScoreAdj to
- * what it may set. */
+ * of process.capabilities what the kernel would refuse, and lowers rlimits and raises oomScoreAdj
+ * to what it may set. */
 void spec_host_clamp(json_t *process);
 
 #endif

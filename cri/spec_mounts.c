@@ -59,8 +59,7 @@ struct machine_volume *spec_volumes(const Container *c)
         v[i].recursive = m->recursive_read_only;
         v[i].slave =
             m->propagation == RUNTIME__V1__MOUNT_PROPAGATION__PROPAGATION_HOST_TO_CONTAINER;
-        v[i].shared =
-            m->propagation == RUNTIME__V1__MOUNT_PROPAGATION__PROPAGATION_BIDIRECTIONAL;
+        v[i].shared = m->propagation == RUNTIME__V1__MOUNT_PROPAGATION__PROPAGATION_BIDIRECTIONAL;
     }
     return v;
 }

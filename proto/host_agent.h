@@ -1,6 +1,6 @@
 /*
- * host_agent - how aspis-agent is started as a pod's supervisor on the host: its command line and its
- * descriptors, which sandbox/host.c makes and agent/host.c reads.
+ * host_agent - how aspis-agent is started as a pod's supervisor on the host: its command line and
+ * its descriptors, which sandbox/host.c makes and agent/host.c reads.
  *
  *     aspis-agent --host RUN_DIR --state DIR --cgroup PATH [--join DIR]... [--netns FILE]
  *                 [--host-net] [--host-ipc] [--host-uts]
@@ -17,7 +17,7 @@
 
 /* Where things are in the agent's mount namespace, which is its own: as in a guest. The daemon
  * attaches images and volumes there. */
-#define HOST_DIR_IMAGES "/run/aspis/images"                 /* /<serial> */
+#define HOST_DIR_IMAGES "/run/aspis/images"               /* /<serial> */
 #define HOST_DIR_VOLUMES "/run/aspis/containers/.volumes" /* /<container>/<id> */
 
 #define HOST_FD_CHANNEL 3

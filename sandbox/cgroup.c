@@ -383,8 +383,8 @@ static int set_frozen(const char *dir, void *arg)
     return 0;
 }
 
-/* Version 1 has no kill file. What is frozen cannot fork away from the signal, which it gets when it
- * is thawed; a child born just before is met by the second round. */
+/* Version 1 has no kill file. What is frozen cannot fork away from the signal, which it gets when
+ * it is thawed; a child born just before is met by the second round. */
 static void kill_v1(const char *dir)
 {
     char frozen[] = "FROZEN";

@@ -65,11 +65,11 @@ static void report(struct hv *hv, int status)
     char how[64];
     console_drain(hv->console);
     auto_free char *said = last_words(hv);
-    auto_free char *what =
-        hv->child ? fs_format("the pod's agent ended with %s",
-                              spawn_status_text(status, how, sizeof(how)))
-                  : xstrdup("the pod's agent ended");
-    auto_free char *text = str_empty(said) ? xstrdup(what) : fs_format("%s; it said: %s", what, said);
+    auto_free char *what = hv->child ? fs_format("the pod's agent ended with %s",
+                                                 spawn_status_text(status, how, sizeof(how)))
+                                     : xstrdup("the pod's agent ended");
+    auto_free char *text =
+        str_empty(said) ? xstrdup(what) : fs_format("%s; it said: %s", what, said);
     hv->cb.on_dead(hv->cb.arg, text);
 }
 
@@ -317,8 +317,8 @@ static struct hv *host_adopt(const struct hv_process *process, const char *run_d
     int ret = 0;
     if (hv->pidfd < 0 || hv_start_time(process->pid) != process->start_time ||
         !hv_same_program(process->pid, HOST_AGENT_NAME))
-        ret = err_set(err, ERR_NOT_FOUND, "the pod's agent, process %d, is gone",
-                      (int)process->pid);
+        ret =
+            err_set(err, ERR_NOT_FOUND, "the pod's agent, process %d, is gone", (int)process->pid);
     hv->start_time = process->start_time;
     if (ret < 0 || FAILPOINT("host.adopt", err) < 0 || start_watching(hv, err) < 0) {
         host_free(hv);

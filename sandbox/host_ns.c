@@ -28,7 +28,7 @@ struct job {
     int tree;         /* -1: take out */
     bool file;
     bool image; /* one may be there already: the same, or another that had the name */
-    int error; /* errno of the step that failed */
+    int error;  /* errno of the step that failed */
     const char *step;
 };
 
@@ -182,8 +182,7 @@ static int set_attributes(int tree, const struct machine_volume *v, struct err *
 {
     struct mount_attr all = {.propagation = v->slave ? MS_SLAVE : MS_PRIVATE};
     struct mount_attr ro = {.attr_set = MOUNT_ATTR_RDONLY};
-    if (!v->shared &&
-        mount_setattr(tree, "", AT_EMPTY_PATH | AT_RECURSIVE, &all, sizeof(all)) < 0)
+    if (!v->shared && mount_setattr(tree, "", AT_EMPTY_PATH | AT_RECURSIVE, &all, sizeof(all)) < 0)
         return err_sys(err, errno, "set mount attributes");
     if (v->readonly && mount_setattr(tree, "", AT_EMPTY_PATH | (v->recursive ? AT_RECURSIVE : 0U),
                                      &ro, sizeof(ro)) < 0)

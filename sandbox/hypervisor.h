@@ -67,8 +67,8 @@ struct hv_spec {
     const char *scratch_serial;
     uint32_t cid;                  /* 0: three virtio-serial ports on unix sockets in run_dir */
     const struct hv_template *tpl; /* NULL: an ordinary boot */
-    const struct hv_host *host;    /* the host backend: run_dir, binary (the agent), cgroups (those it
-                                      joins itself) and this count */
+    const struct hv_host *host; /* the host backend: run_dir, binary (the agent), cgroups (those it
+                                   joins itself) and this count */
 };
 
 struct hv_callbacks {

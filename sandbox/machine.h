@@ -1,6 +1,6 @@
 /*
- * machine - what a pod runs in, with its agent, from start to nothing left: one QEMU VM, or, for pods
- * that need the host's own namespaces, the agent alone as a supervisor on the host.
+ * machine - what a pod runs in, with its agent, from start to nothing left: one QEMU VM, or, for
+ * pods that need the host's own namespaces, the agent alone as a supervisor on the host.
  *
  * The only header of `sandbox` that `cri` needs besides link.h. A machine is made by
  * machine_start() (new pod) or machine_adopt() (daemon restarted, VM still running). It owns the
@@ -112,7 +112,7 @@ struct machine_spec {
  */
 struct machine_record {
     enum backend backend;
-    pid_t pid; /* QEMU's; the agent's on the host */
+    pid_t pid;               /* QEMU's; the agent's on the host */
     uint64_t pid_start_time; /* /proc/<pid>/stat field 22: guards against pid reuse */
     uint32_t uid;
     uint32_t cid; /* 0: virtio-serial */

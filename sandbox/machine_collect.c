@@ -34,7 +34,8 @@ static bool listed(const char *id, const char *const *ids, size_t n)
     return false;
 }
 
-/* "aspis-agent --host RUN_DIR ...", of root: the agent of a pod on the host (proto/host_agent.h). */
+/* "aspis-agent --host RUN_DIR ...", of root: the agent of a pod on the host (proto/host_agent.h).
+ */
 static char *host_sandbox_of(const struct machine_factory *f, const char *proc_dir)
 {
     struct stat st;

@@ -147,7 +147,8 @@ static int set_attributes(struct extract *x, const struct tree_inode *in, int di
 static int make_file(struct extract *x, const struct tree_inode *in, int dir, const char *name,
                      struct err *err)
 {
-    auto_close int fd = openat(dir, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+    auto_close int fd =
+        openat(dir, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
     if (fd < 0)
         return err_sys(err, errno, "create");
     return copy_contents(x, in, fd, err);
@@ -224,7 +225,7 @@ static int fill_dir(struct extract *x, const struct tree_inode *in, int dir, str
             return -1;
         if (tree_is_whiteout(child))
             continue;
-        int ret = tree_is_dir(child)  ? make_dir(x, child, dir, name, err)
+        int ret = tree_is_dir(child) ? make_dir(x, child, dir, name, err)
                   : child->nlink > 1 ? make_linked(x, child, dir, name, err)
                                      : make_inode(x, child, dir, name, err);
         if (ret < 0)
@@ -260,7 +261,8 @@ static int extract_into(struct extract *x, struct tree *image, const char *dir, 
     if (fd < 0 || top < 0)
         return err_sys(err, errno, "open %s", links);
     x->links = fd;
-    if (count_links(tree_root(image), err) < 0 || make_dir(x, tree_root(image), top, "root", err) < 0)
+    if (count_links(tree_root(image), err) < 0 ||
+        make_dir(x, tree_root(image), top, "root", err) < 0)
         return -1;
     if (x->xattrs_lost)
         log_warn("extended attributes of an image are lost: the file system has none",
@@ -289,7 +291,8 @@ int extract_image(const char *const *layer_paths, size_t n, const char *dir,
             break;
         }
     }
-    struct extract x = {.layers = fds, .n_layers = n, .links = -1, .usage = usage, .cancel = cancel};
+    struct extract x = {
+        .layers = fds, .n_layers = n, .links = -1, .usage = usage, .cancel = cancel};
     if (ret == 0)
         ret = extract_into(&x, image, dir, err);
     while (opened > 0)
