@@ -15,6 +15,9 @@ import pytest
 
 import images as im
 from cri import container_config, pb, sandbox_config
+from test_streaming import (  # noqa: F401  with this file's pod and box
+    test_attach_many_and_the_log, test_exec_streams_and_codes, test_megabytes_both_ways, test_port_forward,
+    test_terminal_resize_and_end)
 
 NODE, POD, CONTAINER = pb.NODE, pb.POD, pb.CONTAINER
 
@@ -484,6 +487,18 @@ def tar_info(name, **fields):
     for k, v in fields.items():
         setattr(i, k, v)
     return i
+
+
+# --- streaming: the same tests as for VMs ---
+
+@pytest.fixture
+def pod(make_pod):
+    return make_pod(handler="aspis-host")
+
+
+@pytest.fixture
+def box(pod):
+    return pod.start("box", "sh", "-c", "sleep 100000")
 
 
 # --- faults ---
