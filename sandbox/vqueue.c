@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <linux/virtio_ring.h>
@@ -20,6 +21,9 @@ int vmem_add(struct vmem *m, uint64_t guest, uint64_t size, uint64_t user, uint6
         return err_set(err, ERR_EXHAUSTED, "more than %d memory regions", VMEM_REGIONS);
     if (size == 0 || size > SIZE_MAX - offset || guest + size < guest || user + size < user)
         return err_set(err, ERR_INVALID, "a memory region without sense");
+    struct stat st;
+    if (fstat(fd, &st) < 0 || (uint64_t)st.st_size < offset + size)
+        return err_set(err, ERR_INVALID, "a memory region larger than its file");
     /* offsets need not be page aligned; the mapping starts where the file does */
     size_t map_size = (size_t)(offset + size);
     void *map = mmap(NULL, map_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
