@@ -38,7 +38,14 @@ struct machine;
  * what fits. */
 enum backend { BACKEND_VM, BACKEND_HOST };
 enum accel { ACCEL_AUTO, ACCEL_KVM, ACCEL_TCG };
-enum transport { TRANSPORT_AUTO, TRANSPORT_VIRTIO_SERIAL, TRANSPORT_VSOCK };
+/* VSOCK: the host kernel's; USER_VSOCK: a device of our own (aspis-vsock). */
+enum transport {
+    TRANSPORT_AUTO,
+    TRANSPORT_VIRTIO_SERIAL,
+    TRANSPORT_VSOCK,
+    TRANSPORT_USER_VSOCK,
+};
+const char *transport_name(enum transport t);
 
 struct machine_config {
     const char *qemu;   /* "/usr/bin/qemu-system-x86_64" */
@@ -47,6 +54,7 @@ struct machine_config {
     const char *jail_helper;  /* aspis-jail */
     const char *share_helper; /* aspis-share */
     const char *agent;        /* aspis-agent, for pods without a VM; NULL: none can be made */
+    const char *vsock_helper; /* aspis-vsock */
     const char *run_root;     /* "/run/aspis" */
     const char *state_root;   /* "/var/lib/aspis" */
     enum accel accel;
