@@ -1,4 +1,5 @@
 """aspisctl exec, attach and port-forward, as a person or a script uses them."""
+import fcntl
 import hashlib
 import os
 import pty
@@ -238,8 +239,14 @@ class Terminal:
         self.master, self.slave = pty.openpty()
         termios.tcsetwinsize(self.slave, (30, 100))
         self.before = termios.tcgetattr(self.slave)
+
+        def own_terminal():
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+            for sig in (signal.SIGINT, signal.SIGQUIT):  # ignored in the background of a script
+                signal.signal(sig, signal.SIG_DFL)
+
         self.p = subprocess.Popen(args, stdin=self.slave, stdout=self.slave, stderr=self.slave, start_new_session=True,
-                                  preexec_fn=lambda: __import__("fcntl").ioctl(0, termios.TIOCSCTTY, 0))
+                                  preexec_fn=own_terminal)
         self.got = b""
         os.set_blocking(self.master, False)
 
