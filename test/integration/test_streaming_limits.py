@@ -284,7 +284,13 @@ def test_clients_that_vanish_leave_nothing(daemon, pod, box):
     eventually(lambda: daemon.exec(box, "sh", "-c", "cat " + " ".join(ends)).stdout == b"end\n" * 12, "a process hangs")
     eventually(lambda: tasks(daemon) <= before + 4, "threads stay")
 
-    # one that never ends stays as long as its container, and no longer; one in a terminal is hung up on
+    # a terminal says the end as ctrl-d does
+    s = Session(daemon.client.Exec(container_id=box, cmd=["sh", "-c", "cat > /dev/null; echo end > /tmp/tty"], tty=True, stdin=True,
+                                   stdout=True).url, stdin=True, tty=True)
+    reset(s.spdy.sock, reader=True)
+    eventually(lambda: daemon.exec(box, "cat", "/tmp/tty").stdout == b"end\n", "its terminal stays open")
+
+    # one that never ends stays as long as its container, and no longer
     for tty in (False, True):
         s = Session(daemon.client.Exec(container_id=box, cmd=["sleep", "54321"], tty=tty, stdin=True, stdout=True, stderr=not tty).url,
                     stdin=True, tty=tty)
