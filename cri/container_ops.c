@@ -15,6 +15,7 @@
 #include "base/str.h"
 #include "cri/container_end.h"
 #include "cri/container_input.h"
+#include "cri/events.h"
 #include "cri/sandbox_ops.h"
 #include "cri/spec.h"
 
@@ -37,6 +38,10 @@ static void set_text(struct container *c, char **field, const char *text)
 static int set_phase(struct container *c, enum container_phase phase, struct err *err)
 {
     (void)pthread_mutex_lock(&c->rt->lock);
+    if (phase == CONTAINER_CREATED && c->rec.phase == CONTAINER_CREATING) {
+        c->rec.phase = phase;
+        events_container(c, RUNTIME__V1__CONTAINER_EVENT_TYPE__CONTAINER_CREATED_EVENT);
+    }
     c->rec.phase = phase;
     (void)pthread_mutex_unlock(&c->rt->lock);
     return container_save(c, err);
@@ -358,6 +363,9 @@ static int start_locked(struct container *c, struct cancel *cancel, struct err *
     Aspis__Agent__V1__StartContainerRequest req;
     aspis__agent__v1__start_container_request__init(&req);
     req.container_id = c->rec.id;
+    (void)pthread_mutex_lock(&c->rt->lock);
+    c->starting = true;
+    (void)pthread_mutex_unlock(&c->rt->lock);
     const ProtobufCMessage *reply =
         a == NULL || FAILPOINT("container.start", err) < 0
             ? NULL
@@ -369,8 +377,10 @@ static int start_locked(struct container *c, struct cancel *cancel, struct err *
     (void)pthread_mutex_lock(&c->rt->lock);
     c->rec.started_at = wall_ns();
     /* a process that ended before this reply has its end recorded already */
-    if (c->rec.phase == CONTAINER_CREATED)
+    if (c->rec.phase == CONTAINER_CREATED) {
         c->rec.phase = CONTAINER_RUNNING;
+        events_container(c, RUNTIME__V1__CONTAINER_EVENT_TYPE__CONTAINER_STARTED_EVENT);
+    }
     (void)pthread_mutex_unlock(&c->rt->lock);
     return container_save(c, err);
 }

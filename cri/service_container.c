@@ -229,6 +229,29 @@ static Runtime__V1__Container *item_of(struct call *call, const struct container
     return err->code == ERR_OK ? i : NULL;
 }
 
+int cri_stream_containers(struct call *call, const ProtobufCMessage *message,
+                          ProtobufCMessage **reply, struct err *err)
+{
+    const Runtime__V1__StreamContainersRequest *req =
+        (const Runtime__V1__StreamContainersRequest *)message;
+    Runtime__V1__ListContainersRequest all = RUNTIME__V1__LIST_CONTAINERS_REQUEST__INIT;
+    all.filter = req->filter;
+    if (cri_list_containers(call, &all.base, reply, err) < 0)
+        return -1;
+    const Runtime__V1__ListContainersResponse *r =
+        (const Runtime__V1__ListContainersResponse *)*reply;
+    *reply = NULL;
+    for (size_t at = 0; at < r->n_containers; at += CRI_STREAM_BATCH) {
+        Runtime__V1__StreamContainersResponse out = RUNTIME__V1__STREAM_CONTAINERS_RESPONSE__INIT;
+        out.containers = r->containers + at;
+        out.n_containers =
+            r->n_containers - at < CRI_STREAM_BATCH ? r->n_containers - at : CRI_STREAM_BATCH;
+        if (call_send(call, &out.base, err) < 0)
+            return -1;
+    }
+    return 0;
+}
+
 int cri_list_containers(struct call *call, const ProtobufCMessage *message,
                         ProtobufCMessage **reply, struct err *err)
 {

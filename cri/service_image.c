@@ -1,6 +1,7 @@
 #include "cri/service_image.h"
 
 #include <jansson.h>
+#include <stdatomic.h>
 #include <string.h>
 
 #include "base/limits.h"
@@ -10,6 +11,7 @@
 #include "cri/daemon.h"
 #include "cri/image/image.h"
 #include "cri/service_runtime.h"
+#include "cri/telemetry.h"
 #include "proto/cri/v1/api.pb-c.h"
 
 /* --- images as CRI sees them --- */
@@ -243,6 +245,14 @@ static void wipe(const char *s)
         explicit_bzero((char *)(uintptr_t)s, strlen(s));
 }
 
+/* Of the image as a whole, so the last report counts. */
+static void count_bytes(void *arg, const struct image_progress *p)
+{
+    atomic_ullong *loaded = arg;
+    if (p->digest == NULL && strcmp(p->phase, "downloading") == 0)
+        atomic_store(loaded, p->done);
+}
+
 int cri_pull_image(struct call *call, const ProtobufCMessage *req, ProtobufCMessage **reply,
                    struct err *err)
 {
@@ -259,8 +269,11 @@ int cri_pull_image(struct call *call, const ProtobufCMessage *req, ProtobufCMess
         auth = (struct image_auth){a->username,       a->password,       a->auth,
                                    a->server_address, a->identity_token, a->registry_token};
     auto_free char *id = NULL;
-    int rc =
-        image_pull(d->images, name, a != NULL ? &auth : NULL, NULL, NULL, call->cancel, &id, err);
+    atomic_ullong loaded = 0;
+    int64_t begin = mono_ns();
+    int rc = image_pull(d->images, name, a != NULL ? &auth : NULL, count_bytes, &loaded,
+                        call->cancel, &id, err);
+    telemetry_pull(rc == 0, mono_ns() - begin, atomic_load(&loaded));
     if (a != NULL) {
         wipe(a->password);
         wipe(a->auth);
