@@ -243,3 +243,28 @@ void cgroup_stats_add_processes(struct cgroup_stats *s, const char *dir, const c
         count_descriptors(&s->msg, proc, pids[i]);
     s->msg.open_files_soft = open_files_limit(proc, init);
 }
+
+size_t cgroup_stats_links(char *text, Aspis__Agent__V1__LinkStats *rows, size_t n)
+{
+    char *save = NULL;
+    size_t used = 0;
+    for (char *line = strtok_r(text, "\n", &save); line != NULL && used < n;
+         line = strtok_r(NULL, "\n", &save)) {
+        Aspis__Agent__V1__LinkStats *r = &rows[used];
+        char *colon = strrchr(line, ':');
+        aspis__agent__v1__link_stats__init(r);
+        /* bytes packets errs drop fifo frame compressed multicast, twice */
+        if (colon == NULL ||
+            sscanf(colon + 1,
+                   "%" SCNu64 " %" SCNu64 " %" SCNu64 " %" SCNu64 " %*u %*u %*u %*u %" SCNu64
+                   " %" SCNu64 " %" SCNu64 " %" SCNu64,
+                   &r->rx_bytes, &r->rx_packets, &r->rx_errors, &r->rx_dropped, &r->tx_bytes,
+                   &r->tx_packets, &r->tx_errors, &r->tx_dropped) != 8)
+            continue;
+        *colon = '\0';
+        r->name = line + strspn(line, " ");
+        if (strcmp(r->name, "lo") != 0)
+            used++;
+    }
+    return used;
+}

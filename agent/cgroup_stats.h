@@ -28,4 +28,8 @@ void cgroup_stats_read(struct cgroup_stats *s, const char *dir);
 void cgroup_stats_add_processes(struct cgroup_stats *s, const char *dir, const char *proc,
                                 int64_t init);
 
+/* /proc/net/dev into rows of n at most, loopback left out; names are in the text, which is changed.
+ * Returns how many. */
+size_t cgroup_stats_links(char *text, Aspis__Agent__V1__LinkStats *rows, size_t n);
+
 #endif

@@ -44,31 +44,6 @@ static bool has_group(const struct container *c)
 
 /* --- the guest --- */
 
-size_t container_stats_links(char *text, Aspis__Agent__V1__LinkStats *rows, size_t n)
-{
-    char *save = NULL;
-    size_t used = 0;
-    for (char *line = strtok_r(text, "\n", &save); line != NULL && used < n;
-         line = strtok_r(NULL, "\n", &save)) {
-        Aspis__Agent__V1__LinkStats *r = &rows[used];
-        char *colon = strrchr(line, ':');
-        aspis__agent__v1__link_stats__init(r);
-        /* bytes packets errs drop fifo frame compressed multicast, twice */
-        if (colon == NULL ||
-            sscanf(colon + 1,
-                   "%" SCNu64 " %" SCNu64 " %" SCNu64 " %" SCNu64 " %*u %*u %*u %*u %" SCNu64
-                   " %" SCNu64 " %" SCNu64 " %" SCNu64,
-                   &r->rx_bytes, &r->rx_packets, &r->rx_errors, &r->rx_dropped, &r->tx_bytes,
-                   &r->tx_packets, &r->tx_errors, &r->tx_dropped) != 8)
-            continue;
-        *colon = '\0';
-        r->name = line + strspn(line, " ");
-        if (strcmp(r->name, "lo") != 0)
-            used++;
-    }
-    return used;
-}
-
 static uint64_t meminfo(const char *text, const char *key)
 {
     const char *at = strstr(text, key);
@@ -153,7 +128,7 @@ static void answer(const struct container_stats *s, struct rpc_call *call, bool 
     fill_guest(s, &guest);
     r.guest = &guest;
     auto_free char *dev = fs_read("/proc/net/dev", KiB(64), NULL, NULL);
-    r.n_links = dev != NULL ? container_stats_links(dev, links, LIMIT_POD_INTERFACES) : 0;
+    r.n_links = dev != NULL ? cgroup_stats_links(dev, links, LIMIT_POD_INTERFACES) : 0;
     for (size_t i = 0; i < r.n_links; i++)
         link_list[i] = &links[i];
     r.links = link_list;

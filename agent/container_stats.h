@@ -23,8 +23,4 @@ void container_stats_free(struct container_stats *s);
 /* Rows for main's method table: Stats. Terminated by a NULL name. Owned by s. */
 const struct rpc_method *container_stats_methods(struct container_stats *s);
 
-/* /proc/net/dev into rows of n at most, loopback left out; names are in the text, which is changed.
- * Returns how many. */
-size_t container_stats_links(char *text, Aspis__Agent__V1__LinkStats *rows, size_t n);
-
 #endif

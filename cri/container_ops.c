@@ -16,6 +16,7 @@
 #include "cri/container_end.h"
 #include "cri/container_input.h"
 #include "cri/events.h"
+#include "cri/inspect.h"
 #include "cri/sandbox_ops.h"
 #include "cri/spec.h"
 
@@ -187,6 +188,7 @@ static void keep_reply(struct container *c, const Aspis__Agent__V1__CreateContai
 {
     auto_buf struct buf groups = BUF_INIT(KiB(16));
     (void)pthread_mutex_lock(&c->rt->lock);
+    c->pid = r->pid;
     if (r->streams != NULL) {
         c->rec.stdin_id = r->streams->stdin_id;
         c->rec.stdout_id = r->streams->stdout_id;
@@ -232,6 +234,7 @@ static int create_in_guest(struct container *c, struct machine *m, struct image 
     auto_free char *spec = spec_make(c->config, c->sandbox->config, &image->config, volumes, err);
     if (spec == NULL)
         return -1;
+    inspect_keep_spec(c, spec);
     Aspis__Agent__V1__User user;
     aspis__agent__v1__user__init(&user);
     if (spec_user(c->config, &image->config, &user, err) < 0)
@@ -316,6 +319,7 @@ static void undo_create(struct container *c)
         log_warn("cannot remove failed container from guest", LOG_STR("container", c->rec.id),
                  LOG_STR("error", err_msg(&err)));
     (void)drop_volumes(c, own, NULL);
+    inspect_drop_spec(c);
     container_close_log(c, true);
     (void)container_delete(c, NULL);
     model_remove_container(c->rt, c);
@@ -498,6 +502,7 @@ int container_remove(struct container *c, struct cancel *cancel, struct err *err
     }
     if (drop_volumes(c, cancel, err) < 0)
         return err_wrap(err, "remove %s", container_title(c, title));
+    inspect_drop_spec(c);
     container_close_log(c, true);
     if (container_delete(c, err) < 0)
         return err_wrap(err, "remove %s", container_title(c, title));

@@ -173,6 +173,7 @@ static void adopt_container(struct container *c, struct link *link,
     enum container_phase phase = container_phase(c);
     if (phase == CONTAINER_EXITED)
         return;
+    c->pid = p->pid; /* nobody else is here yet */
     /* StartContainer had reached the guest, its answer not us */
     if (phase == CONTAINER_CREATED && p->state != ASPIS__AGENT__V1__PROCESS_STATE__STATE__CREATED) {
         (void)pthread_mutex_lock(&c->rt->lock);

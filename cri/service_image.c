@@ -1,7 +1,6 @@
 #include "cri/service_image.h"
 
 #include <jansson.h>
-#include <stdatomic.h>
 #include <string.h>
 
 #include "base/limits.h"
@@ -245,14 +244,6 @@ static void wipe(const char *s)
         explicit_bzero((char *)(uintptr_t)s, strlen(s));
 }
 
-/* Of the image as a whole, so the last report counts. */
-static void count_bytes(void *arg, const struct image_progress *p)
-{
-    atomic_ullong *loaded = arg;
-    if (p->digest == NULL && strcmp(p->phase, "downloading") == 0)
-        atomic_store(loaded, p->done);
-}
-
 int cri_pull_image(struct call *call, const ProtobufCMessage *req, ProtobufCMessage **reply,
                    struct err *err)
 {
@@ -269,11 +260,13 @@ int cri_pull_image(struct call *call, const ProtobufCMessage *req, ProtobufCMess
         auth = (struct image_auth){a->username,       a->password,       a->auth,
                                    a->server_address, a->identity_token, a->registry_token};
     auto_free char *id = NULL;
-    atomic_ullong loaded = 0;
+    auto_image struct image *before = image_find(d->images, name, NULL);
     int64_t begin = mono_ns();
-    int rc = image_pull(d->images, name, a != NULL ? &auth : NULL, count_bytes, &loaded,
-                        call->cancel, &id, err);
-    telemetry_pull(rc == 0, mono_ns() - begin, atomic_load(&loaded));
+    int rc =
+        image_pull(d->images, name, a != NULL ? &auth : NULL, NULL, NULL, call->cancel, &id, err);
+    bool brought = rc == 0 && (before == NULL || strcmp(before->id, id) != 0);
+    auto_image struct image *now = brought ? image_find(d->images, id, NULL) : NULL;
+    telemetry_pull(rc == 0, mono_ns() - begin, now != NULL ? now->size : 0);
     if (a != NULL) {
         wipe(a->password);
         wipe(a->auth);

@@ -1,4 +1,3 @@
-#include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -7,6 +6,7 @@
 #include "base/str.h"
 #include "cri/convert.h"
 #include "cri/daemon.h"
+#include "cri/inspect.h"
 #include "cri/sandbox_ops.h"
 #include "cri/service_runtime.h"
 #include "cri/spec.h"
@@ -190,24 +190,11 @@ Runtime__V1__PodSandboxStatus *cri_sandbox_status(struct call *call, const struc
     return err->code == ERR_OK ? st : NULL;
 }
 
-/* What an operator asks first about a pod. The record is the daemon's own text, so parsing it
- * cannot surprise. */
-static char *verbose_info(const struct sandbox *s, const char *console)
-{
-    json_auto_t *machine = json_loads(s->rec.machine, 0, NULL);
-    json_auto_t *j =
-        json_pack("{s:s, s:s, s:s, s:s, s:s, s:s*, s:O}", "backend", "vm", "console", console,
-                  "netns", s->rec.netns, "reason", s->rec.reason, "runtimeHandler", s->rec.handler,
-                  "timeline", s->timeline, "machine", machine != NULL ? machine : json_null());
-    return j != NULL ? json_dumps(j, JSON_INDENT(2)) : NULL;
-}
-
 static int add_info(struct call *call, struct sandbox *s, Runtime__V1__PodSandboxStatusResponse *r,
                     struct err *err)
 {
-    auto_free char *dir = sandbox_run_dir(s);
-    auto_free char *console = fs_format("%s/console.log", dir);
-    auto_free char *text = verbose_info(s, console);
+    auto_free char *console = inspect_console_path(s);
+    auto_free char *text = inspect_sandbox(s);
     const char *pairs[] = {"info", text != NULL ? text : "{}", "console", console};
     r->n_info = 2;
     r->info = convert_pairs(call, pairs, 2,
@@ -254,9 +241,9 @@ int cri_pod_sandbox_status(struct call *call, const ProtobufCMessage *message,
     r->timestamp = wall_ns();
     r->containers_statuses = cri_container_statuses(call, s, &r->n_containers_statuses, err);
     int rc = r->status == NULL || r->containers_statuses == NULL ? -1 : 0;
+    (void)pthread_mutex_unlock(&rt->lock);
     if (rc == 0 && req->verbose)
         rc = add_info(call, s, r, err);
-    (void)pthread_mutex_unlock(&rt->lock);
     *reply = &r->base;
     return rc;
 }

@@ -49,7 +49,7 @@ def test_memory_of_a_known_load(daemon, make_pod):
     pod = make_pod("memory")
     size = 32 << 20
     c = pod.start("x", "sh", "-c",
-                  f"x=$(yes a | head -c {size}); echo ready; sleep 1000",
+                  f"x=$(yes a | head -c {size}); echo ready; sleep 1000; :",
                   resources={"memory_limit_in_bytes": 160 << 20})
     deadline = time.monotonic() + 60
     while "ready" not in pod.log("x"):
