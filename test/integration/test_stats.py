@@ -1,6 +1,9 @@
 """What pods use: numbers of a known load, filters, and lists that wait for nobody."""
+import json
 import os
+import shutil
 import signal
+import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -8,6 +11,7 @@ import grpc
 import pytest
 
 from cri import pb
+from daemon import BUILD
 
 
 def of(stats, container):
@@ -187,3 +191,54 @@ def test_lists_do_not_wait_for_a_stopped_vm(daemon, make_pod):
     while of(daemon.client.ListContainerStats().stats, a).cpu.timestamp == known.cpu.timestamp:
         assert time.monotonic() < deadline
         time.sleep(0.2)
+
+
+def test_verbose_info_says_what_people_look_for(daemon, make_pod, tmp_path):
+    pod = make_pod("shown")
+    host = tmp_path / "data"
+    host.mkdir()
+    c = pod.start("x", "sleep", "1000", envs=[pb.KeyValue(key="A", value=b"b")],
+                  mounts=[pb.Mount(container_path="/data", host_path=str(host))])
+
+    def info():
+        return (json.loads(daemon.client.PodSandboxStatus(pod_sandbox_id=pod.id, verbose=True).info["info"]),
+                json.loads(daemon.client.ContainerStatus(container_id=c, verbose=True).info["info"]))
+    p, i = info()
+    assert p["pid"] in daemon.qemu_pids() and p["backend"] == "vm" and p["backendReason"]
+    assert p["accelerator"] == "tcg" and p["cniResult"] and p["netns"].startswith("/run/netns/")
+    assert os.path.exists(p["console"]) and i["console"] == p["console"]
+    assert i["sandboxID"] == pod.id and i["hypervisorPid"] == p["pid"]
+    # its number in the guest: the first process there has 1, so ask the kernel's own view of the group
+    assert i["pid"] > 1
+    spec = i["runtimeSpec"]
+    assert spec["process"]["args"] == ["sleep", "1000"] and "A=b" in spec["process"]["env"]
+    assert [m["source"] for m in spec["mounts"] if m["destination"] == "/data"] == [str(host)]
+    path = daemon.run / "sandboxes" / pod.id / f"spec-{c}.json"
+    assert path.stat().st_mode & 0o777 == 0o600
+    daemon.restart()
+    again = info()
+    assert again[1]["runtimeSpec"] == spec and again[1]["pid"] == i["pid"]
+    daemon.client.RemoveContainer(container_id=c)
+    assert not path.exists()
+
+
+def test_tools_show_stats(daemon, make_pod):
+    pod = make_pod("tabled")
+    c = pod.start("worker", "sh", "-c", "while :; do :; done")
+    for _ in range(2):
+        out = subprocess.run([str(BUILD / "cri" / "ctl" / "aspisctl"), "--socket", str(daemon.socket), "stats"],
+                             capture_output=True, text=True, check=True).stdout
+        time.sleep(1.5)
+    rows = [line.split() for line in out.splitlines()]
+    assert rows[0][:2] == ["POD", "CONTAINER"]
+    assert ["tabled", "(vm)"] in [r[:2] for r in rows]
+    [worker] = [r for r in rows if r[:2] == ["tabled", "worker"]]
+    assert float(worker[2]) > 20 and worker[3] == "%"
+    if shutil.which("crictl"):
+        out = subprocess.run(["crictl", "--runtime-endpoint", f"unix://{daemon.socket}", "stats", "-o", "json"],
+                             capture_output=True, text=True, check=True).stdout
+        [s] = json.loads(out)["stats"]
+        assert s["attributes"]["id"] == c and int(s["cpu"]["usageCoreNanoSeconds"]["value"]) > 0
+        out = subprocess.run(["crictl", "--runtime-endpoint", f"unix://{daemon.socket}", "statsp", "-o", "json"],
+                             capture_output=True, text=True, check=True).stdout
+        assert json.loads(out)["stats"][0]["attributes"]["id"] == pod.id
