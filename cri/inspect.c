@@ -89,7 +89,8 @@ char *inspect_sandbox(struct sandbox *s)
     auto_free char *console = inspect_console_path(s);
     (void)pthread_mutex_lock(&s->rt->lock);
     json_auto_t *machine = machine_of(s);
-    const char *reason = s->silence != NULL ? s->silence : s->rec.reason;
+    bool silent = s->silence != NULL && s->rec.phase == SANDBOX_READY;
+    const char *reason = silent ? s->silence : s->rec.reason;
     json_auto_t *j =
         json_pack("{s:s, s:s, s:s, s:s, s:s*, s:b, s:O}", "console", console, "netns", s->rec.netns,
                   "reason", reason, "runtimeHandler", s->rec.handler, "timeline", s->timeline,
