@@ -62,7 +62,7 @@ struct container {
     struct stream *input;      /* its stdin (container_input.h) */
     int exited_fd;             /* eventfd: readable once EXITED is visible */
     bool stopping; /* a StopContainer was asked for: tells a kill from a crash in the log */
-    uint32_t pid; /* of its init in the guest; 0: not known */
+    uint32_t pid;  /* of its init in the guest; 0: not known */
     bool starting, told_started; /* StartContainer was sent; GetContainerEvents said so */
     /* the end, put together from the exit event and the log's completion */
     bool exit_seen, log_done, finishing;

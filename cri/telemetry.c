@@ -170,7 +170,8 @@ static void write_pulls(struct buf *out)
     telemetry_line(out, name, "counter", "Images pulled.", "result=\"ok\"", (double)t.pulls[1]);
     telemetry_line(out, name, NULL, NULL, "result=\"failed\"", (double)t.pulls[0]);
     telemetry_line(out, "aspis_image_pulled_bytes_total", "counter",
-                   "Compressed size of the images that pulls brought.", NULL, (double)t.pulled_bytes);
+                   "Compressed size of the images that pulls brought.", NULL,
+                   (double)t.pulled_bytes);
     head(out, "aspis_image_pull_seconds", "histogram", "How long successful pulls took.");
     write_histogram(out, "aspis_image_pull_seconds", NULL, &t.pull_time);
 }
