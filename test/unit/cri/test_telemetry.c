@@ -61,7 +61,7 @@ static void test_text(void **state)
 static void test_many_methods(void **state)
 {
     (void)state;
-    static char names[200][16];
+    static char names[200][24];
     for (int i = 0; i < 200; i++) {
         (void)snprintf(names[i], sizeof(names[i]), "Method%d", i);
         telemetry_call(names[i], ERR_OK, 1);
