@@ -7,6 +7,7 @@
 #include "cri/daemon.h"
 #include "cri/model.h"
 #include "cri/service_runtime.h"
+#include "cri/stats_check.h"
 
 typedef Aspis__Agent__V1__GroupStats group;
 

@@ -9,13 +9,14 @@
 #include "base/log.h"
 #include "base/str.h"
 #include "cri/model.h"
+#include "cri/stats_check.h"
 #include "cri/workers.h"
 
 /* A guest may answer late: what it says still counts for the next caller. */
 #define ANSWER_NS (10LL * 1000000000)
 #define IDLE_NS (5LL * 1000000000)
-/* A container's list entries and their devices, pressures and strings. */
-#define SAMPLE_ARENA (2 * LIMIT_RPC_MESSAGE)
+/* A sandbox keeps two samples. One container takes about 2 KiB. */
+#define SAMPLE_ARENA MiB(2)
 
 struct stats {
     struct runtime *rt;
@@ -77,14 +78,6 @@ const Aspis__Agent__V1__GroupStats *stats_group(const struct stats_sample *s, co
     return NULL;
 }
 
-uint64_t stats_rate(uint64_t before, uint64_t after, int64_t from, int64_t to)
-{
-    if (to <= from || after < before)
-        return 0;
-    double rate = (double)(after - before) * 1e9 / (double)(to - from);
-    return rate < 1e15 ? (uint64_t)rate : 0;
-}
-
 /* --- asking --- */
 
 static struct stats_sample *ask_guest(struct machine *m, bool processes, struct cancel *cancel,
@@ -100,11 +93,16 @@ static struct stats_sample *ask_guest(struct machine *m, bool processes, struct 
         (void)err_set(err, ERR_EXHAUSTED, "out of memory");
         return NULL;
     }
-    s->guest = (const Aspis__Agent__V1__StatsResponse *)link_call(
-        machine_link(m), "Stats", &req.base, &aspis__agent__v1__stats_response__descriptor,
-        s->arena, cancel, err);
-    if (s->guest == NULL)
+    const ProtobufCMessage *reply =
+        link_call(machine_link(m), "Stats", &req.base,
+                  &aspis__agent__v1__stats_response__descriptor, s->arena, cancel, err);
+    if (reply == NULL)
         return NULL;
+    /* nobody else knows it yet */
+    Aspis__Agent__V1__StatsResponse *guest =
+        (Aspis__Agent__V1__StatsResponse *)(uintptr_t)(const void *)reply;
+    stats_check(guest);
+    s->guest = guest;
     s->processes = processes;
     s->mono = mono_ns();
     s->wall = wall_ns();

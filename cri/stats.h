@@ -68,8 +68,5 @@ void stats_cache_clear(struct stats_cache *c);
 
 /* The group of a container in a sample; NULL when there is none. */
 const Aspis__Agent__V1__GroupStats *stats_group(const struct stats_sample *s, const char *id);
-/* Nanoseconds of CPU per second between two totals (ns) taken at two times (ns); 0 when that makes
- * no sense. */
-uint64_t stats_rate(uint64_t before, uint64_t after, int64_t from, int64_t to);
 
 #endif
