@@ -70,9 +70,19 @@ static char *file_in(const char *tree, const char *id, const char *name)
     return fs_format("%s%s/%s/%s", tree, place.group, id, name);
 }
 
-static char *cgroup_file(const char *id, const char *name)
+char *cgroup_file(const char *id, const char *name)
 {
     return file_in(place.tree, id, name);
+}
+
+bool cgroup_is_v1(void)
+{
+    return place.memory != NULL;
+}
+
+char *cgroup_v1_dir(const char *hierarchy, const char *id)
+{
+    return fs_format(CGROUP_MOUNT "/%s%s/%s", hierarchy, place.group, id);
 }
 
 char *cgroup_memory_events(const char *id)

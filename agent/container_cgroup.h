@@ -7,6 +7,7 @@
 #ifndef ASPIS_AGENT_CONTAINER_CGROUP_H
 #define ASPIS_AGENT_CONTAINER_CGROUP_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "base/err.h"
@@ -15,6 +16,13 @@
 void cgroup_use_host(const char *pod_group);
 /* "/pod/<id>" as the spec names it. The caller's to free. */
 char *cgroup_spec_path(const char *id);
+/* Path of a file of the group; "": the group's directory; id "": the group above all containers'.
+ * The caller's to free. */
+char *cgroup_file(const char *id, const char *name);
+/* Whether the host has cgroup version 1; never in a guest. */
+bool cgroup_is_v1(void);
+/* Directory of the group in that hierarchy of version 1 ("cpuacct"). The caller's to free. */
+char *cgroup_v1_dir(const char *hierarchy, const char *id);
 /* SIGKILL to every process in it and below. A missing cgroup is fine. */
 int cgroup_kill(const char *id, struct err *err);
 /* Any signal to every process in it and below. */

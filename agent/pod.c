@@ -103,6 +103,11 @@ void pod_use_host(struct pod *p, bool host_net, bool host_ipc, bool host_uts)
     disks_use_trees(p->disks);
 }
 
+bool pod_has_host_network(const struct pod *p)
+{
+    return p->host_net;
+}
+
 static void end_waiting(struct pod *p, const struct err *err)
 {
     if (p->waiting == NULL)

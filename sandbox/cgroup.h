@@ -36,6 +36,9 @@ int cgroup_remove(const char *path, const char *default_parent, struct cancel *c
 /* SIGKILL to everything in the group and below it. Does not wait. */
 void cgroup_kill(const char *path);
 
+/* Appends the directories of the group that exist, one for each hierarchy. */
+int cgroup_dirs(const char *path, struct strv *dirs, struct err *err);
+
 /* Is there a process in the group or below it, in any hierarchy? */
 bool cgroup_populated(const char *path);
 
