@@ -194,7 +194,14 @@ static Runtime__V1__PodSandboxStatus *status_of(struct call *call, const struct 
  * cannot surprise. */
 static char *verbose_info(const struct sandbox *s, const char *console)
 {
-    json_auto_t *machine = json_loads(s->rec.machine, 0, NULL);
+    auto_free char *now = NULL; /* the record does not follow a VM that grows by itself */
+    if (s->machine != NULL) {
+        struct machine_record record = {0};
+        machine_get_record(s->machine, &record);
+        now = machine_record_encode(&record);
+        machine_record_clear(&record);
+    }
+    json_auto_t *machine = json_loads(now != NULL ? now : s->rec.machine, 0, NULL);
     json_auto_t *j =
         json_pack("{s:s, s:s, s:s, s:s, s:s, s:s*, s:O}", "backend", "vm", "console", console,
                   "netns", s->rec.netns, "reason", s->rec.reason, "runtimeHandler", s->rec.handler,

@@ -35,27 +35,6 @@
 /* A clone answers in a twentieth of a second, or never; a busy host gets some patience. */
 #define CLONE_TIMEOUT_NS INT64_C(15000000000)
 
-struct machine {
-    struct machine_factory *f;
-    char *id, *run_dir, *state_dir, *console_path;
-    char *guest_mac; /* fixed once started; NULL: no NIC, or adopted */
-    struct machine_callbacks cb;
-    struct machine_record record; /* fixed once started */
-    struct hv *hv;                /* fixed once started; NULL before */
-    struct share *share;          /* the same */
-
-    pthread_mutex_t lock; /* guards the fields below */
-    struct link *link;
-    struct cancel *boot; /* fired at death while booting */
-    bool started;
-    bool dead;
-    bool silent; /* machine_destroy() has begun: nobody is told of the death any more */
-    char *reason;
-    bool uid_taken;
-
-    pthread_mutex_t ending; /* held by machine_destroy() */
-};
-
 /* --- death --- */
 
 /* Control loop. The first call counts. */
@@ -99,6 +78,8 @@ static void on_link_broken(void *arg, const char *reason)
 static void on_link_event(void *arg, const Aspis__Agent__V1__Event *event)
 {
     struct machine *m = arg;
+    if (event->what_case == ASPIS__AGENT__V1__EVENT__WHAT_MEMORY_LOW)
+        machine_press(m);
     m->cb.on_event(m->cb.arg, event);
 }
 
@@ -132,6 +113,10 @@ static struct machine *make(struct machine_factory *f, const char *id,
     m->console_path = fs_format("%s/" HV_CONSOLE_FILE, m->run_dir);
     (void)pthread_mutex_init(&m->lock, NULL);
     (void)pthread_mutex_init(&m->ending, NULL);
+    if (machine_grow_init(m, err) < 0) {
+        machine_free(m);
+        return NULL;
+    }
     return m;
 }
 
@@ -139,6 +124,7 @@ void machine_free(struct machine *m)
 {
     if (m == NULL)
         return;
+    machine_grow_free(m);
     /* the hypervisor first: once it is silent no callback of its can be closing the link */
     m->f->hv->free(m->hv);
     share_free(m->share);
@@ -202,6 +188,7 @@ struct hv_spec machine_hv_spec(const struct machine_factory *f, enum accel accel
         .kernel = f->config.kernel,
         .initrd = f->config.initrd,
         .jail_helper = f->config.jail_helper,
+        .pages_library = f->pages_library,
         .accel = accel,
         .tsc_khz = machine_tsc_khz(f),
         .memory_bytes = size->memory_bytes,
@@ -225,7 +212,8 @@ static int start_hv(struct machine *m, const struct machine_spec *spec,
     if (scratch < 0)
         return -1;
     timeline_mark(spec->timeline, "cgroup and scratch disk");
-    struct machine_size size = size_of(f, spec);
+    /* a template's size is fixed: machine_fit() does the rest */
+    struct machine_size size = how->tpl != NULL ? machine_base_size(f) : size_of(f, spec);
     struct hv_spec hs = machine_hv_spec(f, how->accel, &size);
     hs.name = m->run_dir; /* tells the VMs of two daemons apart */
     hs.run_dir = m->run_dir;
@@ -236,7 +224,7 @@ static int start_hv(struct machine *m, const struct machine_spec *spec,
     hs.scratch_fd = scratch;
     hs.cid = m->record.cid;
     hs.tpl = how->tpl;
-    m->record.memory_bytes = size.memory_bytes;
+    m->record.boot_bytes = m->record.memory_bytes = size.memory_bytes;
     m->record.vcpus = size.vcpus;
     struct hv_callbacks cb = {.on_dead = on_hv_dead, .arg = m};
     m->hv = f->hv->launch(&hs, f->control, &cb, cancel, err);
@@ -311,6 +299,9 @@ static int boot_steps(struct machine *m, const struct machine_spec *spec,
     if (start_hv(m, spec, how, cancel, err) < 0 || start_link(m, cancel, err) < 0)
         return -1;
     timeline_mark(spec->timeline, "agent answers");
+    if (machine_fit(m, spec, cancel, err) < 0)
+        return -1;
+    timeline_mark(spec->timeline, "grown");
     return 0;
 }
 
@@ -447,6 +438,8 @@ struct machine *machine_adopt(struct machine_factory *f, const struct machine_sp
     if (m->boot != NULL)
         m->hv = f->hv->adopt(&p, m->run_dir, f->config.qemu, f->control, &hcb, m->boot, &e);
     int ret = m->hv != NULL ? start_link(m, m->boot, &e) : -1;
+    if (ret == 0)
+        ret = machine_learn_size(m, spec, m->boot, &e);
     (void)pthread_mutex_lock(&m->lock);
     if (ret == 0 && !m->dead)
         m->started = true;
@@ -466,7 +459,9 @@ struct machine *machine_adopt(struct machine_factory *f, const struct machine_sp
 
 void machine_get_record(struct machine *m, struct machine_record *out)
 {
+    (void)pthread_mutex_lock(&m->lock);
     copy_record(out, &m->record);
+    (void)pthread_mutex_unlock(&m->lock);
 }
 
 struct link *machine_link(struct machine *m)

@@ -26,14 +26,18 @@ enum {
 
 #define QEMU_JAIL_KERNEL "/aspis/vmlinuz"
 #define QEMU_JAIL_INITRD "/aspis/initrd"
+#define QEMU_JAIL_PAGES "/aspis/pages.so"
 #define QEMU_PLUG_BUS "plug"
 #define QEMU_PLUG_SLOTS 31 /* 1..31 on the bridge */
 #define QEMU_SCRATCH_FDSET 1
+#define QEMU_MORE "more" /* id of the device that adds memory */
 
 /* Appends the whole argument vector. INVALID when the MAC is none. */
 int qemu_argv(const struct hv_spec *spec, const struct qemu_arch *arch, struct strv *argv,
               struct err *err);
 bool qemu_is_clone(const struct hv_spec *spec);
+/* What can be added to the memory it starts with; 0: nothing. */
+uint64_t qemu_more_bytes(const struct hv_spec *spec);
 /* QEMU's option syntax: a comma in a value is written twice. The caller's. */
 char *qemu_escape(const char *value);
 
