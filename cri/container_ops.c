@@ -15,6 +15,7 @@
 #include "base/str.h"
 #include "cri/container_end.h"
 #include "cri/container_input.h"
+#include "cri/resources.h"
 #include "cri/sandbox_ops.h"
 #include "cri/spec.h"
 
@@ -274,7 +275,9 @@ static int build(struct container *c, struct image *image, struct cancel *cancel
     struct machine *m = sandbox_use_machine(c->sandbox, err);
     if (m == NULL)
         return -1;
-    int rc = bring_image(c, m, image, serial, cancel, err);
+    int rc = resources_fit(c->sandbox, m, cancel, err);
+    if (rc == 0)
+        rc = bring_image(c, m, image, serial, cancel, err);
     if (rc == 0)
         rc = create_in_guest(c, m, image, serial, cancel, err);
     /* the ids of the streams must be on record before a byte of them is acknowledged */

@@ -49,6 +49,7 @@ struct container {
     struct runtime *rt;                   /* constant */
     struct sandbox *sandbox;              /* constant, counted */
     Runtime__V1__ContainerConfig *config; /* constant */
+    Runtime__V1__LinuxContainerResources *resources; /* NULL: config's (resources.h) */
     struct container_record rec;
     struct oplock op;
     pthread_mutex_t save;
@@ -75,6 +76,7 @@ struct sandbox {
     struct runtime *rt;                    /* constant */
     Runtime__V1__PodSandboxConfig *config; /* constant */
     char *name_key;                        /* constant: namespace/name/uid/attempt */
+    Runtime__V1__LinuxContainerResources *resources; /* NULL: config's (resources.h) */
     struct sandbox_record rec;
     struct oplock op;
     pthread_mutex_t save;

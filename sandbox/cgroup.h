@@ -28,6 +28,10 @@ char *cgroup_path(const char *parent, const char *default_parent, const char *id
  * jail_opts.cgroups takes. On failure nothing of the group remains. */
 int cgroup_create(const char *path, struct strv *dirs, struct err *err);
 
+/* "cpuset.cpus" or "cpuset.mems" of the group; "": as its parent. Nothing where there is no such
+ * controller and nothing is asked for. */
+int cgroup_set_cpuset(const char *path, const char *file, const char *value, struct err *err);
+
 /* Kills what is in the group, waits for its end, and removes the directories; default_parent is
  * removed too when it is empty. A missing group is fine. */
 int cgroup_remove(const char *path, const char *default_parent, struct cancel *cancel,

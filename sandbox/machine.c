@@ -174,12 +174,6 @@ static const char *accel_name(enum accel a)
     return a == ACCEL_KVM ? "kvm" : "tcg";
 }
 
-static struct machine_size size_of(const struct machine_factory *f, const struct machine_spec *spec)
-{
-    return machine_size_for(&f->config, f->host_memory_bytes, f->host_vcpus,
-                            spec->memory_limit_bytes, spec->cpu_quota, spec->cpu_period);
-}
-
 struct hv_spec machine_hv_spec(const struct machine_factory *f, enum accel accel,
                                const struct machine_size *size)
 {
@@ -213,7 +207,7 @@ static int start_hv(struct machine *m, const struct machine_spec *spec,
         return -1;
     timeline_mark(spec->timeline, "cgroup and scratch disk");
     /* a template's size is fixed: machine_fit() does the rest */
-    struct machine_size size = how->tpl != NULL ? machine_base_size(f) : size_of(f, spec);
+    struct machine_size size = how->tpl != NULL ? machine_base_size(f) : machine_spec_size(f, spec);
     struct hv_spec hs = machine_hv_spec(f, how->accel, &size);
     hs.name = m->run_dir; /* tells the VMs of two daemons apart */
     hs.run_dir = m->run_dir;
@@ -365,7 +359,7 @@ static struct machine *clone_template(struct machine_factory *f, const struct ma
                                       enum accel accel, const struct machine_callbacks *cb,
                                       struct cancel *cancel)
 {
-    struct machine_size size = size_of(f, spec);
+    struct machine_size size = machine_spec_size(f, spec);
     auto_template struct template *t =
         spec->tap_fd >= 0 ? template_take(f->templates, accel, &size) : NULL;
     struct hv_template files = {-1, -1};
@@ -430,6 +424,7 @@ struct machine *machine_adopt(struct machine_factory *f, const struct machine_sp
         return NULL;
     auto_err struct err e = ERR_INIT;
     copy_record(&m->record, record);
+    m->pinned = true; /* for all we know */
     machine_uid_mark(f, record->uid);
     m->uid_taken = true;
     m->boot = cancel_child(cancel, mono_ns() + f->config.boot_timeout_ns, &e);
@@ -488,6 +483,24 @@ const char *machine_scratch_serial(struct machine *m)
 const char *machine_guest_mac(struct machine *m)
 {
     return m->guest_mac;
+}
+
+int machine_set_cpuset(struct machine *m, const char *cpus, const char *mems, struct err *err)
+{
+    int ret = 0;
+    if (lock_within(&m->sizing, NULL, "another change of the vm's size", err) < 0)
+        return -1;
+    bool wanted = *cpus != '\0' || *mems != '\0';
+    if (wanted || m->pinned) {
+        m->pinned = true;
+        if (cgroup_set_cpuset(m->record.cgroup, "cpuset.cpus", cpus, err) < 0 ||
+            cgroup_set_cpuset(m->record.cgroup, "cpuset.mems", mems, err) < 0)
+            ret = err_wrap(err, "cpuset of the vm");
+        else
+            m->pinned = wanted;
+    }
+    (void)pthread_mutex_unlock(&m->sizing);
+    return ret;
 }
 
 /* --- disks --- */

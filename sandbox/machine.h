@@ -91,8 +91,9 @@ void machine_start_templates(struct machine_factory *f);
 struct machine_spec {
     const char *sandbox_id;
     const char *cgroup_parent;   /* from CRI: "/kubepods/..", "x.slice", or "" */
-    uint64_t memory_limit_bytes; /* of the pod, 0: none */
-    int64_t cpu_quota;           /* of the pod; <= 0: none */
+    uint64_t memory_limit_bytes;  /* of the pod, 0: none: then it may grow (memory_ceiling_bytes) */
+    uint64_t memory_needed_bytes; /* what its containers may use together where they have limits */
+    int64_t cpu_quota;            /* of the pod; <= 0: none */
     uint64_t cpu_period;
     int tap_fd;                /* borrowed (dup'ed); -1: no NIC */
     const char *mac;           /* of the NIC; NULL: any, see machine_guest_mac() */
@@ -141,8 +142,10 @@ struct machine *machine_adopt(struct machine_factory *f, const struct machine_sp
 
 /* Makes the VM as large as a pod of these limits needs, as in machine_spec; returns when the agent
  * has it. Memory that is no longer needed is asked back; vCPUs stay. */
-int machine_resize(struct machine *m, uint64_t memory_limit_bytes, int64_t cpu_quota,
-                   uint64_t cpu_period, struct cancel *cancel, struct err *err);
+int machine_resize(struct machine *m, const struct machine_spec *spec, struct cancel *cancel,
+                   struct err *err);
+/* Host CPUs and memory nodes of the VM ("0-3,8"); "": any. */
+int machine_set_cpuset(struct machine *m, const char *cpus, const char *mems, struct err *err);
 
 void machine_get_record(struct machine *m, struct machine_record *out); /* deep copy */
 struct link *machine_link(struct machine *m);                           /* borrowed */

@@ -120,18 +120,10 @@ static int set_size(struct machine *m, uint64_t added, uint32_t vcpus, struct ca
 
 /* --- the start --- */
 
-static struct machine_size wanted_size(const struct machine *m, uint64_t limit, int64_t quota,
-                                       uint64_t period)
-{
-    return machine_size_for(&m->f->config, m->f->host_memory_bytes, m->f->host_vcpus, limit, quota,
-                            period);
-}
-
 int machine_fit(struct machine *m, const struct machine_spec *spec, struct cancel *cancel,
                 struct err *err)
 {
-    struct machine_size want =
-        wanted_size(m, spec->memory_limit_bytes, spec->cpu_quota, spec->cpu_period);
+    struct machine_size want = machine_spec_size(m->f, spec);
     uint64_t boot = m->record.boot_bytes;
     uint64_t added = want.memory_bytes > boot ? steps(want.memory_bytes - boot) : 0;
     m->limited = spec->memory_limit_bytes != 0;
@@ -161,18 +153,35 @@ int machine_learn_size(struct machine *m, const struct machine_spec *spec, struc
 
 /* --- later --- */
 
-int machine_resize(struct machine *m, uint64_t memory_limit_bytes, int64_t cpu_quota,
-                   uint64_t cpu_period, struct cancel *cancel, struct err *err)
+/* Nothing of a VM's size is to be changed, as far as is known here. */
+static bool fits(struct machine *m, const struct machine_spec *spec,
+                 const struct machine_size *want)
 {
-    struct machine_size want = wanted_size(m, memory_limit_bytes, cpu_quota, cpu_period);
+    (void)pthread_mutex_lock(&m->lock);
+    uint64_t boot = m->record.boot_bytes;
+    uint64_t added = want->memory_bytes > boot ? steps(want->memory_bytes - boot) : 0;
+    bool limited = spec->memory_limit_bytes != 0;
+    bool ok = m->limited == limited && want->vcpus <= m->record.vcpus &&
+              (limited ? m->record.memory_bytes == boot + added
+                       : m->record.memory_bytes >= boot + added);
+    (void)pthread_mutex_unlock(&m->lock);
+    return ok;
+}
+
+int machine_resize(struct machine *m, const struct machine_spec *spec, struct cancel *cancel,
+                   struct err *err)
+{
+    struct machine_size want = machine_spec_size(m->f, spec);
     struct hv_size now;
+    if (fits(m, spec, &want))
+        return 0;
     if (lock_within(&m->sizing, cancel, "another change of the vm's size", err) < 0)
         return -1;
     int ret = m->f->hv->size(m->hv, &now, cancel, err);
     if (ret == 0) {
         uint64_t boot = m->record.boot_bytes;
         uint64_t added = want.memory_bytes > boot ? steps(want.memory_bytes - boot) : 0;
-        m->limited = memory_limit_bytes != 0;
+        m->limited = spec->memory_limit_bytes != 0;
         /* without a limit it keeps what it has grown to */
         if (!m->limited && added < now.added_bytes)
             added = now.added_bytes;

@@ -66,6 +66,8 @@ char *machine_state_path(const struct machine_factory *f, const char *id);
 /* Letters, digits and -_. of at most 128 bytes. */
 int machine_check_id(const char *id, struct err *err);
 
+struct machine_size machine_spec_size(const struct machine_factory *f,
+                                      const struct machine_spec *spec);
 /* Of a pod that asks for nothing, which is a template's. */
 struct machine_size machine_base_size(const struct machine_factory *f);
 
@@ -108,6 +110,7 @@ struct machine {
     pthread_t grower;       /* runs from the first time that the guest ran short; under lock: */
     bool grower_runs, grower_ends;
     bool short_of_memory; /* the guest has said so and nothing was done yet */
+    bool pinned;          /* the VM has a cpuset of its own, or may have; under sizing */
     bool limited;         /* the pod has a memory limit, so its VM does not grow by itself */
 };
 
