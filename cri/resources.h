@@ -15,7 +15,6 @@
 
 #include "base/cancel.h"
 #include "base/err.h"
-#include "base/str.h"
 #include "cri/model.h"
 
 /* What is not 0 or empty changes; `unified` keys are added to those before. A container that has
@@ -40,13 +39,5 @@ container_resources(const struct container *c)
 }
 /* The pod's needs as machine_spec says them. Takes rt->lock. */
 void resources_of_pod(struct sandbox *s, struct machine_spec *spec);
-
-/* The files of cgroup v2 for these limits, each a key and a value, in the order to write them. */
-void resources_limits(const Runtime__V1__LinuxContainerResources *r, struct strv *keys,
-                      struct strv *values);
-/* `by` over `old` (either may be NULL); free with protobuf_c_message_free_unpacked(). */
-Runtime__V1__LinuxContainerResources *
-resources_merge(const Runtime__V1__LinuxContainerResources *old,
-                const Runtime__V1__LinuxContainerResources *by);
 
 #endif

@@ -58,7 +58,8 @@ uint64_t qemu_more_bytes(const struct hv_spec *s)
 {
     if (s->max_memory_bytes <= s->memory_bytes)
         return 0;
-    return (s->max_memory_bytes - s->memory_bytes) / HV_MEMORY_STEP * HV_MEMORY_STEP;
+    uint64_t bytes = (s->max_memory_bytes - s->memory_bytes) / HV_MEMORY_STEP * HV_MEMORY_STEP;
+    return bytes < QEMU_MORE_AT_HAND ? bytes : QEMU_MORE_AT_HAND;
 }
 
 bool qemu_is_clone(const struct hv_spec *s)

@@ -5,14 +5,15 @@
  */
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
+#include "base/cleanup.h"
 #include "base/failpoint.h"
+#include "base/fs.h"
 #include "base/limits.h"
 #include "sandbox/lock.h"
 #include "sandbox/qemu_vm.h"
-
-#define MORE_PATH "/machine/peripheral/" QEMU_MORE
 
 /* A number property of the device that adds memory; NOT_FOUND when the VM has none. */
 static int get_property(struct hv *hv, const char *path, const char *name, uint64_t *out,
@@ -78,21 +79,119 @@ static int add_vcpus(struct hv *hv, uint32_t want, struct cancel *cancel, struct
     }
 }
 
-static int request_memory(struct hv *hv, uint64_t bytes, struct cancel *cancel, struct err *err)
+/* What the machine was made for beyond what it started with. QEMU 7.2 does not tell it, so its
+ * command line does; a QEMU that was taken over can only lie about its own room. */
+static int get_room(struct hv *hv, uint64_t *out, struct err *err)
 {
-    uint64_t now = 0;
-    auto_err struct err e = ERR_INIT;
-    if (get_property(hv, MORE_PATH, "requested-size", &now, cancel, &e) < 0) {
-        if (bytes == 0 && e.code != ERR_CANCELLED && e.code != ERR_DEADLINE)
+    char path[64];
+    size_t len = 0;
+    (void)snprintf(path, sizeof(path), "/proc/%d/cmdline", (int)hv->proc.pid);
+    auto_free char *args = fs_read(path, MiB(1), &len, err);
+    if (args == NULL)
+        return err_wrap(err, "learn the vm's room");
+    for (const char *p = args; p < args + len; p += strlen(p) + 1) {
+        uint64_t size;
+        uint64_t most;
+        char end = '\0';
+        if (sscanf(p, "size=%" SCNu64 "M,maxmem=%" SCNu64 "M%c", &size, &most, &end) == 2 &&
+            most >= size && most < UINT64_MAX / MiB(1)) {
+            *out = (most - size) * MiB(1) / HV_MEMORY_STEP * HV_MEMORY_STEP;
             return 0;
-        return err_move(err, &e);
+        }
     }
+    return err_set(err, ERR_INTERNAL, "qemu's arguments do not tell its room for memory");
+}
+
+static int plug_second(struct hv *hv, uint64_t bytes, struct cancel *cancel, struct err *err)
+{
+    char addr[8];
+    (void)snprintf(addr, sizeof(addr), "0x%x", QEMU_PLUG_SLOT_MORE2);
+    auto_err struct err e = ERR_INIT;
+    /* of an attempt that was cut short; in use: kept */
+    (void)qmp_run(hv->qmp, "object-del", json_pack("{s:s}", "id", QEMU_MORE2 "-ram"), -1, cancel,
+                  &e);
+    if (qmp_run(hv->qmp, "object-add",
+                json_pack("{s:s,s:s,s:I,s:b,s:b}", "qom-type", "memory-backend-memfd", "id",
+                          QEMU_MORE2 "-ram", "size", (json_int_t)bytes, "share", 1, "reserve", 0),
+                -1, cancel, err) < 0)
+        return -1;
+    return qmp_run(hv->qmp, "device_add",
+                   json_pack("{s:s,s:s,s:s,s:s,s:s,s:i}", "driver", "virtio-mem-pci", "id",
+                             QEMU_MORE2, "bus", QEMU_PLUG_BUS, "addr", addr, "memdev",
+                             QEMU_MORE2 "-ram", "requested-size", 0),
+                   -1, cancel, err);
+}
+
+/* The device's number; 0 when there is no such device, or it has none. */
+static int of_device(struct hv *hv, const char *id, const char *name, uint64_t *out,
+                     struct cancel *cancel, struct err *err)
+{
+    char path[64];
+    auto_err struct err e = ERR_INIT;
+    (void)snprintf(path, sizeof(path), "/machine/peripheral/%s", id);
+    *out = 0;
+    if (get_property(hv, path, name, out, cancel, &e) == 0 || e.code == ERR_NOT_FOUND ||
+        e.code == ERR_INTERNAL)
+        return 0;
+    return err_move(err, &e);
+}
+
+static int request(struct hv *hv, const char *id, uint64_t bytes, struct cancel *cancel,
+                   struct err *err)
+{
+    char path[64];
+    uint64_t now;
+    (void)snprintf(path, sizeof(path), "/machine/peripheral/%s", id);
+    if (of_device(hv, id, "requested-size", &now, cancel, err) < 0)
+        return -1;
     if (now == bytes)
         return 0;
     return qmp_run(hv->qmp, "qom-set",
-                   json_pack("{s:s,s:s,s:I}", "path", MORE_PATH, "property", "requested-size",
-                             "value", (json_int_t)bytes),
+                   json_pack("{s:s,s:s,s:I}", "path", path, "property", "requested-size", "value",
+                             (json_int_t)bytes),
                    -1, cancel, err);
+}
+
+static int first_room(struct hv *hv, uint64_t *out, struct cancel *cancel, struct err *err)
+{
+    auto_err struct err e = ERR_INIT;
+    *out = 0;
+    if (get_property(hv, "/objects/" QEMU_MORE "-ram", "size", out, cancel, &e) == 0 ||
+        e.code == ERR_NOT_FOUND || e.code == ERR_INTERNAL)
+        return 0; /* a VM that was made without one */
+    return err_move(err, &e);
+}
+
+static int request_memory(struct hv *hv, uint64_t bytes, struct cancel *cancel, struct err *err)
+{
+    uint64_t first;
+    uint64_t room;
+    if (first_room(hv, &first, cancel, err) < 0 || get_room(hv, &room, err) < 0)
+        return -1;
+    if (bytes > (first > 0 ? room : 0))
+        return err_set(err, ERR_INVALID, "the vm has room for %" PRIu64 " MiB more",
+                       (first > 0 ? room : 0) / MiB(1));
+    uint64_t here = bytes < first ? bytes : first;
+    uint64_t have = 0;
+    if (bytes > here) {
+        auto_err struct err e = ERR_INIT;
+        if (get_property(hv, "/objects/" QEMU_MORE2 "-ram", "size", &have, cancel, &e) < 0)
+            have = 0;
+        uint64_t plugged = 0;
+        if (have > 0 && get_property(hv, "/machine/peripheral/" QEMU_MORE2, "requested-size",
+                                     &plugged, cancel, &e) < 0)
+            have = 0;
+        if (have == 0 && plug_second(hv, room - first, cancel, err) < 0)
+            return -1;
+    }
+    if (first > 0 && request(hv, QEMU_MORE, here, cancel, err) < 0)
+        return -1;
+    if (bytes > here)
+        return request(hv, QEMU_MORE2, bytes - here, cancel, err);
+    uint64_t second;
+    if (of_device(hv, QEMU_MORE2, "requested-size", &second, cancel, err) < 0)
+        return -1;
+    return second > 0 ? request(hv, QEMU_MORE2, 0, cancel, err) : 0;
 }
 
 int qemu_resize(struct hv *hv, uint64_t added_bytes, uint32_t vcpus, struct cancel *cancel,
@@ -111,20 +210,24 @@ int qemu_resize(struct hv *hv, uint64_t added_bytes, uint32_t vcpus, struct canc
 
 int qemu_size(struct hv *hv, struct hv_size *out, struct cancel *cancel, struct err *err)
 {
-    auto_err struct err e = ERR_INIT;
+    uint64_t first;
+    uint64_t second;
+    uint64_t room;
     *out = (struct hv_size){0};
     json_auto_t *list = qmp_call(hv->qmp, "query-hotpluggable-cpus", NULL, -1, cancel, err);
     const json_t *missing;
     if (list == NULL)
         return -1;
     out->vcpus = count_vcpus(list, &missing);
-    if (get_property(hv, MORE_PATH, "size", &out->added_bytes, cancel, &e) == 0 &&
-        get_property(hv, "/objects/" QEMU_MORE "-ram", "size", &out->max_added_bytes, cancel, &e) ==
-            0)
+    if (first_room(hv, &first, cancel, err) < 0)
+        return -1;
+    if (first == 0)
         return 0;
-    out->added_bytes = out->max_added_bytes = 0;
-    /* one that was made before there was such a device, or is too small for one */
-    return e.code == ERR_CANCELLED || e.code == ERR_DEADLINE || e.code == ERR_UNAVAILABLE
-               ? err_move(err, &e)
-               : 0;
+    if (get_room(hv, &room, err) < 0 ||
+        of_device(hv, QEMU_MORE, "size", &out->added_bytes, cancel, err) < 0 ||
+        of_device(hv, QEMU_MORE2, "size", &second, cancel, err) < 0)
+        return -1;
+    out->added_bytes += second;
+    out->max_added_bytes = room;
+    return 0;
 }

@@ -36,6 +36,8 @@ STEPS = {
     "container.record": "create", "container.disk": "create", "container.agent": "create",
     "share.spawn": "create", "share.attached": "create",
     "machine.attach.fds": "create", "machine.attach.node": "create", "machine.attach.device": "create",
+    "container.fit": "create",
+    "container.limits": "update", "machine.resize": "update",
     "container.start": "start",
     "container.remove": "remove container",
     "image.resolve": "pull", "image.blob": "pull", "image.layer": "pull", "image.tree": "pull", "image.record": "pull",
