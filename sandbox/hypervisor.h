@@ -47,7 +47,8 @@ struct hv_template {
 
 /* What a VM has beyond what it started with, and all of its vCPUs. */
 struct hv_size {
-    uint64_t added_bytes; /* taken in by the guest */
+    uint64_t added_bytes;     /* taken in by the guest */
+    uint64_t requested_bytes; /* what it was asked to have; it gives memory back as it can */
     uint64_t max_added_bytes;
     uint32_t vcpus;
 };

@@ -114,7 +114,11 @@ static int set_size(struct machine *m, uint64_t added, uint32_t vcpus, struct ca
                        "the guest took in %" PRIu64 " of %" PRIu64 " MiB and runs %" PRIu32
                        " of %" PRIu32 " vcpus",
                        got.added_bytes / MiB(1), added / MiB(1), got.vcpus, vcpus);
-    remember(m, added, got.vcpus);
+    /* less was asked for: the guest may not have let go of all yet */
+    struct hv_size now;
+    if (m->f->hv->size(m->hv, &now, cancel, err) < 0)
+        return -1;
+    remember(m, now.added_bytes, got.vcpus);
     return 0;
 }
 
@@ -183,14 +187,17 @@ int machine_resize(struct machine *m, const struct machine_spec *spec, struct ca
         uint64_t added = want.memory_bytes > boot ? steps(want.memory_bytes - boot) : 0;
         m->limited = spec->memory_limit_bytes != 0;
         /* without a limit it keeps what it has grown to */
-        if (!m->limited && added < now.added_bytes)
-            added = now.added_bytes;
+        if (!m->limited && added < now.requested_bytes)
+            added = now.requested_bytes;
         if (added > now.max_added_bytes)
             ret = err_set(err, ERR_EXHAUSTED,
                           "the vm can have %" PRIu64 " MiB at most, %" PRIu64 " are needed",
                           (boot + now.max_added_bytes) / MiB(1), (boot + added) / MiB(1));
-        else if (added != now.added_bytes || want.vcpus > now.vcpus)
+        else if (added != now.requested_bytes || added > now.added_bytes ||
+                 want.vcpus > now.vcpus)
             ret = set_size(m, added, want.vcpus > now.vcpus ? want.vcpus : now.vcpus, cancel, err);
+        else
+            remember(m, now.added_bytes, now.vcpus);
     }
     (void)pthread_mutex_unlock(&m->sizing);
     return ret < 0 ? err_wrap(err, "resize the vm") : 0;
@@ -206,10 +213,10 @@ static int relieve(struct machine *m, struct err *err)
     if (ret == 0) {
         uint64_t boot = m->record.boot_bytes;
         uint64_t most = ceiling(m);
-        uint64_t total = boot + now.added_bytes;
-        uint64_t added = now.added_bytes + steps(total);
+        uint64_t total = boot + now.requested_bytes;
+        uint64_t added = now.requested_bytes + steps(total);
         if (m->limited || total >= most)
-            added = now.added_bytes;
+            added = now.requested_bytes;
         else if (boot + added > most)
             added = steps(most - boot);
         if (added > now.max_added_bytes)

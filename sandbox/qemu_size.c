@@ -212,6 +212,7 @@ int qemu_size(struct hv *hv, struct hv_size *out, struct cancel *cancel, struct 
 {
     uint64_t first;
     uint64_t second;
+    uint64_t wanted;
     uint64_t room;
     *out = (struct hv_size){0};
     json_auto_t *list = qmp_call(hv->qmp, "query-hotpluggable-cpus", NULL, -1, cancel, err);
@@ -225,9 +226,12 @@ int qemu_size(struct hv *hv, struct hv_size *out, struct cancel *cancel, struct 
         return 0;
     if (get_room(hv, &room, err) < 0 ||
         of_device(hv, QEMU_MORE, "size", &out->added_bytes, cancel, err) < 0 ||
-        of_device(hv, QEMU_MORE2, "size", &second, cancel, err) < 0)
+        of_device(hv, QEMU_MORE2, "size", &second, cancel, err) < 0 ||
+        of_device(hv, QEMU_MORE, "requested-size", &out->requested_bytes, cancel, err) < 0 ||
+        of_device(hv, QEMU_MORE2, "requested-size", &wanted, cancel, err) < 0)
         return -1;
     out->added_bytes += second;
+    out->requested_bytes += wanted;
     out->max_added_bytes = room;
     return 0;
 }
