@@ -19,7 +19,7 @@
 
 static int check(const Aspis__Agent__V1__SetLimitsRequest *req, struct err *err)
 {
-    static const char *const controllers[] = {"cpu.",  "cpuset.", "hugetlb.", "io.",
+    static const char *const controllers[] = {"cpu.",    "cpuset.", "hugetlb.", "io.",
                                               "memory.", "pids.",   "misc."};
     if (req->n_limits > MAX_LIMITS)
         return err_set(err, ERR_INVALID, "%zu limits", req->n_limits);
@@ -28,8 +28,9 @@ static int check(const Aspis__Agent__V1__SetLimitsRequest *req, struct err *err)
         bool known = false;
         for (size_t k = 0; k < ARRAY_LEN(controllers) && !known; k++)
             known = str_starts(key, controllers[k]);
-        if (!known || strspn(key, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._") !=
-                          strlen(key))
+        if (!known ||
+            strspn(key, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._") !=
+                strlen(key))
             return err_set(err, ERR_INVALID, "\"%.64s\" is no limit of a control group", key);
         if (strlen(req->limits[i]->value) > MAX_VALUE)
             return err_set(err, ERR_INVALID, "%s: the value is too long", key);

@@ -35,8 +35,8 @@ void containers_free(struct containers *c);
 void containers_reaped(struct containers *c, pid_t pid, int status);
 
 /* Rows for main's method table: CreateContainer, StartContainer, SignalContainer, RemoveContainer,
- * Exec, SignalProcess, RemoveProcess, ResizeTty, SetLimits, ListState, Events, AckEvents. Terminated by a NULL
- * name; arg is `c`. Owned by c. */
+ * Exec, SignalProcess, RemoveProcess, ResizeTty, SetLimits, ListState, Events, AckEvents.
+ * Terminated by a NULL name; arg is `c`. Owned by c. */
 const struct rpc_method *containers_methods(struct containers *c);
 
 #endif

@@ -146,7 +146,7 @@ static void answer(struct size *s, size_t at)
     Aspis__Agent__V1__ResizeResponse r;
     aspis__agent__v1__resize_response__init(&r);
     r.memory_bytes = memory_now();
-    r.added_bytes = satisfied(s, &w)              ? w.added
+    r.added_bytes = satisfied(s, &w)                 ? w.added
                     : r.memory_bytes > s->base_bytes ? r.memory_bytes - s->base_bytes
                                                      : 0;
     r.vcpus = vcpus_now();
@@ -214,7 +214,8 @@ struct size *size_new(struct loop *loop, struct events *events, struct err *err)
     }
     auto_free char *file = cgroup_file("", "memory.events");
     if (inotify_add_watch(s->inotify_fd, file, IN_MODIFY) < 0 && errno != ENOENT)
-        log_warn("cannot watch the memory", LOG_STR("file", file), LOG_STR("error", strerror(errno)));
+        log_warn("cannot watch the memory", LOG_STR("file", file),
+                 LOG_STR("error", strerror(errno)));
     return s;
 }
 

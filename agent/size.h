@@ -2,10 +2,10 @@
  * size - the guest's memory and vCPUs while it runs: what the host adds is awaited and confirmed,
  * and the host is told before the containers have used up the memory.
  *
- * The watch is a memory.high below all of the pod's containers: the kernel slows down what goes past
- * it and says so (memory.events), so that there is time to get more before anything must be killed,
- * and nothing is polled. Caches count against memory.high too and are simply dropped there: only
- * when MemAvailable is low as well does the host hear of it.
+ * The watch is a memory.high below all of the pod's containers: the kernel slows down what goes
+ * past it and says so (memory.events), so that there is time to get more before anything must be
+ * killed, and nothing is polled. Caches count against memory.high too and are simply dropped there:
+ * only when MemAvailable is low as well does the host hear of it.
  *
  * Single-threaded, on the agent's loop; owned by main.
  */

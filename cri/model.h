@@ -46,9 +46,9 @@ struct exec {
 
 struct container {
     atomic_uint refs;
-    struct runtime *rt;                   /* constant */
-    struct sandbox *sandbox;              /* constant, counted */
-    Runtime__V1__ContainerConfig *config; /* constant */
+    struct runtime *rt;                              /* constant */
+    struct sandbox *sandbox;                         /* constant, counted */
+    Runtime__V1__ContainerConfig *config;            /* constant */
     Runtime__V1__LinuxContainerResources *resources; /* NULL: config's (resources.h) */
     struct container_record rec;
     struct oplock op;
@@ -73,9 +73,9 @@ struct container {
 
 struct sandbox {
     atomic_uint refs;
-    struct runtime *rt;                    /* constant */
-    Runtime__V1__PodSandboxConfig *config; /* constant */
-    char *name_key;                        /* constant: namespace/name/uid/attempt */
+    struct runtime *rt;                              /* constant */
+    Runtime__V1__PodSandboxConfig *config;           /* constant */
+    char *name_key;                                  /* constant: namespace/name/uid/attempt */
     Runtime__V1__LinuxContainerResources *resources; /* NULL: config's (resources.h) */
     struct sandbox_record rec;
     struct oplock op;

@@ -17,8 +17,8 @@
 Runtime__V1__LinuxContainerResources *
 resource_limits_merge(const Runtime__V1__LinuxContainerResources *old,
                       const Runtime__V1__LinuxContainerResources *by);
-/* Appends a file and its value for each limit, in the order to write them. Shares become a weight as
- * in crun, which sets a container's first limits. */
+/* Appends a file and its value for each limit, in the order to write them. Shares become a weight
+ * as in crun, which sets a container's first limits. */
 void resource_limits_files(const Runtime__V1__LinuxContainerResources *r, struct strv *keys,
                            struct strv *values);
 /* Whether a file that reads `have` was set to `want`: bytes are whole pages to the kernel. */

@@ -306,7 +306,8 @@ int sandbox_update_resources(struct sandbox *s, const Resources *overhead,
     if (m == NULL)
         return err_wrap(err, "update %s", sandbox_title(s, title));
     (void)pthread_mutex_lock(&s->rt->lock);
-    Resources *merged = resources != NULL ? resource_limits_merge(pod_resources(s), resources) : NULL;
+    Resources *merged =
+        resources != NULL ? resource_limits_merge(pod_resources(s), resources) : NULL;
     Resources *before = s->resources;
     if (merged != NULL)
         s->resources = merged;

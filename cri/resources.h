@@ -2,11 +2,11 @@
  * resources - limits of containers and pods that run: UpdateContainerResources and
  * UpdatePodSandboxResources.
  *
- * Three things follow a container's limits: its control group in the guest (set and read back by the
- * agent), the size of the VM (grown to what the pod's containers may use together), and the pod's
- * control group on the host, where cpusets are applied: their numbers are the host's, which mean
- * nothing among the guest's own CPUs. What was applied is recorded in the container's and sandbox's
- * configuration, so a restarted daemon knows it too.
+ * Three things follow a container's limits: its control group in the guest (set and read back by
+ * the agent), the size of the VM (grown to what the pod's containers may use together), and the
+ * pod's control group on the host, where cpusets are applied: their numbers are the host's, which
+ * mean nothing among the guest's own CPUs. What was applied is recorded in the container's and
+ * sandbox's configuration, so a restarted daemon knows it too.
  *
  * Threads: any. The setters take the object's operation lock.
  */
@@ -22,7 +22,8 @@
 int container_update_resources(struct container *c, const Runtime__V1__LinuxContainerResources *r,
                                struct cancel *cancel, struct err *err);
 /* Either may be NULL. */
-int sandbox_update_resources(struct sandbox *s, const Runtime__V1__LinuxContainerResources *overhead,
+int sandbox_update_resources(struct sandbox *s,
+                             const Runtime__V1__LinuxContainerResources *overhead,
                              const Runtime__V1__LinuxContainerResources *resources,
                              struct cancel *cancel, struct err *err);
 

@@ -12,8 +12,8 @@
 #include "base/log.h"
 #include "base/str.h"
 #include "cri/container_ops.h"
-#include "cri/sandbox_net.h"
 #include "cri/resources.h"
+#include "cri/sandbox_net.h"
 #include "cri/spec.h"
 
 /* What undoing may take: longer than a CNI plugin's own timeout, shorter than a client's patience.

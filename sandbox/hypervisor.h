@@ -58,7 +58,7 @@ struct hv_spec {
     const char *name;    /* for people: shows in ps */
     const char *run_dir; /* exists, root's */
     const char *binary, *kernel, *initrd, *jail_helper;
-    const char *pages_library; /* qemu_pages.c; NULL: clones keep the memory that they have used */
+    const char *pages_library;  /* qemu_pages.c; NULL: clones keep the memory that they have used */
     const char *const *cgroups; /* directories to join, NULL-terminated */
     uint32_t uid;
     enum accel accel;      /* KVM or TCG */
@@ -107,8 +107,8 @@ struct hv_ops {
     /* Not there: success. */
     int (*remove_disk)(struct hv *hv, const char *serial, struct cancel *cancel, struct err *err);
     /* Asks the guest to take in, or to let go of, so much memory that all of it is added_bytes (a
-     * multiple of HV_MEMORY_STEP), and plugs in vCPUs until there are `vcpus` (none are taken away).
-     * Returns before the guest has acted. INVALID: more than the VM was made for. */
+     * multiple of HV_MEMORY_STEP), and plugs in vCPUs until there are `vcpus` (none are taken
+     * away). Returns before the guest has acted. INVALID: more than the VM was made for. */
     int (*resize)(struct hv *hv, uint64_t added_bytes, uint32_t vcpus, struct cancel *cancel,
                   struct err *err);
     /* What there is now. */

@@ -90,7 +90,7 @@ void machine_start_templates(struct machine_factory *f);
 
 struct machine_spec {
     const char *sandbox_id;
-    const char *cgroup_parent;   /* from CRI: "/kubepods/..", "x.slice", or "" */
+    const char *cgroup_parent;    /* from CRI: "/kubepods/..", "x.slice", or "" */
     uint64_t memory_limit_bytes;  /* of the pod, 0: none: then it may grow (memory_ceiling_bytes) */
     uint64_t memory_needed_bytes; /* what its containers may use together where they have limits */
     int64_t cpu_quota;            /* of the pod; <= 0: none */

@@ -170,8 +170,8 @@ static int check_config(const struct machine_config *c, struct err *err)
 static char *find_pages_library(const char *jail_helper)
 {
     const char *slash = strrchr(jail_helper, '/');
-    char *path = fs_format("%.*s/aspis-pages.so",
-                           slash != NULL ? (int)(slash - jail_helper) : 0, jail_helper);
+    char *path = fs_format("%.*s/aspis-pages.so", slash != NULL ? (int)(slash - jail_helper) : 0,
+                           jail_helper);
     if (path != NULL && access(path, R_OK) < 0) {
         free(path);
         path = NULL;

@@ -1,7 +1,7 @@
 /*
  * A machine's size after its start. What a clone lacks is added as soon as its agent answers. A VM
- * of a pod without a memory limit grows further each time that its guest says that memory runs short,
- * up to the configured ceiling; the guest holds its containers back meanwhile.
+ * of a pod without a memory limit grows further each time that its guest says that memory runs
+ * short, up to the configured ceiling; the guest holds its containers back meanwhile.
  *
  * Growing doubles a VM: memory that the guest does not use costs the host nothing but the guest's
  * own tables for it (1/64), and what it has used and freed comes back by free page reporting.
@@ -138,8 +138,7 @@ int machine_fit(struct machine *m, const struct machine_spec *spec, struct cance
     }
     /* a template's guest watches already, and a limited pod's is told when it complains */
     struct hv_size got;
-    if (!m->record.cloned && watched(m) &&
-        ask_agent(m, 0, 0, true, &got, cancel, err) < 0)
+    if (!m->record.cloned && watched(m) && ask_agent(m, 0, 0, true, &got, cancel, err) < 0)
         return err_wrap(err, "watch the guest's memory");
     return 0;
 }
@@ -165,9 +164,9 @@ static bool fits(struct machine *m, const struct machine_spec *spec,
     uint64_t boot = m->record.boot_bytes;
     uint64_t added = want->memory_bytes > boot ? steps(want->memory_bytes - boot) : 0;
     bool limited = spec->memory_limit_bytes != 0;
-    bool ok = m->limited == limited && want->vcpus <= m->record.vcpus &&
-              (limited ? m->record.memory_bytes == boot + added
-                       : m->record.memory_bytes >= boot + added);
+    bool ok =
+        m->limited == limited && want->vcpus <= m->record.vcpus &&
+        (limited ? m->record.memory_bytes == boot + added : m->record.memory_bytes >= boot + added);
     (void)pthread_mutex_unlock(&m->lock);
     return ok;
 }
@@ -193,8 +192,7 @@ int machine_resize(struct machine *m, const struct machine_spec *spec, struct ca
             ret = err_set(err, ERR_EXHAUSTED,
                           "the vm can have %" PRIu64 " MiB at most, %" PRIu64 " are needed",
                           (boot + now.max_added_bytes) / MiB(1), (boot + added) / MiB(1));
-        else if (added != now.requested_bytes || added > now.added_bytes ||
-                 want.vcpus > now.vcpus)
+        else if (added != now.requested_bytes || added > now.added_bytes || want.vcpus > now.vcpus)
             ret = set_size(m, added, want.vcpus > now.vcpus ? want.vcpus : now.vcpus, cancel, err);
         else
             remember(m, now.added_bytes, now.vcpus);

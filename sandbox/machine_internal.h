@@ -19,7 +19,7 @@ struct machine_factory {
     const struct hv_ops *hv;
     uint64_t host_memory_bytes;
     uint32_t host_vcpus;
-    char *pages_library; /* NULL: not installed */
+    char *pages_library;      /* NULL: not installed */
     enum transport transport; /* decided */
     const char *transport_reason;
     int64_t tsc_sample_ns; /* first reading of both clocks */
@@ -89,8 +89,8 @@ struct machine {
     struct machine_callbacks cb;
     /* Fixed once started, but for memory_bytes and vcpus, which are under lock. */
     struct machine_record record;
-    struct hv *hv;                /* fixed once started; NULL before */
-    struct share *share;          /* the same */
+    struct hv *hv;       /* fixed once started; NULL before */
+    struct share *share; /* the same */
 
     pthread_mutex_t lock; /* guards the fields below */
     struct link *link;

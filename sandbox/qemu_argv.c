@@ -144,7 +144,8 @@ static void more_memory_args(const struct hv_spec *s, struct strv *a)
     strv_add(a, "-object");
     strv_addf(a, "memory-backend-memfd,id=" QEMU_MORE "-ram,size=%" PRIu64 "M,share=on,reserve=off",
               bytes / MiB(1));
-    add_opt(a, "-device", "virtio-mem-pci,id=" QEMU_MORE ",memdev=" QEMU_MORE "-ram,requested-size=0");
+    add_opt(a, "-device",
+            "virtio-mem-pci,id=" QEMU_MORE ",memdev=" QEMU_MORE "-ram,requested-size=0");
 }
 
 static void device_args(const struct hv_spec *s, const struct qemu_arch *arch, struct strv *a)

@@ -1,11 +1,12 @@
 /*
  * aspis-pages.so - preloaded into QEMU, so that a clone gives the host back what its guest frees.
  *
- * QEMU gives a page of file memory back in two steps: it punches a hole into the file, and drops the
- * page from its own mapping. A clone's file is its template's, sealed, and every other clone's
- * memory too: the first step fails there, and QEMU would leave out the second, which alone is what a
- * private mapping needs. So the first step succeeds without doing anything where the file is sealed.
- * The page then reads as the template's again, which the guest, having freed it, does not look at.
+ * QEMU gives a page of file memory back in two steps: it punches a hole into the file, and drops
+ * the page from its own mapping. A clone's file is its template's, sealed, and every other clone's
+ * memory too: the first step fails there, and QEMU would leave out the second, which alone is what
+ * a private mapping needs. So the first step succeeds without doing anything where the file is
+ * sealed. The page then reads as the template's again, which the guest, having freed it, does not
+ * look at.
  */
 #include <errno.h>
 #include <fcntl.h>

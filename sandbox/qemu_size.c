@@ -19,8 +19,9 @@
 static int get_property(struct hv *hv, const char *path, const char *name, uint64_t *out,
                         struct cancel *cancel, struct err *err)
 {
-    json_auto_t *v = qmp_call(hv->qmp, "qom-get", json_pack("{s:s,s:s}", "path", path, "property", name),
-                              -1, cancel, err);
+    json_auto_t *v =
+        qmp_call(hv->qmp, "qom-get", json_pack("{s:s,s:s}", "path", path, "property", name), -1,
+                 cancel, err);
     if (v == NULL)
         return -1;
     if (!json_is_integer(v) || json_integer_value(v) < 0)

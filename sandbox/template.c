@@ -209,7 +209,8 @@ static struct template *make(struct template_pool *p, struct err *err)
     atomic_init(&t->refs, 1);
     t->ram = t->state = -1;
     t->key = make_key(f, accel, scratch, err);
-    if (t->key == NULL || (t->ram = memory_file("aspis-ram", machine_base_size(f).memory_bytes, err)) < 0 ||
+    if (t->key == NULL ||
+        (t->ram = memory_file("aspis-ram", machine_base_size(f).memory_bytes, err)) < 0 ||
         (t->state = memory_file("aspis-state", 0, err)) < 0 || fill(p, t, accel, err) < 0)
         return NULL;
     auto_free char *now = make_key(f, accel, scratch, err);
