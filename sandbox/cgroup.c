@@ -293,6 +293,38 @@ int cgroup_set_cpuset(const char *path, const char *file, const char *value, str
                : err_set(err, ERR_PRECONDITION, "the host has no cpuset controller for pods");
 }
 
+/* "max" in version 2, a number beyond all memory in version 1: none. */
+static uint64_t limit_of(const char *dir, bool v2)
+{
+    uint64_t n = 0;
+    auto_free char *file = fs_format("%s/%s", dir, v2 ? "memory.max" : "memory.limit_in_bytes");
+    auto_free char *text = fs_read(file, 64, NULL, NULL);
+    if (text == NULL)
+        return UINT64_MAX;
+    text[strcspn(text, "\n")] = '\0';
+    return str_to_u64(text, &n) == 0 ? n : UINT64_MAX;
+}
+
+uint64_t cgroup_memory_limit(const char *path)
+{
+    auto_hierarchies struct hierarchies h = {.n = 0};
+    uint64_t least = UINT64_MAX;
+    if (find_hierarchies(&h, NULL) < 0)
+        return least;
+    for (size_t i = 0; i < h.n; i++) {
+        auto_free char *dir = fs_format("%s%s", h.v[i].mount, path);
+        size_t base = strlen(h.v[i].mount);
+        for (char *slash = strrchr(dir, '/'); slash != NULL && (size_t)(slash - dir) > base;
+             slash = strrchr(dir, '/')) {
+            *slash = '\0';
+            uint64_t n = limit_of(dir, h.v[i].v2);
+            if (n < least)
+                least = n;
+        }
+    }
+    return least;
+}
+
 /* --- removing --- */
 
 /* Kills each process of the group and waits until it is gone. *any tells whether there was one. */

@@ -385,11 +385,28 @@ static struct machine *clone_template(struct machine_factory *f, const struct ma
     return m;
 }
 
+/* The host would kill QEMU before the guest had a chance to end what uses too much. */
+static int check_room(struct machine_factory *f, const struct machine_spec *spec, struct err *err)
+{
+    auto_free char *path =
+        cgroup_path(spec->cgroup_parent, f->config.cgroup_root, spec->sandbox_id, err);
+    if (path == NULL)
+        return -1;
+    uint64_t limit = cgroup_memory_limit(path);
+    uint64_t need = f->config.overhead_memory_bytes;
+    if (limit >= need)
+        return 0;
+    return err_set(err, ERR_PRECONDITION,
+                   "the pod's control group may use %" PRIu64 " bytes of memory; a VM needs at "
+                   "least %" PRIu64 ": a RuntimeClass can add that as overhead",
+                   limit, need);
+}
+
 struct machine *machine_start(struct machine_factory *f, const struct machine_spec *spec,
                               const struct machine_callbacks *cb, struct cancel *cancel,
                               struct err *err)
 {
-    if (machine_decide_accel(f, cancel, err) < 0) {
+    if (check_room(f, spec, err) < 0 || machine_decide_accel(f, cancel, err) < 0) {
         (void)err_wrap(err, "start machine");
         return NULL;
     }

@@ -298,3 +298,21 @@ def test_very_large_pods_are_clones_too(daemon, make_pod):
     while guest_memory(daemon, c) > 1024 * MIB:
         assert time.monotonic() < deadline, guest_memory(daemon, c)
         time.sleep(0.2)
+
+
+def test_a_host_limit_too_small_for_a_vm_is_refused(daemon, make_pod):
+    memory = next((line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()
+                   if " - cgroup " in line and "memory" in line.split()[-1].split(",")), None)
+    if memory is None:
+        pytest.skip("cgroup v1's memory controller is not mounted here")
+    parent = f"{daemon.cgroup}-small"
+    at = Path(memory + parent)
+    at.mkdir()
+    try:
+        (at / "memory.limit_in_bytes").write_text(str(4 * MIB))
+        with pytest.raises(grpc.RpcError) as e:
+            make_pod("tiny", linux=pb.LinuxPodSandboxConfig(cgroup_parent=parent))
+        assert e.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+        assert str(4 * MIB) in e.value.details() and str(96 * MIB) in e.value.details()
+    finally:
+        at.rmdir()
