@@ -22,14 +22,17 @@ enum {
     QEMU_FD_VHOST,
     QEMU_FD_RAM,
     QEMU_FD_STATE,
+    QEMU_FD_VSOCK, /* of aspis-vsock */
 };
 
 #define QEMU_JAIL_KERNEL "/aspis/vmlinuz"
 #define QEMU_JAIL_INITRD "/aspis/initrd"
 #define QEMU_JAIL_PAGES "/aspis/pages.so"
 #define QEMU_PLUG_BUS "plug"
-#define QEMU_PLUG_SLOTS 30 /* 1..30 on the bridge are for disks */
-#define QEMU_PLUG_SLOT_MORE2 31
+#define QEMU_PLUG_SLOTS 29 /* 1..29 on the bridge are for disks */
+#define QEMU_PLUG_SLOT_MORE2 30
+#define QEMU_VSOCK_ADDR "1f" /* there too */
+#define QEMU_VSOCK_CID 3     /* nobody else sees it */
 #define QEMU_SCRATCH_FDSET 1
 /* The devices that add memory. The first is there from the start and small, since QEMU keeps tables
  * for all that could be added (100 bytes per MiB); the second, for all the rest, is plugged in when
