@@ -138,8 +138,12 @@ int machine_fit(struct machine *m, const struct machine_spec *spec, struct cance
     }
     /* a template's guest watches already, and a limited pod's is told when it complains */
     struct hv_size got;
-    if (!m->record.cloned && watched(m) && ask_agent(m, 0, 0, true, &got, cancel, err) < 0)
-        return err_wrap(err, "watch the guest's memory");
+    auto_err struct err e = ERR_INIT;
+    if (!m->record.cloned && watched(m) && ask_agent(m, 0, 0, true, &got, cancel, &e) < 0 &&
+        e.code != ERR_UNIMPLEMENTED) { /* an older agent in the guest */
+        (void)err_wrap(&e, "watch the guest's memory");
+        return err_move(err, &e);
+    }
     return 0;
 }
 
