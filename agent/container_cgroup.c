@@ -26,20 +26,20 @@ char *cgroup_spec_path(const char *id)
     return fs_format("/pod/%s", id);
 }
 
-static char *file_of(const char *id, const char *name)
+char *cgroup_file(const char *id, const char *name)
 {
     return fs_format(CGROUP_MOUNT "/pod/%s/%s", id, name);
 }
 
 char *cgroup_memory_events(const char *id)
 {
-    return file_of(id, "memory.events");
+    return cgroup_file(id, "memory.events");
 }
 
 int cgroup_kill(const char *id, struct err *err)
 {
     auto_err struct err local = ERR_INIT;
-    auto_free char *path = file_of(id, "cgroup.kill");
+    auto_free char *path = cgroup_file(id, "cgroup.kill");
 
     if (path == NULL)
         return err_set(err, ERR_EXHAUSTED, "out of memory");
@@ -95,7 +95,7 @@ static void walk(int dirfd, int depth, int sig, void (*fn)(int dirfd, int sig))
 
 int cgroup_signal(const char *id, int sig, struct err *err)
 {
-    auto_free char *path = file_of(id, "");
+    auto_free char *path = cgroup_file(id, "");
 
     if (sig == SIGKILL)
         return cgroup_kill(id, err);
@@ -127,7 +127,7 @@ static void wait_empty(int dirfd)
 
 void cgroup_remove(const char *id)
 {
-    auto_free char *path = file_of(id, "");
+    auto_free char *path = cgroup_file(id, "");
     auto_close int fd = path != NULL ? open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
 
     if (fd < 0)

@@ -7,6 +7,7 @@
 #include <inttypes.h>
 #include <string.h>
 
+#include "agent/container_cgroup.h"
 #include "agent/container_table.h"
 #include "agent/pod_cgroup.h"
 #include "base/cleanup.h"

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "agent/container_cgroup.h"
 #include "base/cleanup.h"
 #include "base/fs.h"
 #include "base/limits.h"
@@ -10,11 +11,6 @@
 #include "base/str.h"
 
 #define CGROUP_MOUNT "/sys/fs/cgroup"
-
-char *cgroup_file(const char *id, const char *name)
-{
-    return fs_format(CGROUP_MOUNT "/pod/%s%s%s", id, *id != '\0' ? "/" : "", name);
-}
 
 void cgroup_make_pod(void)
 {

@@ -11,8 +11,6 @@
 
 /* Makes it, with all controllers that the kernel has. */
 void cgroup_make_pod(void);
-/* Path of a file ("memory.high"). The caller's. */
-char *cgroup_file(const char *id, const char *name);
 /* Bytes; 0 when not known. used: without caches that can be dropped. */
 uint64_t cgroup_memory_current(const char *id);
 uint64_t cgroup_memory_used(const char *id);

@@ -10,6 +10,7 @@
 #include <sys/sysinfo.h>
 #include <unistd.h>
 
+#include "agent/container_cgroup.h"
 #include "agent/pod_cgroup.h"
 #include "base/cleanup.h"
 #include "base/fs.h"

@@ -6,6 +6,7 @@
 
 #include <pthread.h>
 
+#include "base/str.h"
 #include "sandbox/hypervisor.h"
 #include "sandbox/link.h"
 #include "sandbox/machine.h"
@@ -100,6 +101,7 @@ struct machine {
     bool silent; /* machine_destroy() has begun: nobody is told of the death any more */
     char *reason;
     bool uid_taken;
+    struct strv cgroup_dirs; /* once somebody asked for machine_usage() */
 
     pthread_mutex_t ending; /* held by machine_destroy() */
 
