@@ -42,6 +42,7 @@
 #define LIMIT_POD_FILE KiB(256)    /* resolv.conf, hosts */
 #define LIMIT_GUEST_ERROR KiB(4)   /* of a guest's error text put into ours */
 #define LIMIT_AGENT_CONTAINERS 512 /* in one guest */
+#define LIMIT_IMAGE_VOLUMES 64     /* of one container */
 #define LIMIT_AGENT_PROCESSES 4096 /* in one guest, ended ones not yet removed included */
 #define LIMIT_CONTAINER_ID 128     /* container and exec ids */
 #define LIMIT_USER_FILE MiB(4)     /* /etc/passwd or /etc/group of an image */

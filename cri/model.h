@@ -59,6 +59,7 @@ struct container {
     struct stream *input;      /* its stdin (container_input.h) */
     int exited_fd;             /* eventfd: readable once EXITED is visible */
     bool stopping; /* a StopContainer was asked for: tells a kill from a crash in the log */
+    bool disks_left; /* it uses its images' disks no more (container_images.h) */
     /* the end, put together from the exit event and the log's completion */
     bool exit_seen, log_done, finishing;
     struct loop_source *late; /* worker loop: the log takes too long to complete */
@@ -77,6 +78,7 @@ struct sandbox {
     char *name_key;                        /* constant: namespace/name/uid/attempt */
     struct sandbox_record rec;
     struct oplock op;
+    struct oplock disks; /* one change to the VM's image disks at a time; innermost but for lock */
     pthread_mutex_t save;
     bool deleted; /* under save: the record is gone and stays gone */
     struct netinfo net;
