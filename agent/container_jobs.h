@@ -31,7 +31,7 @@ struct create_job {
     size_t n_images;
     const char *pidns; /* NULL: the container's own */
     struct pod *pod;
-    char *volume_path;     /* for the child's own use, as the next */
+    char *volume_path;    /* for the child's own use, as the next */
     unsigned image_binds; /* made so far */
 };
 

@@ -93,6 +93,9 @@
 #define LIMIT_TREE_DEPTH 512      /* directories in one another */
 #define LIMIT_HOSTS_TOML KiB(256)
 #define LIMIT_TOKEN_REPLY KiB(256) /* of a registry's token service */
+#define LIMIT_TOKENS 256           /* of token services, kept in memory */
+#define LIMIT_TOKEN_LIFE_S 3600    /* a token is not used longer, whatever its service says */
+#define LIMIT_CLIENT_CERTS 16      /* for one registry host */
 #define LIMIT_REGISTRY_TEXT 1024   /* of a registry's error text put into ours */
 #define LIMIT_REGISTRY_HOSTS 32    /* mirrors in one hosts.toml */
 #define LIMIT_REFERENCE 1024       /* an image reference */

@@ -58,7 +58,7 @@ struct container {
     struct oplock input_turn;  /* guards input */
     struct stream *input;      /* its stdin (container_input.h) */
     int exited_fd;             /* eventfd: readable once EXITED is visible */
-    bool stopping; /* a StopContainer was asked for: tells a kill from a crash in the log */
+    bool stopping;   /* a StopContainer was asked for: tells a kill from a crash in the log */
     bool disks_left; /* it uses its images' disks no more (container_images.h) */
     /* the end, put together from the exit event and the log's completion */
     bool exit_seen, log_done, finishing;

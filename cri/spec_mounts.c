@@ -180,7 +180,7 @@ static void add_volume(json_t *mounts, const Runtime__V1__Mount *m, const struct
 /* Kubernetes promises of image volumes that nothing in them can be executed. */
 static void add_image(json_t *mounts, const Runtime__V1__Mount *m)
 {
-    static const char *const options[] = {"bind",   "rprivate", "ro", "nosuid",
+    static const char *const options[] = {"bind",  "rprivate", "ro", "nosuid",
                                           "nodev", "noexec",   NULL};
     char serial[21];
     image_disk_serial(m->image->image, serial);

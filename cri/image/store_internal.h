@@ -52,11 +52,13 @@ struct store_lease {
 };
 
 struct pull_job;
+struct login_tokens;
 
 struct image_store {
     struct image_options opts; /* strings owned */
     int lock_fd;
     struct strv pinned;               /* of the options, normalised */
+    struct login_tokens *tokens;      /* locks itself */
     int download_slots, unpack_slots; /* eventfds, semaphores */
     atomic_uint_fast64_t tmp_serial;
     bool rebuild;  /* the catalog was damaged: image_recover() makes it anew from the files */

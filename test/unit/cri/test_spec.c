@@ -563,7 +563,8 @@ static void test_image_volumes(void **state)
     m[1].host_path = OWN("/host");
     b.c.mounts = mounts;
     b.c.n_mounts = 2;
-    assert_refused(&b, ERR_INVALID, "image volume at /data/: an image can be mounted read-only only");
+    assert_refused(&b, ERR_INVALID,
+                   "image volume at /data/: an image can be mounted read-only only");
     m[0].readonly = true;
     assert_int_equal(spec_check_container(&b.c, &b.pod, &b.err), 0);
     size_t n = 0;

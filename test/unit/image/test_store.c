@@ -239,8 +239,9 @@ static bool ask_newcomer(void *arg, const char *id)
 
 static void commit_empty(struct fixture *f, char digest[DIGEST_MAX])
 {
-    static const char config[] = "{\"architecture\":\"amd64\",\"os\":\"linux\",\"rootfs\":{\"type\":"
-                                 "\"layers\",\"diff_ids\":[]}}";
+    static const char config[] =
+        "{\"architecture\":\"amd64\",\"os\":\"linux\",\"rootfs\":{\"type\":"
+        "\"layers\",\"diff_ids\":[]}}";
     auto_err struct err err = ERR_INIT;
     auto_lease struct store_lease *l = store_lease_begin(f->s);
     struct store_new_image img = {.tag = "r.io/x:y"};
