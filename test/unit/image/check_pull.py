@@ -475,6 +475,58 @@ def test_schema1(reg, store):
     store.refused(f"{reg.host}/old/x", "INVALID_ARGUMENT", "schema 1")
 
 
+def test_foreign_layers(reg, store):
+    """Fetched where the registry has them; their `urls` are nobody's business."""
+    for kind in (OCI + "layer.nondistributable.v1.tar+gzip", "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"):
+        image = Image([{"a": kind.encode()}, {"b": b"2"}])
+        image.document["layers"][1].update(mediaType=kind, urls=[f"http://{reg.host}/elsewhere/layer"])
+        reg.add("far/x", image)
+        answer = store.pulled(f"{reg.host}/far/x")
+        assert sorted(tree(store, answer["id"])) == ["a", "b"]
+        store.run("remove", answer["id"])
+        del reg.blobs[sha(image.blobs[1])]
+        store.refused(f"{reg.host}/far/x", "NOT_FOUND", "foreign layer")
+        store.empty()
+    assert reg.count("elsewhere") == 0
+
+
+def test_artifacts(reg, store):
+    """What is no container image is refused by its name: a Helm chart, an artifact with an empty config, a signature."""
+    chart = Image([{"Chart.yaml": b"x"}])
+    chart.document["config"].update(mediaType="application/vnd.cncf.helm.config.v1+json")
+    reg.add("art/chart", chart)
+    store.refused(f"{reg.host}/art/chart", "INVALID_ARGUMENT", 'not a container image: its config has the media type '
+                  '"application/vnd.cncf.helm.config.v1+json"')
+    empty = Image([{"a": b"x"}])
+    empty.document["artifactType"] = "application/vnd.example"
+    empty.document["config"] = {"mediaType": OCI.replace("image.", "") + "empty.v1+json", "digest": sha(b"{}"), "size": 2}
+    reg.add("art/empty", empty)
+    store.refused(f"{reg.host}/art/empty", "INVALID_ARGUMENT", "not a container image")
+    layer = Image([{"a": b"x"}])
+    layer.document["layers"][0]["mediaType"] = "application/vnd.in-toto+json"
+    reg.add("art/statement", layer)
+    store.refused(f"{reg.host}/art/statement", "INVALID_ARGUMENT", "application/vnd.in-toto+json")
+    store.empty()
+
+
+def test_huge_config(reg, store):
+    """By what the manifest says, and by what comes."""
+    image = Image([{"a": b"x"}])
+    image.document["config"]["size"] = 9 << 20
+    reg.add("huge/c", image)
+    store.refused(f"{reg.host}/huge/c", "INVALID_ARGUMENT", "config is larger")
+    image = Image([{"a": b"y"}])
+    reg.add("huge/d", image)
+    reg.blobs[sha(image.config)] = b" " * (9 << 20)
+    store.refused(f"{reg.host}/huge/d", "DATA_LOSS", "bytes that the manifest says")
+    deep = Image([{"a": b"z"}])
+    deep.config = b"[" * 200_000 + b"]" * 200_000
+    deep.document["config"].update(digest=sha(deep.config), size=len(deep.config))
+    reg.add("huge/e", deep)
+    store.refused(f"{reg.host}/huge/e", "INVALID_ARGUMENT", "JSON")
+    store.empty()
+
+
 def test_huge_manifest(reg, store):
     reg.add_document("huge/x", b" " * (5 << 20), MANIFEST, "latest")
     store.refused(f"{reg.host}/huge/x", "RESOURCE_EXHAUSTED", "longer than")
@@ -679,6 +731,104 @@ def test_cancel(reg, store):
     gate.set()
     reg.bend = None
     store.pulled(f"{reg.host}/c/big")
+
+
+def test_cancel_anywhere(reg, store):
+    """Given up before, in the middle of and at the end of every document of a pull: nothing stays."""
+    image = Image([{"a": noise(300_000, 7)}, {"b": b"2"}])
+    reg.add("c/any", image)
+    documents = ["latest", sha(image.manifest), sha(image.config)] + [sha(b) for b in image.blobs]
+    for ref in documents:
+        body = image.manifest if ref in documents[:2] else (image.config if ref == documents[2] else reg.blobs[ref])
+        for cut in sorted({None, 0, 1, len(body) // 2, len(body) - 1}, key=lambda c: -1 if c is None else c):
+            gate = threading.Event()
+
+            def bend(h, kind, r):
+                if r != ref or h.command != ("HEAD" if ref == "latest" else "GET"):
+                    return False
+                if cut is not None and h.command == "GET":
+                    h.send_response(200)
+                    h.send_header("Content-Type", MANIFEST if kind == "manifests" else "application/octet-stream")
+                    h.send_header("Content-Length", str(len(body)))
+                    h.end_headers()
+                    h.wfile.write(body[:cut])
+                    h.wfile.flush()
+                gate.wait(10)
+                h.close_connection = True
+                return True
+            reg.bend = bend
+            answer = store.refused(f"{reg.host}/c/any", "CANCELLED", cancel_ms=150)
+            gate.set()
+            assert answer["ms"] < 3000, answer
+            store.empty()
+            if ref == "latest":
+                break
+    reg.bend = None
+    store.pulled(f"{reg.host}/c/any")
+
+
+def test_downloads_are_bounded(reg, store):
+    """However many pulls there are, the node has so many connections for layers and no more."""
+    images = [Image([{f"{k}/{i}": noise(2000, 100 * k + i)} for i in range(6)]) for k in range(3)]
+    for k, image in enumerate(images):
+        reg.add(f"b/{k}", image)
+    layers = {sha(b) for image in images for b in image.blobs}
+    busy, most, lock = [0], [0], threading.Lock()
+
+    def bend(h, kind, ref):
+        if ref not in layers:
+            return False
+        with lock:
+            busy[0] += 1
+            most[0] = max(most[0], busy[0])
+        time.sleep(0.05)
+        with lock:
+            busy[0] -= 1
+        return False
+    reg.bend = bend
+    answers = store.run("pull", *[f"{reg.host}/b/{k}" for k in range(3)], downloads=2)
+    assert all(a["ok"] for a in answers), answers
+    assert most[0] == 2, most
+
+
+def test_shared_layers_are_fetched_once(reg, store):
+    """Images that are pulled at once and have layers in common: each blob crosses the wire once."""
+    base = [{"base": noise(200_000, 1)}, {"lib": noise(100_000, 2)}]
+    images = [Image(base + [{f"own{k}": b"x" * k}]) for k in range(4)]
+    for k, image in enumerate(images):
+        reg.add(f"s/{k}", image)
+    answers = store.run("pull", *[f"{reg.host}/s/{k}" for k in range(4)])
+    assert all(a["ok"] for a in answers), answers
+    for image in images:
+        for blob in image.blobs:
+            assert reg.count(f"blobs/{sha(blob)}") == 1, reg.log
+    assert len([f for f in store.files() if f.startswith("layers/")]) == 6
+
+
+def test_content_changes_between_requests(reg, store):
+    """The rest of a blob is another's: what was put together has not the digest, and is nothing."""
+    reg.add("ch/big", BIG)
+    layer = BIG.blobs[0]
+    asked = []
+
+    def bend(h, kind, ref):
+        if ref != sha(layer):
+            return False
+        asked.append(h.headers.get("Range"))
+        if len(asked) == 1:
+            send(h, 200, layer, cut=len(layer) // 2)
+        else:
+            at = int(asked[-1].split("=")[1].rstrip("-"))
+            rest = bytes(len(layer) - at)
+            send(h, 206, rest, {"Content-Range": f"bytes {at}-{len(layer) - 1}/{len(layer)}"})
+        return True
+    reg.bend = bend
+    answer = store.pull(f"{reg.host}/ch/big")
+    assert not answer["ok"] and answer["code"] in ("DATA_LOSS", "INVALID_ARGUMENT"), answer
+    assert len(asked) == 2 and asked[1], asked
+    store.empty()
+    reg.bend = None
+    store.pulled(f"{reg.host}/ch/big")
 
 
 def test_one_of_two_leaves(reg, store):
@@ -1226,6 +1376,41 @@ def issue(directory, name, ca, san="DNS:client"):
     openssl("x509", "-req", "-in", request, "-CA", ca[0], "-CAkey", ca[1], "-CAcreateserial", "-days", "2",
             "-copy_extensions", "copy", "-out", cert)
     return cert, key
+
+
+def test_tls_by_the_system(reg, store):
+    """An authority that the machine trusts needs no configuration; a CA of hosts.toml comes beside, not instead."""
+    if os.geteuid() != 0:
+        raise Skip("wants root")
+    system, own = authority(store.hosts, "system"), authority(store.hosts, "own")
+    bundle = "/etc/ssl/certs/ca-certificates.crt"
+    hashed = subprocess.run(["openssl", "x509", "-hash", "-noout", "-in", system[0]], stdout=subprocess.PIPE).stdout.decode().strip()
+    fake = store.hosts + "/fake-etc-ssl-certs"
+    os.mkdir(fake)
+    shutil.copy(system[0], f"{fake}/{hashed}.0")
+    shutil.copy(system[0], f"{fake}/ca-certificates.crt")
+    secure = Registry(tls=issue(store.hosts, "server", system, "IP:127.0.0.1"))
+    ref = f"{secure.host}/lib/small"
+
+    def pull():
+        argv = ["unshare", "-m", "sh", "-c", f'mount --bind "{fake}" /etc/ssl/certs && exec "$@"', "sh", TOOL, "--unpacker", UNPACK,
+                "--hosts", store.hosts, "--stall", "5", store.root, "pull", ref]
+        done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
+        if b"unshare failed" in done.stderr:
+            raise Skip("no mount namespaces here")
+        return json.loads(done.stdout)
+    try:
+        assert os.path.exists(bundle)
+        secure.add("lib/small", SMALL)
+        store.toml(secure.host, f'server = "https://{secure.host}"\n')
+        store.refused(ref, "UNAVAILABLE", "certificate")
+        answer = pull()
+        assert answer["ok"], answer
+        store.run("remove", ref)
+        store.toml(secure.host, f'server = "https://{secure.host}"\nca = "../own.pem"\n')
+        assert own and pull()["ok"]
+    finally:
+        secure.close()
 
 
 def test_client_certificates(reg, store):
