@@ -13,6 +13,7 @@
 #include "base/limits.h"
 #include "base/log.h"
 #include "base/str.h"
+#include "cri/agent_call.h"
 #include "cri/container_end.h"
 #include "cri/container_input.h"
 #include "cri/sandbox_ops.h"
@@ -21,8 +22,8 @@
 /* How long a killed container may take to disappear before StopContainer gives up. */
 #define KILL_NS (30LL * 1000000000)
 #define UNDO_NS (60LL * 1000000000)
-/* For calls that a guest answers at once, and for the kill before a sandbox is taken down anyway.
- */
+/* For calls that a guest answers at once: one that does not must not hold its caller, who may want
+ * to get rid of it. And for the kill before a sandbox is taken down anyway. */
 #define AGENT_NS (20LL * 1000000000)
 #define LAST_KILL_NS (3LL * 1000000000)
 
@@ -48,24 +49,6 @@ bool container_start_is_doomed(struct container *c)
     bool doomed = c->rec.phase <= CONTAINER_CREATED && strcmp(c->rec.reason, START_ERROR) == 0;
     (void)pthread_mutex_unlock(&c->rt->lock);
     return doomed;
-}
-
-/* A call to the agent about this container whose answer is empty. A guest that does not answer must
- * not hold its caller, who may want to get rid of it. */
-static int agent_call(struct container *c, const char *method, const ProtobufCMessage *req,
-                      struct cancel *cancel, struct err *err)
-{
-    auto_cancel struct cancel *limit = cancel_child(cancel, mono_ns() + AGENT_NS, err);
-    struct machine *m = limit != NULL ? sandbox_use_machine(c->sandbox, err) : NULL;
-    if (m == NULL)
-        return -1;
-    auto_arena struct arena *a = arena_new(LIMIT_CALL_ARENA);
-    const ProtobufCMessage *reply =
-        a == NULL ? NULL
-                  : link_call(machine_link(m), method, req, &aspis__agent__v1__empty__descriptor, a,
-                              limit, err);
-    sandbox_release_machine(c->sandbox);
-    return reply == NULL ? -1 : 0;
 }
 
 /* --- create --- */
@@ -307,7 +290,8 @@ static void undo_create(struct container *c)
     auto_cancel struct cancel *own = cancel_new(mono_ns() + UNDO_NS, NULL);
     auto_err struct err err = ERR_INIT;
     req.container_id = c->rec.id;
-    if (agent_call(c, "RemoveContainer", &req.base, own, &err) < 0 && err.code != ERR_PRECONDITION)
+    if (agent_tell(c->sandbox, "RemoveContainer", &req.base, AGENT_NS, own, &err) < 0 &&
+        err.code != ERR_PRECONDITION)
         log_warn("cannot remove failed container from guest", LOG_STR("container", c->rec.id),
                  LOG_STR("error", err_msg(&err)));
     (void)drop_volumes(c, own, NULL);
@@ -404,7 +388,7 @@ static int send_signal(struct container *c, int sig, bool all, struct cancel *ca
     req.container_id = c->rec.id;
     req.signal = (uint32_t)sig;
     req.all = all;
-    return agent_call(c, "SignalContainer", &req.base, cancel, err);
+    return agent_tell(c->sandbox, "SignalContainer", &req.base, AGENT_NS, cancel, err);
 }
 
 /* 1: it ended; 0: time is up. */
@@ -481,7 +465,7 @@ int container_remove(struct container *c, struct cancel *cancel, struct err *err
     aspis__agent__v1__remove_container_request__init(&req);
     req.container_id = c->rec.id;
     auto_err struct err why = ERR_INIT;
-    if (agent_call(c, "RemoveContainer", &req.base, cancel, &why) < 0 &&
+    if (agent_tell(c->sandbox, "RemoveContainer", &req.base, AGENT_NS, cancel, &why) < 0 &&
         why.code != ERR_PRECONDITION && why.code != ERR_UNAVAILABLE) {
         (void)err_move(err, &why);
         return err_wrap(err, "remove %s", container_title(c, title));

@@ -4,7 +4,6 @@ import hashlib
 import os
 import socket
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -217,20 +216,3 @@ def test_refused_port(daemon, served, client, protocol):
     code, err = f.end()
     assert code == NO_CODE and "lost connection" in err
     assert "error forwarding port 4 to pod" in err and "refused" in err, err
-
-
-def test_one_forward_that_waits_holds_up_no_other(daemon, served, client):
-    f = Forward(client, daemon, served, "spdy", 8080, 9090)
-    with f.connect(9090) as s:
-        s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        s.settimeout(3)
-        try:  # nobody reads what comes back, so every buffer on the way fills
-            while True:
-                s.sendall(b"z" * 65536)
-        except TimeoutError:
-            pass
-        begin = time.monotonic()
-        for _ in range(5):
-            assert f.ask(8080, b"GET /small HTTP/1.0\r\n\r\n").endswith(b"hi\n")
-        assert time.monotonic() - begin < 20
-    assert f.end()[0] == 0
