@@ -2,11 +2,8 @@
 
 #include <arpa/inet.h>
 #include <microhttpd.h>
-<<<<<<< HEAD
 #include <netinet/tcp.h>
-=======
 #include <stdarg.h>
->>>>>>> main
 #include <string.h>
 #include <sys/socket.h>
 
