@@ -16,6 +16,8 @@
 #include "cri/agent_call.h"
 #include "cri/container_end.h"
 #include "cri/container_input.h"
+#include "cri/events.h"
+#include "cri/inspect.h"
 #include "cri/sandbox_ops.h"
 #include "cri/spec.h"
 
@@ -38,6 +40,10 @@ static void set_text(struct container *c, char **field, const char *text)
 static int set_phase(struct container *c, enum container_phase phase, struct err *err)
 {
     (void)pthread_mutex_lock(&c->rt->lock);
+    if (phase == CONTAINER_CREATED && c->rec.phase == CONTAINER_CREATING) {
+        c->rec.phase = phase;
+        events_container(c, RUNTIME__V1__CONTAINER_EVENT_TYPE__CONTAINER_CREATED_EVENT);
+    }
     c->rec.phase = phase;
     (void)pthread_mutex_unlock(&c->rt->lock);
     return container_save(c, err);
@@ -165,6 +171,7 @@ static void keep_reply(struct container *c, const Aspis__Agent__V1__CreateContai
 {
     auto_buf struct buf groups = BUF_INIT(KiB(16));
     (void)pthread_mutex_lock(&c->rt->lock);
+    c->pid = r->pid;
     if (r->streams != NULL) {
         c->rec.stdin_id = r->streams->stdin_id;
         c->rec.stdout_id = r->streams->stdout_id;
@@ -210,6 +217,7 @@ static int create_in_guest(struct container *c, struct machine *m, struct image 
     auto_free char *spec = spec_make(c->config, c->sandbox->config, &image->config, volumes, err);
     if (spec == NULL)
         return -1;
+    inspect_keep_spec(c, spec);
     Aspis__Agent__V1__User user;
     aspis__agent__v1__user__init(&user);
     if (spec_user(c->config, &image->config, &user, err) < 0)
@@ -295,6 +303,7 @@ static void undo_create(struct container *c)
         log_warn("cannot remove failed container from guest", LOG_STR("container", c->rec.id),
                  LOG_STR("error", err_msg(&err)));
     (void)drop_volumes(c, own, NULL);
+    inspect_drop_spec(c);
     container_close_log(c, true);
     (void)container_delete(c, NULL);
     model_remove_container(c->rt, c);
@@ -342,6 +351,9 @@ static int start_locked(struct container *c, struct cancel *cancel, struct err *
     Aspis__Agent__V1__StartContainerRequest req;
     aspis__agent__v1__start_container_request__init(&req);
     req.container_id = c->rec.id;
+    (void)pthread_mutex_lock(&c->rt->lock);
+    c->starting = true;
+    (void)pthread_mutex_unlock(&c->rt->lock);
     const ProtobufCMessage *reply =
         a == NULL || FAILPOINT("container.start", err) < 0
             ? NULL
@@ -353,8 +365,10 @@ static int start_locked(struct container *c, struct cancel *cancel, struct err *
     (void)pthread_mutex_lock(&c->rt->lock);
     c->rec.started_at = wall_ns();
     /* a process that ended before this reply has its end recorded already */
-    if (c->rec.phase == CONTAINER_CREATED)
+    if (c->rec.phase == CONTAINER_CREATED) {
         c->rec.phase = CONTAINER_RUNNING;
+        events_container(c, RUNTIME__V1__CONTAINER_EVENT_TYPE__CONTAINER_STARTED_EVENT);
+    }
     (void)pthread_mutex_unlock(&c->rt->lock);
     return container_save(c, err);
 }
@@ -472,6 +486,7 @@ int container_remove(struct container *c, struct cancel *cancel, struct err *err
     }
     if (drop_volumes(c, cancel, err) < 0)
         return err_wrap(err, "remove %s", container_title(c, title));
+    inspect_drop_spec(c);
     container_close_log(c, true);
     if (container_delete(c, err) < 0)
         return err_wrap(err, "remove %s", container_title(c, title));
