@@ -29,6 +29,7 @@ import (
 	"k8s.io/client-go/tools/remotecommand"
 	"k8s.io/client-go/transport/spdy"
 	"k8s.io/client-go/util/exec"
+	"k8s.io/klog/v2"
 )
 
 const noExitCode = 250
@@ -196,6 +197,10 @@ func main() {
 	}
 	switch flag.Arg(0) {
 	case "stream":
+		// stderr is the command's. client-go says there, for one, that it had no stream yet for the empty message that the
+		// WebSocket protocol begins with.
+		klog.LogToStderr(false)
+		klog.SetOutput(io.Discard)
 		options := remotecommand.StreamOptions{Stdout: os.Stdout, Tty: *tty}
 		if !*tty {
 			options.Stderr = os.Stderr
