@@ -41,12 +41,12 @@ static struct sandbox *sandbox_bare(struct runtime *rt, struct err *err)
     struct sandbox *s = xcalloc(1, sizeof(*s));
     atomic_init(&s->refs, 1);
     s->rt = rt;
-    s->op.fd = -1;
+    s->op.fd = s->disks.fd = -1;
     (void)pthread_mutex_init(&s->save, NULL);
     TAILQ_INIT(&s->containers);
     TAILQ_INIT(&s->execs);
     s->settled_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (s->settled_fd < 0 || oplock_init(&s->op, err) < 0) {
+    if (s->settled_fd < 0 || oplock_init(&s->op, err) < 0 || oplock_init(&s->disks, err) < 0) {
         (void)err_sys(err, errno, "new sandbox");
         sandbox_unref(s);
         return NULL;
@@ -156,12 +156,14 @@ void sandbox_unref(struct sandbox *s)
         return;
     netinfo_clear(&s->net);
     free_message(s->config);
+    free_message(s->resources);
     sandbox_record_clear(&s->rec);
     free(s->name_key);
     free(s->timeline);
     free(s->silence);
     stats_cache_clear(&s->stats);
     oplock_destroy(&s->op);
+    oplock_destroy(&s->disks);
     cleanup_closep(&s->settled_fd);
     (void)pthread_mutex_destroy(&s->save);
     free(s);
@@ -403,6 +405,7 @@ void container_unref(struct container *c)
     if (c == NULL || atomic_fetch_sub(&c->refs, 1) != 1)
         return;
     free_message(c->config);
+    free_message(c->resources);
     container_record_clear(&c->rec);
     oplock_destroy(&c->op);
     oplock_destroy(&c->input_turn);

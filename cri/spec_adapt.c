@@ -84,7 +84,7 @@ static void set_namespaces(json_t *lin, const Container *c, bool privileged)
 }
 
 /* The daemon has attached each volume with its flags and propagation. */
-static void set_volumes(json_t *spec, const Container *c, const struct machine_volume *volumes)
+static void set_volumes(json_t *spec, const struct machine_volume *volumes, size_t n)
 {
     const char *root = NULL;
     size_t i;
@@ -96,7 +96,7 @@ static void set_volumes(json_t *spec, const Container *c, const struct machine_v
         if (source == NULL || !str_starts(source, "aspis:volume:") ||
             str_to_u64(source + strlen("aspis:volume:"), &id) < 0)
             continue;
-        for (size_t k = 0; k < c->n_mounts; k++) {
+        for (size_t k = 0; k < n; k++) {
             if (volumes[k].id != id)
                 continue;
             /* of the mount itself; those below it have flags of their own */
@@ -126,6 +126,17 @@ static void set_paths(json_t *lin)
         (void)json_object_set_new(lin, "readonlyPaths", spec_readonly_paths(NULL));
 }
 
+/* In a VM it is the VM that is pinned. */
+static void set_cpuset(json_t *lin, const Container *c)
+{
+    const Resources *r = resources_of(c);
+    json_t *cpu = member(member(lin, "resources", json_object), "cpu", json_object);
+    if (r != NULL && !str_empty(r->cpuset_cpus))
+        (void)json_object_set_new(cpu, "cpus", json_string(r->cpuset_cpus));
+    if (r != NULL && !str_empty(r->cpuset_mems))
+        (void)json_object_set_new(cpu, "mems", json_string(r->cpuset_mems));
+}
+
 static int set_devices(json_t *lin, const Container *c, struct err *err)
 {
     if (c->n_devices == 0)
@@ -140,7 +151,8 @@ static int set_devices(json_t *lin, const Container *c, struct err *err)
 }
 
 char *spec_adapt(const char *text, const Container *c, const Pod *pod,
-                 const struct machine_volume *volumes, enum backend backend, struct err *err)
+                 const struct machine_volume *volumes, size_t n_volumes, enum backend backend,
+                 struct err *err)
 {
     const Security *s = security_of(c);
     bool privileged = s != NULL && s->privileged;
@@ -157,7 +169,8 @@ char *spec_adapt(const char *text, const Container *c, const Pod *pod,
         return NULL;
     if (backend == BACKEND_HOST) {
         set_namespaces(lin, c, privileged);
-        set_volumes(spec, c, volumes);
+        set_volumes(spec, volumes, n_volumes);
+        set_cpuset(lin, c);
         if (!privileged)
             set_paths(lin);
         if (set_devices(lin, c, err) < 0)

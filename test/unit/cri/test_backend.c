@@ -173,11 +173,12 @@ static void test_containers(void **state)
 
 /* --- the spec --- */
 
-static json_t *adapted(struct box *b, const struct machine_volume *v, enum backend backend)
+static json_t *adapted(struct box *b, const struct machine_volume *v, size_t n,
+                       enum backend backend)
 {
     auto_free char *plain = spec_make(&b->c, &b->pod, &b->image, v, &b->err);
     assert_non_null(plain);
-    auto_free char *text = spec_adapt(plain, &b->c, &b->pod, v, backend, &b->err);
+    auto_free char *text = spec_adapt(plain, &b->c, &b->pod, v, n, backend, &b->err);
     assert_non_null(text);
     json_t *spec = json_loads(text, 0, NULL);
     assert_non_null(spec);
@@ -230,7 +231,7 @@ static void test_vm_is_left_alone(void **state)
     struct box b;
     init(&b);
     auto_free char *plain = spec_make(&b.c, &b.pod, &b.image, NULL, &b.err);
-    auto_free char *same = spec_adapt(plain, &b.c, &b.pod, NULL, BACKEND_VM, &b.err);
+    auto_free char *same = spec_adapt(plain, &b.c, &b.pod, NULL, 0, BACKEND_VM, &b.err);
     assert_string_equal(plain, same);
     clear(&b);
 }
@@ -240,7 +241,7 @@ static void test_host(void **state)
     (void)state;
     struct box b;
     init(&b);
-    json_auto_t *spec = adapted(&b, NULL, BACKEND_HOST);
+    json_auto_t *spec = adapted(&b, NULL, 0, BACKEND_HOST);
     assert_true(has_namespace(spec, "pid") && has_namespace(spec, "cgroup"));
     assert_true(has_namespace(spec, "mount"));
     assert_false(has_namespace(spec, "network"));
@@ -251,7 +252,7 @@ static void test_host(void **state)
     assert_null(at(spec, "linux.devices"));
     assert_null(at(spec, "linux.rootfsPropagation"));
     b.ns.pid = NODE;
-    json_auto_t *node = adapted(&b, NULL, BACKEND_HOST);
+    json_auto_t *node = adapted(&b, NULL, 0, BACKEND_HOST);
     assert_false(has_namespace(node, "pid"));
     clear(&b);
 }
@@ -265,7 +266,7 @@ static void test_privileged(void **state)
     char *masked[] = {OWN("/proc/kcore")};
     b.security.masked_paths = masked;
     b.security.n_masked_paths = 1;
-    json_auto_t *vm = adapted(&b, NULL, BACKEND_VM);
+    json_auto_t *vm = adapted(&b, NULL, 0, BACKEND_VM);
     assert_int_equal(json_array_size(at(vm, "process.capabilities.bounding")), 41);
     assert_int_equal(json_array_size(at(vm, "process.capabilities.ambient")), 0);
     assert_int_equal(json_array_size(at(vm, "linux.maskedPaths")), 0);
@@ -273,7 +274,7 @@ static void test_privileged(void **state)
     assert_true(json_is_true(
         json_object_get(json_array_get(at(vm, "linux.resources.devices"), 0), "allow")));
     assert_null(at(vm, "linux.devices")); /* the guest's own are nobody's */
-    json_auto_t *host = adapted(&b, NULL, BACKEND_HOST);
+    json_auto_t *host = adapted(&b, NULL, 0, BACKEND_HOST);
     assert_false(has_namespace(host, "cgroup"));
     assert_int_equal(json_array_size(at(host, "linux.maskedPaths")), 0);
     assert_true(json_array_size(at(host, "linux.devices")) > 0);
@@ -297,6 +298,7 @@ static void test_volumes(void **state)
     init(&b);
     Runtime__V1__Mount m[4];
     Runtime__V1__Mount *mounts[4];
+    size_t n = 0;
     static const char *const paths[] = {"/private", "/slave", "/shared", "/ro"};
     for (size_t i = 0; i < ARRAY_LEN(m); i++) {
         runtime__v1__mount__init(&m[i]);
@@ -308,17 +310,17 @@ static void test_volumes(void **state)
     m[3].readonly = true;
     b.c.mounts = mounts;
     b.c.n_mounts = 2;
-    auto_free struct machine_volume *two = spec_volumes(&b.c);
+    auto_free struct machine_volume *two = spec_volumes(&b.c, &n);
     two[0].id = 1;
     two[1].id = 2;
-    json_auto_t *slave = adapted(&b, two, BACKEND_HOST);
+    json_auto_t *slave = adapted(&b, two, 2, BACKEND_HOST);
     assert_string_equal(json_string_value(at(slave, "linux.rootfsPropagation")), "rslave");
     b.c.n_mounts = ARRAY_LEN(m);
-    auto_free struct machine_volume *v = spec_volumes(&b.c);
+    auto_free struct machine_volume *v = spec_volumes(&b.c, &n);
     for (size_t i = 0; i < ARRAY_LEN(m); i++)
         v[i].id = (uint32_t)i + 1;
     assert_true(v[1].slave && v[2].shared && v[3].readonly && !v[0].shared);
-    json_auto_t *spec = adapted(&b, v, BACKEND_HOST);
+    json_auto_t *spec = adapted(&b, v, ARRAY_LEN(m), BACKEND_HOST);
     assert_true(has_option(spec, "/private", "rprivate") && has_option(spec, "/slave", "rslave") &&
                 has_option(spec, "/shared", "rshared") && has_option(spec, "/ro", "ro"));
     assert_false(has_option(spec, "/private", "ro"));
@@ -339,7 +341,7 @@ static void test_devices(void **state)
     Runtime__V1__Device *devices[] = {&d};
     b.c.devices = devices;
     b.c.n_devices = 1;
-    json_auto_t *spec = adapted(&b, NULL, BACKEND_HOST);
+    json_auto_t *spec = adapted(&b, NULL, 0, BACKEND_HOST);
     const json_t *node = json_array_get(at(spec, "linux.devices"), 0);
     assert_string_equal(json_string_value(json_object_get(node, "path")), "/dev/nothing");
     assert_int_equal(json_integer_value(json_object_get(node, "major")), 1);
