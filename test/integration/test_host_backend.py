@@ -360,28 +360,78 @@ def test_start_error(daemon, host_net):
     assert st.exit_code == 128 and st.reason == "StartError"
 
 
-def test_limits_and_oom(daemon, make_pod):
-    """Containers' groups lie below the pod's, and their limits hold."""
-    pod = make_pod(hostname="", linux=linux(network=NODE, cgroup_parent=daemon.cgroup + "/burst/podx"))
-    c = pod.start("c", "sh", "-c", "cat /proc/self/cgroup; sleep 1000",
-                  resources={"memory_limit_in_bytes": 64 << 20, "cpu_shares": 512, "cpu_quota": 50000, "cpu_period": 100000})
-    groups = list(Path("/sys/fs/cgroup").glob(f"*{daemon.cgroup}/burst/podx/aspis-{pod.id}/{c}"))
-    groups += Path("/sys/fs/cgroup").glob(f"{daemon.cgroup.lstrip('/')}/burst/podx/aspis-{pod.id}/{c}")
-    assert groups
-    limit = [g for g in groups if (g / "memory.limit_in_bytes").exists() or (g / "memory.max").exists()][0]
-    name = "memory.limit_in_bytes" if (limit / "memory.limit_in_bytes").exists() else "memory.max"
-    assert (limit / name).read_text().strip() == str(64 << 20)
-    st = pod.run("oom", "sh", "-c", "tail /dev/zero", resources={"memory_limit_in_bytes": 16 << 20})
-    assert (st.exit_code, st.reason) == (137, "OOMKilled"), st
-    pod.remove()
-    for g in groups:  # kubelet's part
-        assert not g.parent.exists()
-        g.parent.parent.rmdir()
-        g.parent.parent.parent.rmdir()
-    for root in Path("/sys/fs/cgroup").iterdir():  # where only the agent was
+@pytest.fixture
+def podx(daemon):
+    """A cgroup parent as kubelet would make it for the pod."""
+    yield daemon.cgroup + "/burst/podx"
+    for root in [Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").iterdir()]:
         for sub in ("burst/podx", "burst"):
             if (root / daemon.cgroup.lstrip("/") / sub).is_dir():
                 (root / daemon.cgroup.lstrip("/") / sub).rmdir()
+
+
+def group_file(path, v1, v2):
+    """Value of a file of a cgroup on the host, whichever version has it."""
+    for where in (f"/sys/fs/cgroup/{v1.split('.')[0]}/{path.lstrip('/')}/{v1}", f"/sys/fs/cgroup/{path.lstrip('/')}/{v2}"):
+        if Path(where).exists():
+            return Path(where).read_text().strip()
+    raise AssertionError(f"{path} has neither {v1} nor {v2}")
+
+
+def test_limits_and_oom(daemon, make_pod, podx):
+    """Containers' groups lie below the pod's, their limits hold, and change while they run."""
+    pod = make_pod(hostname="", linux=linux(network=NODE, cgroup_parent=podx))
+    c = pod.start("c", "sleep", "1000",
+                  resources={"memory_limit_in_bytes": 64 << 20, "cpu_shares": 512, "cpu_quota": 50000, "cpu_period": 100000})
+    group = f"{podx}/aspis-{pod.id}/{c}"
+    assert group_file(group, "memory.limit_in_bytes", "memory.max") == str(64 << 20)
+    daemon.client.UpdateContainerResources(container_id=c, linux=pb.LinuxContainerResources(
+        memory_limit_in_bytes=96 << 20, cpu_quota=75000, cpu_shares=1024))
+    assert group_file(group, "memory.limit_in_bytes", "memory.max") == str(96 << 20)
+    assert group_file(group, "cpu.cfs_quota_us", "cpu.max").split()[0] == "75000"
+    assert group_file(group, "cpu.cfs_period_us", "cpu.max").split()[-1] == "100000"
+    assert daemon.status(c).resources.linux.memory_limit_in_bytes == 96 << 20
+    daemon.client.UpdateContainerResources(container_id=c, linux=pb.LinuxContainerResources(memory_limit_in_bytes=32 << 20))
+    assert group_file(group, "memory.limit_in_bytes", "memory.max") == str(32 << 20)
+    st = pod.run("oom", "sh", "-c", "tail /dev/zero", resources={"memory_limit_in_bytes": 16 << 20})
+    assert (st.exit_code, st.reason) == (137, "OOMKilled"), st
+    pod.remove()
+    with pytest.raises(AssertionError):
+        group_file(group, "memory.limit_in_bytes", "memory.max")
+
+
+def test_cpuset(daemon, make_pod):
+    """The host's CPUs, for the container itself."""
+    pod = make_pod(hostname="", linux=linux(network=NODE))
+    assert pod.run("c", "grep", "Cpus_allowed_list", "/proc/self/status", resources={"cpuset_cpus": "0"}).exit_code == 0
+    assert pod.output("c").split() == ["Cpus_allowed_list:", "0"]
+
+
+def test_stats(daemon, make_pod):
+    """Numbers of a known load, from whichever version of cgroups the host has."""
+    pod = make_pod(hostname="", linux=linux(network=NODE))
+    c = pod.start("c", "sh", "-c", "head -c 30000000 /dev/zero >/dev/shm/x; i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done; "
+                  "touch /written; sleep 1000")
+    within(60, lambda: daemon.exec(c, "ls", "/written").exit_code == 0)
+    st = daemon.client.ContainerStats(container_id=c).stats
+    assert st.cpu.usage_core_nano_seconds.value > 50_000_000
+    assert 25_000_000 < st.memory.usage_bytes.value < 100_000_000
+    assert st.writable_layer.used_bytes.value > 0 or st.writable_layer.inodes_used.value > 0
+    p = daemon.client.PodSandboxStats(pod_sandbox_id=pod.id).stats
+    assert p.linux.memory.usage_bytes.value >= st.memory.usage_bytes.value
+    assert not p.linux.network.interfaces and p.linux.network.default_interface.name == ""
+
+
+def test_image_volume(daemon, images, make_pod):
+    pod = make_pod(linux=linux(network=NODE))
+    other = images["layers40"]
+    daemon.client.PullImage(image={"image": other})
+    st = pod.run("c", "sh", "-c", "cat /img/t/same; touch /img/x", mounts=[
+        pb.Mount(container_path="/img", image=pb.ImageSpec(image=other), readonly=True)])
+    assert "same" in pod.output("c") and st.exit_code == 1
+    assert "Read-only" in pod.output("c", "stderr")
+    daemon.client.RemoveContainer(container_id=st.id)
+    daemon.client.RemoveImage(image=pb.ImageSpec(image=other))
 
 
 def test_sysctls(daemon, make_pod):
