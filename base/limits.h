@@ -118,6 +118,12 @@
 #define LIMIT_AGENT_FORWARDS 512        /* guest: forwarded connections at once */
 #define LIMIT_DIAL_NS (10LL * 1000000000)
 
+/* Seccomp profiles on the host. */
+#define LIMIT_SECCOMP_PROFILE MiB(1) /* of the file */
+#define LIMIT_SECCOMP_RULES 4096     /* system calls of all rules together */
+#define LIMIT_SECCOMP_ARCHS 64
+#define LIMIT_SECCOMP_FILTERS 64 /* compiled ones that are kept */
+
 /* QMP. */
 #define LIMIT_QMP_LINE MiB(1)
 

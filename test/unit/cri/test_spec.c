@@ -12,7 +12,11 @@
 
 #include "base/cleanup.h"
 #include "base/str.h"
+#include "cri/seccomp.h"
 #include "cri/spec.h"
+
+/* the older fields of the security context are tried, too */
+#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
 
 #define OWN(s) ((char *)(uintptr_t)(s))
 
@@ -398,13 +402,22 @@ static void test_refused_containers(void **state)
     Runtime__V1__SecurityProfile profile;
     runtime__v1__security_profile__init(&profile);
     profile.profile_type = RUNTIME__V1__SECURITY_PROFILE__PROFILE_TYPE__Localhost;
+    profile.localhost_ref = OWN("/nowhere/profile.json");
     b.security.seccomp = &profile;
-    assert_refused(&b, ERR_UNIMPLEMENTED, "seccomp");
+    assert_refused(&b, ERR_NOT_FOUND, "/nowhere/profile.json");
     b.security.seccomp = NULL;
     b.security.apparmor = &profile;
-    assert_refused(&b, ERR_UNIMPLEMENTED, "AppArmor");
+    assert_refused(&b, ERR_PRECONDITION, "AppArmor");
+    profile.profile_type = RUNTIME__V1__SECURITY_PROFILE__PROFILE_TYPE__RuntimeDefault;
+    assert_refused(&b, ERR_PRECONDITION, "AppArmor");
     profile.profile_type = RUNTIME__V1__SECURITY_PROFILE__PROFILE_TYPE__Unconfined;
     assert_int_equal(spec_check_container(&b.c, &b.pod, &b.err), 0);
+    b.security.apparmor = NULL;
+    b.security.apparmor_profile = OWN("unconfined");
+    assert_int_equal(spec_check_container(&b.c, &b.pod, &b.err), 0);
+    b.security.apparmor_profile = OWN("localhost/mine");
+    assert_refused(&b, ERR_PRECONDITION, "localhost/mine");
+    b.security.apparmor_profile = OWN("");
     b.security.run_as_group = &b.group;
     assert_refused(&b, ERR_INVALID, "run_as_group");
     b.security.run_as_group = NULL;
@@ -432,6 +445,30 @@ static void test_refused_containers(void **state)
     assert_int_equal(spec_check_container(&b.c, &b.pod, &b.err), 0);
     assert_false(spec_shared_pid(&b.c));
     assert_at(&b, "root", "{\"path\":\"rootfs\",\"readonly\":false}");
+    clear(&b);
+}
+
+static void test_seccomp(void **state)
+{
+    (void)state;
+    struct box b;
+    init(&b);
+    Runtime__V1__SecurityProfile profile;
+    runtime__v1__security_profile__init(&profile); /* RuntimeDefault */
+    assert_at(&b, "annotations", "(none)");
+    b.security.seccomp = &profile;
+    json_t *root = spec_of(&b);
+    const char *program = json_string_value(
+        json_object_get(json_object_get(root, "annotations"), "run.oci.seccomp_bpf_data"));
+    assert_non_null(program);
+    assert_true(strlen(program) > 1000);
+    json_decref(root);
+    b.security.privileged = true; /* nothing is filtered then */
+    assert_at(&b, "annotations", "(none)");
+    b.security.privileged = false;
+    profile.profile_type = RUNTIME__V1__SECURITY_PROFILE__PROFILE_TYPE__Unconfined;
+    assert_at(&b, "annotations", "(none)");
+    seccomp_forget();
     clear(&b);
 }
 
@@ -612,6 +649,7 @@ int main(void)
         cmocka_unit_test(test_stop_signal),
         cmocka_unit_test(test_users),
         cmocka_unit_test(test_refused_containers),
+        cmocka_unit_test(test_seccomp),
         cmocka_unit_test(test_refused_pods),
         cmocka_unit_test(test_resources),
         cmocka_unit_test(test_shape),
