@@ -221,7 +221,9 @@ int create_job_run(void *arg, struct op_result *res, int *fd_out, struct err *er
                            .id = job->at.id,
                            .bundle = bundle,
                            .pid_file = pid_file,
-                           .console_socket = req->tty ? console : NULL};
+                           .console_socket = req->tty ? console : NULL,
+                           .seccomp = req->seccomp_filter.len > 0 ? req->seccomp_filter.data : NULL,
+                           .seccomp_len = req->seccomp_filter.len};
     int created = crun_create(&ctx, spec, err);
     if (req->tty)
         (void)unlink(console);

@@ -1,4 +1,5 @@
 /* A container's life: image, create, start, end, removal. */
+#include <linux/filter.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -81,6 +82,7 @@ static void create_reply(struct container *c, const struct op_result *res)
     reply.user = &user;
     reply.streams = &streams;
     reply.pid = (uint32_t)res->pid;
+    reply.filtered = c->create_req->seccomp_filter.len > 0;
     c->create_req = NULL;
     rpc_reply(call, &reply.base);
 }
@@ -208,6 +210,11 @@ void handle_create(struct rpc_call *call, const ProtobufCMessage *request, void 
 
     if (!container_id_valid(req->container_id)) {
         fail_call(call, ERR_INVALID, "container id");
+        return;
+    }
+    if (req->seccomp_filter.len > BPF_MAXINSNS * sizeof(struct sock_filter) ||
+        req->seccomp_filter.len % sizeof(struct sock_filter) != 0) {
+        fail_call(call, ERR_INVALID, "seccomp filter");
         return;
     }
     if (container_find(t, req->container_id) != NULL) {

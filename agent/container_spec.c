@@ -11,7 +11,6 @@
 /* jansson brings the cleanup function. */
 #define auto_json __attribute__((cleanup(json_decrefp)))
 
-#define SECCOMP_ANNOTATION "run.oci.seccomp_bpf_data"
 #define DEFAULT_PATH "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 static int out_of_memory(struct err *err)
@@ -231,7 +230,7 @@ static void drop_annotations(json_t *root)
 
     json_object_foreach_safe(annotations, next, key, value)
     {
-        if (str_starts(key, "run.oci.") && strcmp(key, SECCOMP_ANNOTATION) != 0)
+        if (str_starts(key, "run.oci."))
             (void)json_object_del(annotations, key);
     }
 }

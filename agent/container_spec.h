@@ -4,7 +4,7 @@
  * Changed: root, process.user, process.terminal and console size, HOME when the environment has
  * none, the pid namespace's path, cgroupsPath, and mount sources "aspis:<name>". Refused: what is
  * no valid JSON object, hooks (they would run in the guest's own namespaces), an empty command.
- * Annotations "run.oci.*" steer libcrun and are dropped, but for the compiled seccomp filter.
+ * Annotations "run.oci.*" steer libcrun and are dropped.
  *
  * No state; strings returned are the caller's to free.
  */

@@ -227,6 +227,9 @@ static int create_in_guest(struct container *c, struct machine *m, struct image 
     auto_free char *spec = spec_make(c->config, c->sandbox->config, &image->config, volumes, err);
     if (spec == NULL)
         return -1;
+    auto_seccomp_filter struct seccomp_filter filter = {0};
+    if (spec_seccomp(c->config, &filter, err) < 0)
+        return -1;
     Aspis__Agent__V1__User user;
     aspis__agent__v1__user__init(&user);
     if (spec_user(c->config, &image->config, &user, err) < 0)
@@ -239,6 +242,7 @@ static int create_in_guest(struct container *c, struct machine *m, struct image 
     req.oci_spec = (ProtobufCBinaryData){strlen(spec), (uint8_t *)spec};
     req.image_disk = arena_strdup(a, serial);
     req.user = &user;
+    req.seccomp_filter = (ProtobufCBinaryData){filter.len, filter.program};
     req.tty = c->config->tty;
     req.stdin = c->config->stdin;
     req.shared_pid = spec_shared_pid(c->config);
@@ -254,6 +258,10 @@ static int create_in_guest(struct container *c, struct machine *m, struct image 
         return -1;
     const Aspis__Agent__V1__CreateContainerResponse *r =
         (const Aspis__Agent__V1__CreateContainerResponse *)reply;
+    if (filter.len > 0 && !r->filtered && str_empty(r->start_error))
+        return err_set(err, ERR_PRECONDITION,
+                       "the pod was started by an older release, whose agent cannot filter system "
+                       "calls");
     keep_reply(c, r);
     if (!str_empty(r->start_error)) {
         set_text(c, &c->rec.reason, START_ERROR);

@@ -44,7 +44,9 @@ void seccomp_filter_clear(struct seccomp_filter *f)
 
 static void copy_filter(struct seccomp_filter *to, const struct seccomp_filter *from)
 {
-    to->program = xstrdup(from->program);
+    to->program = xcalloc(1, from->len);
+    memcpy(to->program, from->program, from->len);
+    to->len = from->len;
     for (size_t i = 0; i < from->flags.n; i++)
         strv_add(&to->flags, from->flags.v[i]);
 }
@@ -115,9 +117,8 @@ static int compile(struct seccomp_profile *p, struct seccomp_filter *f, struct e
     size_t n = 0;
     if (seccomp_compile(p, &program, &n, err) < 0)
         return -1;
-    size_t bytes = n * sizeof(*program);
-    f->program = xcalloc((bytes + 2) / 3 * 4 + 1, 1);
-    (void)EVP_EncodeBlock((unsigned char *)f->program, (const unsigned char *)program, (int)bytes);
+    f->len = n * sizeof(*program);
+    f->program = (uint8_t *)take(program);
     f->flags = p->flags;
     p->flags = (struct strv){0};
     return 0;

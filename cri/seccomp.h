@@ -17,7 +17,8 @@
 #include "proto/cri/v1/api.pb-c.h"
 
 struct seccomp_filter {
-    char *program;     /* base64 of struct sock_filter[]; NULL: none is wanted. Owned. */
+    uint8_t *program;  /* struct sock_filter[]; NULL: none is wanted. Owned. */
+    size_t len;        /* of program, in bytes */
     struct strv flags; /* SECCOMP_FILTER_FLAG_*; none: the OCI runtime's default */
 };
 

@@ -267,7 +267,7 @@ char *spec_make(const Container *c, const Pod *pod, const struct image_config *i
         json_pack("{s:s, s:O, s:{s:s, s:b}, s:o, s:o}", "ociVersion", "1.0.2", "process", process,
                   "root", "path", "rootfs", "readonly", s != NULL && s->readonly_rootfs, "mounts",
                   spec_mounts(c, volumes), "linux", make_linux(c));
-    if (spec != NULL && spec_add_seccomp(spec, c, err) < 0)
+    if (spec != NULL && spec_add_seccomp_flags(spec, c, err) < 0)
         return NULL;
     char *text = spec != NULL ? json_dumps(spec, JSON_COMPACT) : NULL;
     if (text == NULL)

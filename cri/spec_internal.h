@@ -38,8 +38,8 @@ static inline const Runtime__V1__NamespaceOption *namespaces_of(const Container 
 int spec_check_security(const Container *c, struct err *err);
 /* process.capabilities; NULL with *err. */
 json_t *spec_capabilities(const Security *s, struct err *err);
-/* Puts the container's seccomp filter, if it is to have one, into the finished spec. */
-int spec_add_seccomp(json_t *spec, const Container *c, struct err *err);
+/* What the OCI runtime needs to know of the seccomp filter besides the filter itself. */
+int spec_add_seccomp_flags(json_t *spec, const Container *c, struct err *err);
 /* linux.maskedPaths, linux.readonlyPaths. */
 json_t *spec_masked_paths(const Security *s);
 json_t *spec_readonly_paths(const Security *s);

@@ -201,32 +201,33 @@ json_t *spec_capabilities(const Security *s, struct err *err)
 
 /* --- seccomp --- */
 
-int spec_add_seccomp(json_t *spec, const Container *c, struct err *err)
+int spec_seccomp(const Container *c, struct seccomp_filter *f, struct err *err)
 {
     const Security *s = security_of(c);
-    auto_seccomp_filter struct seccomp_filter f = {0};
     struct seccomp_facts facts = {0};
     uint64_t ambient;
+    *f = (struct seccomp_filter){0};
     if (s == NULL || s->privileged)
         return 0;
     if (decide_caps(s, &facts.caps, &ambient, err) < 0)
         return -1;
     seccomp_set_kernel(&facts, NULL);
-    if (seccomp_filter_load(s->seccomp, old_seccomp(s), &facts, &f, err) < 0)
+    return seccomp_filter_load(s->seccomp, old_seccomp(s), &facts, f, err);
+}
+
+int spec_add_seccomp_flags(json_t *spec, const Container *c, struct err *err)
+{
+    auto_seccomp_filter struct seccomp_filter f = {0};
+    if (spec_seccomp(c, &f, err) < 0)
         return -1;
-    if (f.program == NULL)
+    if (f.flags.n == 0)
         return 0;
-    /* the OCI runtime takes the program from the annotation and only the flags from the section */
-    (void)json_object_set_new(spec, "annotations",
-                              json_pack("{s:s}", "run.oci.seccomp_bpf_data", f.program));
-    if (f.flags.n > 0) {
-        json_t *flags = json_array();
-        for (size_t i = 0; i < f.flags.n; i++)
-            (void)json_array_append_new(flags, json_string(f.flags.v[i]));
-        (void)json_object_set_new(
-            json_object_get(spec, "linux"), "seccomp",
-            json_pack("{s:s, s:o}", "defaultAction", "SCMP_ACT_ALLOW", "flags", flags));
-    }
+    json_t *flags = json_array();
+    for (size_t i = 0; i < f.flags.n; i++)
+        (void)json_array_append_new(flags, json_string(f.flags.v[i]));
+    (void)json_object_set_new(
+        json_object_get(spec, "linux"), "seccomp",
+        json_pack("{s:s, s:o}", "defaultAction", "SCMP_ACT_ALLOW", "flags", flags));
     return 0;
 }
 
