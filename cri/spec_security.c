@@ -8,6 +8,7 @@
 #include "base/str.h"
 #include "cri/caps.h"
 #include "cri/seccomp.h"
+#include "cri/sysctls.h"
 
 /* --- fields that older clients use --- */
 
@@ -79,6 +80,8 @@ int spec_check_sandbox(const Pod *pod, struct err *err)
 {
     const Runtime__V1__LinuxSandboxSecurityContext *s =
         pod->linux != NULL ? pod->linux->security_context : NULL;
+    if (sysctls_check(pod->linux, err) < 0)
+        return -1;
     if (s == NULL)
         return 0;
     if (s->privileged)

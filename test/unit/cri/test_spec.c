@@ -477,6 +477,59 @@ static void test_seccomp(void **state)
     clear(&b);
 }
 
+static void test_sysctls(void **state)
+{
+    (void)state;
+    static const char *const good[] = {"net.ipv4.ip_forward",
+                                       "net/ipv4/conf/eth0.7/forwarding",
+                                       "kernel.shm_rmid_forced",
+                                       "kernel.msgmax",
+                                       "kernel.sem",
+                                       "fs.mqueue.msg_max",
+                                       "vm.max_map_count",
+                                       "vm/swappiness"};
+    static const char *const bad[] = {"kernel.core_pattern",
+                                      "kernel.modprobe",
+                                      "kernel.hostname",
+                                      "kernel.panic",
+                                      "vm.drop_caches",
+                                      "",
+                                      ".",
+                                      "..",
+                                      "net/../kernel/modprobe",
+                                      "net..ipv4",
+                                      "/etc/passwd",
+                                      "net.",
+                                      "net",
+                                      "kernel.shm/../modprobe",
+                                      "net.a b",
+                                      "net.\001",
+                                      "kernel..shm"};
+    struct box b;
+    init(&b);
+    Runtime__V1__LinuxPodSandboxConfig__SysctlsEntry kv;
+    runtime__v1__linux_pod_sandbox_config__sysctls_entry__init(&kv);
+    Runtime__V1__LinuxPodSandboxConfig__SysctlsEntry *list[] = {&kv};
+    b.pod_linux.sysctls = list;
+    b.pod_linux.n_sysctls = 1;
+    kv.value = OWN("1");
+    for (size_t i = 0; i < ARRAY_LEN(good); i++) {
+        kv.key = OWN(good[i]);
+        if (spec_check_sandbox(&b.pod, &b.err) < 0)
+            fail_msg("%s", err_msg(&b.err));
+    }
+    for (size_t i = 0; i < ARRAY_LEN(bad); i++) {
+        kv.key = OWN(bad[i]);
+        if (spec_check_sandbox(&b.pod, &b.err) == 0)
+            fail_msg("%s was accepted", bad[i]);
+        assert_non_null(strstr(err_msg(&b.err), bad[i]));
+    }
+    kv.key = OWN("net.ipv4.ip_forward");
+    kv.value = OWN("");
+    assert_int_equal(spec_check_sandbox(&b.pod, &b.err), -1);
+    clear(&b);
+}
+
 static void test_refused_pods(void **state)
 {
     (void)state;
@@ -655,6 +708,7 @@ int main(void)
         cmocka_unit_test(test_users),
         cmocka_unit_test(test_refused_containers),
         cmocka_unit_test(test_seccomp),
+        cmocka_unit_test(test_sysctls),
         cmocka_unit_test(test_refused_pods),
         cmocka_unit_test(test_resources),
         cmocka_unit_test(test_shape),
