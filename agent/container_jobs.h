@@ -28,6 +28,7 @@ struct create_job {
     const Aspis__Agent__V1__CreateContainerRequest *req;
     const char *image_mount;
     const char *pidns; /* NULL: the container's own */
+    char pidns_path[40];
     struct pod *pod;
     char *volume_path; /* for the child's own use */
 };

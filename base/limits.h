@@ -124,6 +124,11 @@
 #define LIMIT_SECCOMP_ARCHS 64
 #define LIMIT_SECCOMP_FILTERS 64 /* compiled ones that are kept */
 
+/* CDI files on the host. */
+#define LIMIT_CDI_FILE MiB(4)
+#define LIMIT_CDI_FILES 256 /* looked at in one directory */
+#define LIMIT_CDI_EDITS 512 /* devices, and what they bring of a kind */
+
 /* QMP. */
 #define LIMIT_QMP_LINE MiB(1)
 

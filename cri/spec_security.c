@@ -9,6 +9,7 @@
 #include "cri/caps.h"
 #include "cri/seccomp.h"
 #include "cri/sysctls.h"
+#include "cri/userns.h"
 
 /* --- fields that older clients use --- */
 
@@ -44,11 +45,9 @@ static int check_namespaces(const Runtime__V1__NamespaceOption *n, struct err *e
         return err_set(err, ERR_PRECONDITION, "pid namespace NODE %s", why);
     if (n->ipc == RUNTIME__V1__NAMESPACE_MODE__NODE)
         return err_set(err, ERR_PRECONDITION, "ipc namespace NODE %s", why);
-    if (n->pid == RUNTIME__V1__NAMESPACE_MODE__TARGET)
-        return err_set(err, ERR_UNIMPLEMENTED, "pid namespace TARGET is not supported");
-    if (n->userns_options != NULL && n->userns_options->mode == RUNTIME__V1__NAMESPACE_MODE__POD)
-        return err_set(err, ERR_UNIMPLEMENTED, "user namespaces are not supported");
-    return 0;
+    if (n->pid == RUNTIME__V1__NAMESPACE_MODE__TARGET && str_empty(n->target_id))
+        return err_set(err, ERR_INVALID, "pid namespace TARGET without a target_id");
+    return userns_check_options(n, err);
 }
 
 /* Labels mean something only where SELinux is on; elsewhere they are ignored, as by all runtimes. A
@@ -112,7 +111,14 @@ static int check_apparmor(const Security *s, struct err *err)
     return err_set(err, ERR_PRECONDITION, "AppArmor profile RuntimeDefault %s", why);
 }
 
-int spec_check_security(const Container *c, struct err *err)
+static const Runtime__V1__NamespaceOption *namespaces_of_pod(const Pod *pod)
+{
+    return pod->linux != NULL && pod->linux->security_context != NULL
+               ? pod->linux->security_context->namespace_options
+               : NULL;
+}
+
+int spec_check_security(const Container *c, const Pod *pod, struct err *err)
 {
     const Security *s = security_of(c);
     if (s == NULL)
@@ -125,7 +131,9 @@ int spec_check_security(const Container *c, struct err *err)
     if (s->run_as_group != NULL && s->run_as_user == NULL && str_empty(s->run_as_username))
         return err_set(err, ERR_INVALID,
                        "run_as_group is set without run_as_user or run_as_username");
-    return check_namespaces(s->namespace_options, err);
+    if (check_namespaces(s->namespace_options, err) < 0)
+        return -1;
+    return userns_check_same(namespaces_of_pod(pod), s->namespace_options, err);
 }
 
 /* --- capabilities --- */
