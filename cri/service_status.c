@@ -100,6 +100,7 @@ static int add_handlers(struct call *call, Runtime__V1__StatusResponse *r, struc
         if (features == NULL)
             return -1;
         features->recursive_read_only_mounts = true; /* by the file server's mounts */
+        features->user_namespaces = true; /* in the guest; the file server maps volumes */
         h->features = features;
         r->runtime_handlers[r->n_runtime_handlers++] = h;
     }

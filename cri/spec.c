@@ -16,9 +16,9 @@
 
 int spec_check_container(const Container *c, const Pod *pod, struct err *err)
 {
-    if (spec_check_mounts(c, err) < 0 || spec_check_devices(c, err) < 0)
+    if (spec_check_security(c, pod, err) < 0 || spec_check_mounts(c, err) < 0)
         return -1;
-    return spec_check_security(c, pod, err);
+    return spec_check_devices(c, err);
 }
 
 /* --- signals --- */

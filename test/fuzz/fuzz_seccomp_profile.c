@@ -1,6 +1,7 @@
 /* Seccomp profiles: what is read compiles or says why not, and a filter has a size the kernel
  * takes.
  */
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 

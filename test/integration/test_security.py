@@ -1,9 +1,9 @@
 """What a container may do, tried out: real programs do the forbidden thing in real pods."""
 import json
+import os
 import re
-import struct
-import subprocess
 import time
+from pathlib import Path
 
 import grpc
 import pytest
@@ -188,8 +188,9 @@ def test_user_namespace(daemon, make_pod):
     # root in there is nobody outside
     assert sh(daemon, c, "echo 1 > /proc/sys/kernel/panic")[1] != 0
     assert sh(daemon, c, "mount -t tmpfs x /a")[1] != 0
-    # low ports and pings, though the network is not the namespace's
-    assert sh(daemon, c, "ping -c 1 127.0.0.1")[1] == 0
+    # low ports, though the network is not the namespace's
+    out, code = sh(daemon, c, "httpd -p 127.0.0.1:80 -h /etc && wget -q -O - http://127.0.0.1/hostname")
+    assert (out, code) == ("mapped\n", 0)
     user = with_namespaces(pod, "user", "sh", "-c", "id; touch /tmp/mine; stat -c %u /tmp/mine; sleep 1000",
                            userns_options=userns(), security={"run_as_user": pb.Int64Value(value=1000)})
     until(lambda: "\n1000\n" in pod.output("user"))
@@ -209,6 +210,56 @@ def test_user_namespace(daemon, make_pod):
     assert "user namespace" in e.value.details()
     for x in (user, t, c):
         daemon.client.RemoveContainer(container_id=x)
+
+
+def file_servers(daemon):
+    from test_volumes import servers
+    return servers(daemon)
+
+
+def test_volumes_in_a_user_namespace(daemon, make_pod, tmp_path):
+    """kubelet maps every volume: files are the container's by the ids they have on the host, also after the file
+    server was killed."""
+    ids = userns()
+    pod = make_pod("mapped", linux=pod_linux(userns_options=ids))
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    (volume / "root").write_text("r")
+    (volume / "app").write_text("a")
+    (volume / "far").write_text("f")
+    os.chown(volume / "app", 1000, 1001)
+    os.chown(volume / "far", 70000, 70000)
+    single = tmp_path / "hosts"
+    single.write_text("1.2.3.4 x\n")
+    mounts = [pb.Mount(host_path=str(volume), container_path="/v", uidMappings=ids.uids, gidMappings=ids.gids),
+              pb.Mount(host_path=str(single), container_path="/etc/hosts", uidMappings=ids.uids, gidMappings=ids.gids),
+              pb.Mount(host_path=str(volume), container_path="/plain")]
+    config = container_config("c", pod.image, ("sleep", "1000"), mounts=mounts)
+    config.linux.security_context.namespace_options.CopyFrom(pb.NamespaceOption(pid=pb.CONTAINER, userns_options=ids))
+    c = daemon.create(pod.id, config, pod.config)
+    daemon.client.StartContainer(container_id=c)
+    owners = "stat -c %u:%g /v/root /v/app /v/far /etc/hosts"
+    want = ["0:0", "1000:1001", "65534:65534", "0:0"]
+    assert sh(daemon, c, owners)[0].split() == want
+    out, code = sh(daemon, c, "echo new > /v/new && mkdir /v/d && ln -s new /v/l && chown 33:34 /v/d && cat /v/root"
+                              " && echo 5.6.7.8 y >> /etc/hosts")
+    assert (out, code) == ("r", 0)
+    assert [(os.lstat(volume / n).st_uid, os.lstat(volume / n).st_gid) for n in ("new", "d", "l")] == \
+        [(0, 0), (33, 34), (0, 0)]
+    assert "5.6.7.8" in single.read_text()
+    assert sh(daemon, c, "chown 70000 /v/new")[1] != 0
+    # without a mapping everything is nobody's
+    assert sh(daemon, c, "stat -c %u /plain/root && cat /plain/root && ! touch /plain/x 2>/dev/null")[0].split() == ["65534", "r"]
+    for pid in file_servers(daemon):
+        os.kill(pid, 9)
+    assert sh(daemon, c, owners.replace("/v/far ", ""))[0].split() == [want[0], want[1], want[3]]
+    with pytest.raises(grpc.RpcError) as e:
+        other = [pb.IDMapping(container_id=0, host_id=7, length=100)]
+        bad = container_config("bad", pod.image, ("true",), mounts=[
+            pb.Mount(host_path=str(volume), container_path="/v", uidMappings=other, gidMappings=other)])
+        bad.linux.security_context.namespace_options.CopyFrom(pb.NamespaceOption(pid=pb.CONTAINER, userns_options=ids))
+        daemon.create(pod.id, bad, pod.config)
+    assert "one mapping" in e.value.details()
 
 
 # ---- devices ----
@@ -260,3 +311,51 @@ def test_bad_sysctl_is_named(daemon, name, value, says):
     with pytest.raises(grpc.RpcError) as e:
         daemon.run_pod(config)
     assert name in e.value.details() and says in e.value.details()
+
+
+# ---- CDI ----
+
+@pytest.fixture
+def cdi_file():
+    """A description that is there for one test; the directory is the machine's."""
+    made = []
+    directory = Path("/var/run/cdi")
+    had = directory.exists()
+
+    def make(text):
+        directory.mkdir(exist_ok=True)
+        path = directory / f"aspis-test-{os.getpid()}-{len(made)}.json"
+        path.write_text(text if isinstance(text, str) else json.dumps(text))
+        made.append(path)
+        return path
+
+    yield make
+    for path in made:
+        path.unlink()
+    if not had and directory.exists():
+        directory.rmdir()
+
+
+def cdi(*names):
+    return [pb.CDIDevice(name=n) for n in names]
+
+
+def test_cdi_devices(daemon, pod, cdi_file):
+    cdi_file({"cdiVersion": "0.6.0", "kind": "aspis.test/dev", "containerEdits": {"env": ["OF_KIND=1", "A=kind"]}, "devices": [
+        {"name": "tun", "containerEdits": {"env": ["A=device"], "deviceNodes": [
+            {"path": "/dev/my/tun", "hostPath": "/dev/net/tun", "permissions": "rw"}]}},
+        {"name": "host", "containerEdits": {"deviceNodes": [{"path": "/dev/sda"}]}},
+        {"name": "hook", "containerEdits": {"hooks": [{"hookName": "createRuntime", "path": "/bin/true"}]}}]})
+    c = pod.start("c", "sleep", "1000", CDI_devices=cdi("aspis.test/dev=tun", "aspis.test/dev=tun"))
+    assert sh(daemon, c, "echo $OF_KIND $A")[0] == "1 device\n"
+    assert sh(daemon, c, ": <> /dev/my/tun")[1] == 0
+    for name, says in (("aspis.test/dev=host", "/dev/sda"), ("aspis.test/dev=hook", "hooks"),
+                       ("aspis.test/dev=none", "no JSON file"), ("nonsense", "vendor/class=device")):
+        with pytest.raises(grpc.RpcError) as e:
+            pod.create("bad", "true", CDI_devices=cdi(name))
+        assert says in e.value.details() and (name in e.value.details() or says.startswith("/dev"))
+    broken = cdi_file("{")
+    with pytest.raises(grpc.RpcError) as e:
+        pod.create("bad", "true", CDI_devices=cdi("aspis.test/dev=none"))
+    assert str(broken) in e.value.details()
+    pod.start("still", "true", CDI_devices=cdi("aspis.test/dev=tun"))
