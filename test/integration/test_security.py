@@ -359,3 +359,64 @@ def test_cdi_devices(daemon, pod, cdi_file):
         pod.create("bad", "true", CDI_devices=cdi("aspis.test/dev=none"))
     assert str(broken) in e.value.details()
     pod.start("still", "true", CDI_devices=cdi("aspis.test/dev=tun"))
+
+
+# ---- capabilities, paths ----
+
+def mask(*names):
+    order = ["CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP",
+             "LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW"]
+    return sum(1 << order.index(n) for n in names)
+
+
+@pytest.mark.parametrize("security, eff, bnd, amb", [
+    ({}, 0xa80425fb, 0xa80425fb, 0),
+    ({"capabilities": caps(drop=["ALL"])}, 0, 0, 0),
+    ({"capabilities": caps("ALL")}, (1 << 41) - 1, (1 << 41) - 1, 0),
+    ({"capabilities": caps("NET_ADMIN", drop=["ALL"])}, mask("NET_ADMIN"), mask("NET_ADMIN"), 0),
+    ({"capabilities": caps("ALL", drop=["CAP_SYS_ADMIN"])}, ((1 << 41) - 1) & ~(1 << 21), ((1 << 41) - 1) & ~(1 << 21), 0),
+    # who is not root has what is ambient, and nothing else
+    ({"run_as_user": pb.Int64Value(value=1000)}, 0, 0xa80425fb, 0),
+    ({"run_as_user": pb.Int64Value(value=1000), "capabilities": caps(ambient=["NET_BIND_SERVICE"], drop=["ALL"])},
+     mask("NET_BIND_SERVICE"), mask("NET_BIND_SERVICE"), mask("NET_BIND_SERVICE")),
+], ids=["default", "none", "all", "one", "all-but-one", "user", "ambient"])
+def test_capabilities(daemon, pod, security, eff, bnd, amb):
+    c = pod.start("c", "sleep", "1000", security=security)
+    for source in ("self", "1"):
+        out, _ = sh(daemon, c, f"grep Cap /proc/{source}/status")
+        got = {line.split(":")[0]: int(line.split()[1], 16) for line in out.splitlines()}
+        assert (got["CapEff"], got["CapBnd"], got["CapAmb"]) == (eff, bnd, amb), (source, out)
+
+
+def test_unknown_capability_is_named(pod):
+    for bad in (caps("NET_ADMINN"), caps(drop=["FLY"]), caps(ambient=["CAP_FLY"])):
+        with pytest.raises(grpc.RpcError) as e:
+            pod.create("c", "true", security={"capabilities": bad})
+        assert "FLY" in e.value.details() or "NET_ADMINN" in e.value.details()
+
+
+def test_no_new_privileges(daemon, pod):
+    for name, value in (("yes", True), ("no", False)):
+        c = pod.start(name, "sleep", "1000", security={"no_new_privs": value, "seccomp": DEFAULT,
+                                                       "run_as_user": pb.Int64Value(value=1000)})
+        assert field(daemon, c, "NoNewPrivs") == str(int(value))
+        assert field(daemon, c, "Seccomp") == "2"
+
+
+def test_masked_and_readonly_paths(daemon, pod):
+    paths = {"masked_paths": ["/proc/kcore", "/proc/scsi", "/etc/passwd"], "readonly_paths": ["/proc/sys", "/tmp"]}
+    c = pod.start("c", "sleep", "1000", security=paths)
+    assert sh(daemon, c, "cat /etc/passwd /proc/kcore")[0] == ""
+    assert "Read-only" in sh(daemon, c, "touch /tmp/x")[0]
+    assert "Read-only" in sh(daemon, c, "echo 1 > /proc/sys/vm/swappiness")[0]
+    free = pod.start("free", "sleep", "1000")  # empty lists are procMount Unmasked
+    assert sh(daemon, free, "echo 61 > /proc/sys/vm/swappiness && cat /proc/sys/vm/swappiness") == ("61\n", 0)
+
+
+def test_apparmor_is_refused(pod):
+    profile = pb.SecurityProfile(profile_type=pb.SecurityProfile.Localhost, localhost_ref="my-profile")
+    for security in ({"apparmor": profile}, {"apparmor": DEFAULT}, {"apparmor_profile": "localhost/my-profile"}):
+        with pytest.raises(grpc.RpcError) as e:
+            pod.create("c", "true", security=security)
+        assert e.value.code() == grpc.StatusCode.FAILED_PRECONDITION and "AppArmor" in e.value.details()
+    pod.run("free", "true", security={"apparmor": UNCONFINED})
