@@ -24,6 +24,9 @@
 #define LIMIT_STREAM_STALL_NS (10LL * 1000000000) /* no progress for so long ends a stream */
 #define LIMIT_STATUS_TEXT KiB(4)   /* of an error in a gRPC status: a header, which clients bound */
 #define LIMIT_CONFIG_FILE KiB(256) /* /etc/aspis/config.toml */
+#define LIMIT_STATS_AT_ONCE 64     /* guests asked for their numbers at the same time */
+#define LIMIT_EVENT_SUBSCRIBERS 64 /* GetContainerEvents calls at once */
+#define LIMIT_EVENT_QUEUE MiB(4)   /* packed events waiting for one of them */
 
 /* Link between daemon and agent. */
 #define LIMIT_RPC_MESSAGE MiB(4)       /* ttrpc's own limit */

@@ -38,6 +38,7 @@ static const struct key keys[] = {
     {"daemon", "socket", PATH, AT(socket), .text = CONFIG_DEFAULT_SOCKET},
     {"daemon", "run_root", PATH, AT(run_root), .text = "/run/aspis"},
     {"daemon", "state_root", PATH, AT(state_root), .text = "/var/lib/aspis"},
+    {"daemon", "metrics", FLAG, AT(metrics), .number = 1},
     {"daemon", "log_level", CHOICE, AT(log_level), .text = "info",
      .names = {"debug", "info", "warn", "error"}},
     {"daemon", "log_target", CHOICE, AT(log_target), .text = "auto",
@@ -72,6 +73,8 @@ static const struct key keys[] = {
      .min = 1, .max = 3600},
     {"machine", "kvm_probe_timeout_seconds", SECONDS, AT(machine.kvm_probe_timeout_ns),
      .number = 10, .min = 1, .max = 3600},
+    {"machine", "guest_silence_seconds", SECONDS, AT(guest_silence_ns), .number = 30, .min = 0,
+     .max = 86400},
     {"machine", "templates", FLAG, AT(machine.templates), .number = 1},
     {"machine", "cgroup_root", PATH, AT(machine.cgroup_root), .text = "/aspis"},
 

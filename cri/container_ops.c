@@ -13,16 +13,19 @@
 #include "base/limits.h"
 #include "base/log.h"
 #include "base/str.h"
+#include "cri/agent_call.h"
 #include "cri/container_end.h"
 #include "cri/container_input.h"
+#include "cri/events.h"
+#include "cri/inspect.h"
 #include "cri/sandbox_ops.h"
 #include "cri/spec.h"
 
 /* How long a killed container may take to disappear before StopContainer gives up. */
 #define KILL_NS (30LL * 1000000000)
 #define UNDO_NS (60LL * 1000000000)
-/* For calls that a guest answers at once, and for the kill before a sandbox is taken down anyway.
- */
+/* For calls that a guest answers at once: one that does not must not hold its caller, who may want
+ * to get rid of it. And for the kill before a sandbox is taken down anyway. */
 #define AGENT_NS (20LL * 1000000000)
 #define LAST_KILL_NS (3LL * 1000000000)
 
@@ -37,6 +40,10 @@ static void set_text(struct container *c, char **field, const char *text)
 static int set_phase(struct container *c, enum container_phase phase, struct err *err)
 {
     (void)pthread_mutex_lock(&c->rt->lock);
+    if (phase == CONTAINER_CREATED && c->rec.phase == CONTAINER_CREATING) {
+        c->rec.phase = phase;
+        events_container(c, RUNTIME__V1__CONTAINER_EVENT_TYPE__CONTAINER_CREATED_EVENT);
+    }
     c->rec.phase = phase;
     (void)pthread_mutex_unlock(&c->rt->lock);
     return container_save(c, err);
@@ -48,24 +55,6 @@ bool container_start_is_doomed(struct container *c)
     bool doomed = c->rec.phase <= CONTAINER_CREATED && strcmp(c->rec.reason, START_ERROR) == 0;
     (void)pthread_mutex_unlock(&c->rt->lock);
     return doomed;
-}
-
-/* A call to the agent about this container whose answer is empty. A guest that does not answer must
- * not hold its caller, who may want to get rid of it. */
-static int agent_call(struct container *c, const char *method, const ProtobufCMessage *req,
-                      struct cancel *cancel, struct err *err)
-{
-    auto_cancel struct cancel *limit = cancel_child(cancel, mono_ns() + AGENT_NS, err);
-    struct machine *m = limit != NULL ? sandbox_use_machine(c->sandbox, err) : NULL;
-    if (m == NULL)
-        return -1;
-    auto_arena struct arena *a = arena_new(LIMIT_CALL_ARENA);
-    const ProtobufCMessage *reply =
-        a == NULL ? NULL
-                  : link_call(machine_link(m), method, req, &aspis__agent__v1__empty__descriptor, a,
-                              limit, err);
-    sandbox_release_machine(c->sandbox);
-    return reply == NULL ? -1 : 0;
 }
 
 /* --- create --- */
@@ -182,6 +171,7 @@ static void keep_reply(struct container *c, const Aspis__Agent__V1__CreateContai
 {
     auto_buf struct buf groups = BUF_INIT(KiB(16));
     (void)pthread_mutex_lock(&c->rt->lock);
+    c->pid = r->pid;
     if (r->streams != NULL) {
         c->rec.stdin_id = r->streams->stdin_id;
         c->rec.stdout_id = r->streams->stdout_id;
@@ -242,6 +232,7 @@ static int create_in_guest(struct container *c, struct machine *m, struct image 
     auto_free char *spec = spec_make(c->config, c->sandbox->config, &image->config, volumes, err);
     if (spec == NULL)
         return -1;
+    inspect_keep_spec(c, spec);
     auto_seccomp_filter struct seccomp_filter filter = {0};
     if (spec_seccomp(c->config, &filter, err) < 0)
         return -1;
@@ -330,10 +321,12 @@ static void undo_create(struct container *c)
     auto_cancel struct cancel *own = cancel_new(mono_ns() + UNDO_NS, NULL);
     auto_err struct err err = ERR_INIT;
     req.container_id = c->rec.id;
-    if (agent_call(c, "RemoveContainer", &req.base, own, &err) < 0 && err.code != ERR_PRECONDITION)
+    if (agent_tell(c->sandbox, "RemoveContainer", &req.base, AGENT_NS, own, &err) < 0 &&
+        err.code != ERR_PRECONDITION)
         log_warn("cannot remove failed container from guest", LOG_STR("container", c->rec.id),
                  LOG_STR("error", err_msg(&err)));
     (void)drop_volumes(c, own, NULL);
+    inspect_drop_spec(c);
     container_close_log(c, true);
     (void)container_delete(c, NULL);
     model_remove_container(c->rt, c);
@@ -381,6 +374,9 @@ static int start_locked(struct container *c, struct cancel *cancel, struct err *
     Aspis__Agent__V1__StartContainerRequest req;
     aspis__agent__v1__start_container_request__init(&req);
     req.container_id = c->rec.id;
+    (void)pthread_mutex_lock(&c->rt->lock);
+    c->starting = true;
+    (void)pthread_mutex_unlock(&c->rt->lock);
     const ProtobufCMessage *reply =
         a == NULL || FAILPOINT("container.start", err) < 0
             ? NULL
@@ -392,8 +388,10 @@ static int start_locked(struct container *c, struct cancel *cancel, struct err *
     (void)pthread_mutex_lock(&c->rt->lock);
     c->rec.started_at = wall_ns();
     /* a process that ended before this reply has its end recorded already */
-    if (c->rec.phase == CONTAINER_CREATED)
+    if (c->rec.phase == CONTAINER_CREATED) {
         c->rec.phase = CONTAINER_RUNNING;
+        events_container(c, RUNTIME__V1__CONTAINER_EVENT_TYPE__CONTAINER_STARTED_EVENT);
+    }
     (void)pthread_mutex_unlock(&c->rt->lock);
     return container_save(c, err);
 }
@@ -427,7 +425,7 @@ static int send_signal(struct container *c, int sig, bool all, struct cancel *ca
     req.container_id = c->rec.id;
     req.signal = (uint32_t)sig;
     req.all = all;
-    return agent_call(c, "SignalContainer", &req.base, cancel, err);
+    return agent_tell(c->sandbox, "SignalContainer", &req.base, AGENT_NS, cancel, err);
 }
 
 /* 1: it ended; 0: time is up. */
@@ -504,13 +502,14 @@ int container_remove(struct container *c, struct cancel *cancel, struct err *err
     aspis__agent__v1__remove_container_request__init(&req);
     req.container_id = c->rec.id;
     auto_err struct err why = ERR_INIT;
-    if (agent_call(c, "RemoveContainer", &req.base, cancel, &why) < 0 &&
+    if (agent_tell(c->sandbox, "RemoveContainer", &req.base, AGENT_NS, cancel, &why) < 0 &&
         why.code != ERR_PRECONDITION && why.code != ERR_UNAVAILABLE) {
         (void)err_move(err, &why);
         return err_wrap(err, "remove %s", container_title(c, title));
     }
     if (drop_volumes(c, cancel, err) < 0)
         return err_wrap(err, "remove %s", container_title(c, title));
+    inspect_drop_spec(c);
     container_close_log(c, true);
     if (container_delete(c, err) < 0)
         return err_wrap(err, "remove %s", container_title(c, title));

@@ -14,6 +14,7 @@
 #include "cri/container_ops.h"
 #include "cri/sandbox_net.h"
 #include "cri/spec.h"
+#include "cri/telemetry.h"
 
 /* What undoing may take: longer than a CNI plugin's own timeout, shorter than a client's patience.
  */
@@ -66,6 +67,7 @@ static void bury_machine(void *arg)
     (void)pthread_mutex_unlock(&s->rt->lock);
     if (!expected) {
         auto_err struct err err = ERR_INIT;
+        telemetry_machine_death();
         log_error("machine of sandbox died", LOG_STR("sandbox", s->rec.id),
                   LOG_STR("reason", d->reason));
         if (sandbox_set_phase(s, SANDBOX_NOTREADY, d->reason, &err) < 0)
@@ -101,11 +103,15 @@ static int machine_up(struct sandbox *s, int tap, struct timeline *t, struct can
     cb.arg = s;
     if (FAILPOINT("sandbox.machine", err) < 0)
         return -1;
+    int64_t begin = mono_ns();
     struct machine *m = machine_start(s->rt->deps.factory, &spec, &cb, cancel, err);
-    if (m == NULL)
+    if (m == NULL) {
+        telemetry_machine_start(TELEMETRY_FAILED, 0);
         return -1;
+    }
     struct machine_record record = {0};
     machine_get_record(m, &record);
+    telemetry_machine_start(record.cloned ? TELEMETRY_CLONED : TELEMETRY_BOOTED, mono_ns() - begin);
     char *text = machine_record_encode(&record);
     machine_record_clear(&record);
     (void)pthread_mutex_lock(&s->rt->lock);

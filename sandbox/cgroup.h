@@ -33,6 +33,9 @@ int cgroup_create(const char *path, struct strv *dirs, struct err *err);
 int cgroup_remove(const char *path, const char *default_parent, struct cancel *cancel,
                   struct err *err);
 
+/* Appends the directories of the group that exist, one for each hierarchy. */
+int cgroup_dirs(const char *path, struct strv *dirs, struct err *err);
+
 /* Is there a process in the group, in any hierarchy? */
 bool cgroup_populated(const char *path);
 
