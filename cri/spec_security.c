@@ -121,6 +121,9 @@ static const Runtime__V1__NamespaceOption *namespaces_of_pod(const Pod *pod)
 int spec_check_security(const Container *c, const Pod *pod, struct err *err)
 {
     const Security *s = security_of(c);
+    if (check_namespaces(namespaces_of(c), err) < 0 ||
+        userns_check_same(namespaces_of_pod(pod), namespaces_of(c), err) < 0)
+        return -1;
     if (s == NULL)
         return 0;
     if (s->privileged)
@@ -131,9 +134,7 @@ int spec_check_security(const Container *c, const Pod *pod, struct err *err)
     if (s->run_as_group != NULL && s->run_as_user == NULL && str_empty(s->run_as_username))
         return err_set(err, ERR_INVALID,
                        "run_as_group is set without run_as_user or run_as_username");
-    if (check_namespaces(s->namespace_options, err) < 0)
-        return -1;
-    return userns_check_same(namespaces_of_pod(pod), s->namespace_options, err);
+    return 0;
 }
 
 /* --- capabilities --- */
