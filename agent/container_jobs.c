@@ -125,7 +125,7 @@ static int mount_mapped(const struct create_job *job, const char *scratch, const
     /* The namespace's root has to reach its root file system, and has no power over these. */
     if (chmod(above, 0711) < 0 || chmod(job->at.state_dir, 0711) < 0 || chmod(bundle, 0711) < 0)
         return err_sys(err, errno, "%s", bundle);
-    int rc = userns_mount(userns, job->image_mount, lower, err);
+    int rc = userns_mount(userns, job->images[0].mountpoint, lower, err);
     if (rc == 0)
         rc = mount_overlay(lower, scratch, rootfs, err);
     unmount_layers(&job->at); /* the overlay has it */
@@ -142,10 +142,11 @@ static int mount_rootfs(const struct create_job *job, const char *rootfs, struct
     auto_free char *upper = scratch_path(at, "/upper");
     auto_free char *work = scratch_path(at, "/work");
     if (fs_mkdir_p(upper, 0755, err) < 0 || fs_mkdir_p(work, 0700, err) < 0 ||
-        fs_mkdir_p(rootfs, 0755, err) < 0 || copy_root_attributes(job->image_mount, upper, err) < 0)
+        fs_mkdir_p(rootfs, 0755, err) < 0 ||
+        copy_root_attributes(job->images[0].mountpoint, upper, err) < 0)
         return -1;
     return job->req->n_uids > 0 ? mount_mapped(job, scratch, upper, rootfs, err)
-                                : mount_overlay(job->image_mount, scratch, rootfs, err);
+                                : mount_overlay(job->images[0].mountpoint, scratch, rootfs, err);
 }
 
 /* Nobody who is not mapped can be somebody in the container. */
@@ -188,13 +189,50 @@ static int resolve_user(const struct create_job *job, const char *rootfs, struct
     return user_resolve(fd, &req, ids, err);
 }
 
+/* The same with the ids of the container's user namespace, beside it. */
+static int map_image_dir(struct create_job *job, struct err *err)
+{
+    auto_free char *plain = take(job->volume_path);
+    auto_close int userns = userns_open(job->req, err);
+
+    job->volume_path = fs_format("%s-mapped", plain);
+    if (userns < 0 || fs_mkdir_p(job->volume_path, 0755, err) < 0)
+        return -1;
+    return userns_mount(userns, plain, job->volume_path, err);
+}
+
+/* "SERIAL/path": a directory of one of the container's images, bound where libcrun can name it
+ * without following a link of the image's. */
+static const char *image_dir(struct create_job *job, const char *name, struct err *err)
+{
+    size_t n = strcspn(name, "/");
+
+    if (name[n] != '/')
+        return NULL;
+    for (size_t i = 1; i < job->n_images; i++) {
+        const struct image_mount *im = &job->images[i];
+        if (strlen(im->serial) != n || memcmp(im->serial, name, n) != 0)
+            continue;
+        free(job->volume_path);
+        job->volume_path =
+            fs_format("%s/.volumes/%s/image-%u", job->at.state_dir, job->at.id, job->image_binds++);
+        if (image_volume_bind(im->mountpoint, name + n + 1, job->volume_path, err) < 0 ||
+            (job->req->n_uids > 0 && map_image_dir(job, err) < 0))
+            return NULL;
+        return job->volume_path;
+    }
+    return NULL;
+}
+
 /* "volume:7" is the seventh volume of the pod, mounted for this container; else a file of the pod.
  */
-static const char *source_of(void *arg, const char *name)
+static const char *source_of(void *arg, const char *name, struct err *err)
 {
     struct create_job *job = arg;
     uint64_t id;
 
+    if (str_starts(name, "image:"))
+        return image_dir(job, name + strlen("image:"), err);
     if (!str_starts(name, "volume:"))
         return pod_file(job->pod, name);
     if (str_to_u64(name + strlen("volume:"), &id) < 0)

@@ -31,10 +31,10 @@ struct spec_changes {
     const char *cgroups_path; /* "/pod/<id>" */
     /* The request's devices and user namespace; NULL: none. */
     const Aspis__Agent__V1__CreateContainerRequest *request;
-    const char
-        *mqueue; /* where the pod's message queues are mounted, for a user namespace; else NULL */
-    /* Path of a file of the pod, NULL when unknown. */
-    const char *(*pod_file)(void *arg, const char *name);
+    /* Where the pod's message queues are mounted, for a user namespace; else NULL. */
+    const char *mqueue;
+    /* Path of a file of the pod; NULL when unknown, then with or without *err. */
+    const char *(*pod_file)(void *arg, const char *name, struct err *err);
     void *pod_file_arg;
 };
 

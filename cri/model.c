@@ -40,12 +40,12 @@ static struct sandbox *sandbox_bare(struct runtime *rt, struct err *err)
     struct sandbox *s = xcalloc(1, sizeof(*s));
     atomic_init(&s->refs, 1);
     s->rt = rt;
-    s->op.fd = -1;
+    s->op.fd = s->disks.fd = -1;
     (void)pthread_mutex_init(&s->save, NULL);
     TAILQ_INIT(&s->containers);
     TAILQ_INIT(&s->execs);
     s->settled_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (s->settled_fd < 0 || oplock_init(&s->op, err) < 0) {
+    if (s->settled_fd < 0 || oplock_init(&s->op, err) < 0 || oplock_init(&s->disks, err) < 0) {
         (void)err_sys(err, errno, "new sandbox");
         sandbox_unref(s);
         return NULL;
@@ -135,6 +135,7 @@ void sandbox_unref(struct sandbox *s)
     free(s->silence);
     stats_cache_clear(&s->stats);
     oplock_destroy(&s->op);
+    oplock_destroy(&s->disks);
     cleanup_closep(&s->settled_fd);
     (void)pthread_mutex_destroy(&s->save);
     free(s);

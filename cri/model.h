@@ -64,6 +64,7 @@ struct container {
     bool stopping; /* a StopContainer was asked for: tells a kill from a crash in the log */
     uint32_t pid;  /* of its init in the guest; 0: not known */
     bool starting, told_started; /* StartContainer was sent; GetContainerEvents said so */
+    bool disks_left;             /* it uses its images' disks no more (container_images.h) */
     /* the end, put together from the exit event and the log's completion */
     bool exit_seen, log_done, finishing;
     struct loop_source *late; /* worker loop: the log takes too long to complete */
@@ -82,6 +83,7 @@ struct sandbox {
     char *name_key;                        /* constant: namespace/name/uid/attempt */
     struct sandbox_record rec;
     struct oplock op;
+    struct oplock disks; /* one change to the VM's image disks at a time; innermost but for lock */
     pthread_mutex_t save;
     bool deleted; /* under save: the record is gone and stays gone */
     struct netinfo net;

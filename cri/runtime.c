@@ -10,6 +10,7 @@
 #include "base/log.h"
 #include "base/str.h"
 #include "cri/container_end.h"
+#include "cri/container_images.h"
 #include "cri/container_ops.h"
 #include "cri/events.h"
 #include "cri/heartbeat.h"
@@ -121,7 +122,7 @@ bool runtime_image_in_use(void *arg, const char *image_id)
     bool used = false;
     (void)pthread_mutex_lock(&rt->lock);
     for (struct container *c = rt->containers; c != NULL && !used; c = c->hh.next)
-        used = strcmp(c->rec.image_id, image_id) == 0;
+        used = container_images_uses(c, image_id);
     (void)pthread_mutex_unlock(&rt->lock);
     return used;
 }

@@ -3,6 +3,7 @@
 
 #include "base/limits.h"
 #include "base/str.h"
+#include "cri/container_images.h"
 #include "cri/container_ops.h"
 #include "cri/convert.h"
 #include "cri/daemon.h"
@@ -31,8 +32,8 @@ static int check_config(const Runtime__V1__ContainerConfig *c, struct err *err)
     return 0;
 }
 
-int cri_create_container(struct call *call, const ProtobufCMessage *message,
-                         ProtobufCMessage **reply, struct err *err)
+static int create_container(struct call *call, const ProtobufCMessage *message,
+                            ProtobufCMessage **reply, struct err *err)
 {
     const Runtime__V1__CreateContainerRequest *req =
         (const Runtime__V1__CreateContainerRequest *)message;
@@ -51,6 +52,12 @@ int cri_create_container(struct call *call, const ProtobufCMessage *message,
     r->container_id = call_string(call, c->rec.id, err);
     *reply = &r->base;
     return r->container_id == NULL ? -1 : 0;
+}
+
+int cri_create_container(struct call *call, const ProtobufCMessage *message,
+                         ProtobufCMessage **reply, struct err *err)
+{
+    return create_container(call, message, reply, err) < 0 ? container_images_mark_error(err) : 0;
 }
 
 int cri_start_container(struct call *call, const ProtobufCMessage *message,

@@ -75,13 +75,13 @@ static char *verbose_info(const struct daemon *d)
 {
     auto_free char *cni = cni_info(d->cni);
     json_auto_t *network = cni != NULL ? json_loads(cni, 0, NULL) : NULL;
-    json_auto_t *j = json_pack(
-        "{s:s, s:s, s:s, s:s, s:s, s:s*, s:s*, s:s*, s:O}", "version", ASPIS_VERSION, "accelerator",
-        accel_name(facts.accel), "acceleratorReason", facts.accel_reason ? facts.accel_reason : "",
-        "transport", transport_name(facts.transport),
-        "transportReason", facts.transport_reason ? facts.transport_reason : "", "qemu",
-        facts.qemu_version, "guestKernel", facts.kernel_release, "templates", facts.templates,
-        "cni", network != NULL ? network : json_null());
+    json_auto_t *j = json_pack("{s:s, s:s, s:s, s:s, s:s, s:s*, s:s*, s:s*, s:O}", "version",
+                               ASPIS_VERSION, "accelerator", accel_name(facts.accel),
+                               "acceleratorReason", facts.accel_reason ? facts.accel_reason : "",
+                               "transport", transport_name(facts.transport), "transportReason",
+                               facts.transport_reason ? facts.transport_reason : "", "qemu",
+                               facts.qemu_version, "guestKernel", facts.kernel_release, "templates",
+                               facts.templates, "cni", network != NULL ? network : json_null());
     return j != NULL ? json_dumps(j, JSON_INDENT(2)) : NULL;
 }
 

@@ -253,6 +253,13 @@ def test_volumes_in_a_user_namespace(daemon, make_pod, tmp_path):
     for pid in file_servers(daemon):
         os.kill(pid, 9)
     assert sh(daemon, c, owners.replace("/v/far ", ""))[0].split() == [want[0], want[1], want[3]]
+    image = container_config("image", pod.image, ("sleep", "1000"), mounts=[pb.Mount(
+        container_path="/i", readonly=True, image=pb.ImageSpec(image=pod.image), uidMappings=ids.uids, gidMappings=ids.gids)])
+    image.linux.security_context.namespace_options.CopyFrom(pb.NamespaceOption(pid=pb.CONTAINER, userns_options=ids))
+    i = daemon.create(pod.id, image, pod.config)
+    daemon.client.StartContainer(container_id=i)
+    assert sh(daemon, i, "stat -c %u /i/bin/busybox && ! touch /i/x 2>/dev/null") == ("0\n", 0)
+    daemon.client.RemoveContainer(container_id=i)
     with pytest.raises(grpc.RpcError) as e:
         other = [pb.IDMapping(container_id=0, host_id=7, length=100)]
         bad = container_config("bad", pod.image, ("true",), mounts=[

@@ -353,7 +353,8 @@ static void reap(void)
 static Aspis__Agent__V1__CreateContainerRequest create_req;
 static char id_buf[32];
 
-static void begin_create(struct rpc_call *call, const char *id, const char *cmd)
+static void begin_create_with(struct rpc_call *call, const char *id, const char *cmd,
+                              char **volume_disks, size_t n)
 {
     static uint8_t spec[256];
     static char disk[16];
@@ -366,7 +367,14 @@ static void begin_create(struct rpc_call *call, const char *id, const char *cmd)
     create_req.oci_spec.len = strlen(cmd);
     create_req.image_disk = disk;
     create_req.shared_pid = strcmp(cmd, "shared") == 0;
+    create_req.volume_disks = volume_disks;
+    create_req.n_volume_disks = n;
     invoke(call, "CreateContainer", &create_req);
+}
+
+static void begin_create(struct rpc_call *call, const char *id, const char *cmd)
+{
+    begin_create_with(call, id, cmd, NULL, 0);
 }
 
 static void create(struct rpc_call *call, const char *id, const char *cmd)
@@ -606,6 +614,34 @@ static void test_remove_while_creating(void **state)
     assert_int_equal(made.code, ERR_ABORTED);
 }
 
+/* Every image of a container is held until the container is gone, or given back when one is not to
+ * be had. */
+static void test_image_volumes(void **state)
+{
+    (void)state;
+    struct rpc_call call;
+    static char *good[] = {(char *)(uintptr_t) "one", (char *)(uintptr_t) "two"};
+    static char *bad[] = {(char *)(uintptr_t) "one", (char *)(uintptr_t) "missing"};
+    static char *many[LIMIT_IMAGE_VOLUMES + 1];
+
+    begin_create_with(&call, "a", "exit 0", good, 2);
+    WAIT(call.answered);
+    assert_int_equal(call.code, ERR_OK);
+    assert_int_equal(image_refs, 3);
+    remove_container("a");
+    assert_int_equal(image_refs, 0);
+    begin_create_with(&call, "a", "exit 0", bad, 2);
+    WAIT(call.answered);
+    assert_int_equal(call.code, ERR_NOT_FOUND);
+    assert_int_equal(image_refs, 0);
+    for (size_t i = 0; i < ARRAY_LEN(many); i++)
+        many[i] = good[0];
+    begin_create_with(&call, "a", "exit 0", many, ARRAY_LEN(many));
+    WAIT(call.answered);
+    assert_int_equal(call.code, ERR_INVALID);
+    assert_int_equal(image_refs, 0);
+}
+
 static void test_hanging_operations(void **state)
 {
     (void)state;
@@ -797,6 +833,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_dies_before_start, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_remove_running, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_remove_while_creating, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_image_volumes, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_hanging_operations, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_remove_fails, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_exec, set_up, tear_down),
