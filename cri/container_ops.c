@@ -19,6 +19,7 @@
 #include "cri/container_input.h"
 #include "cri/events.h"
 #include "cri/inspect.h"
+#include "cri/resources.h"
 #include "cri/sandbox_ops.h"
 #include "cri/spec.h"
 
@@ -272,7 +273,9 @@ static int build(struct container *c, struct image *image, struct cancel *cancel
     struct machine *m = sandbox_use_machine(c->sandbox, err);
     if (m == NULL)
         return -1;
-    int rc = container_images_attach(c, m, cancel, err);
+    int rc = resources_fit(c->sandbox, m, cancel, err);
+    if (rc == 0)
+        rc = container_images_attach(c, m, cancel, err);
     if (rc == 0)
         rc = create_in_guest(c, m, image, cancel, err);
     /* the ids of the streams must be on record before a byte of them is acknowledged */

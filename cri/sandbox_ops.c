@@ -12,6 +12,7 @@
 #include "base/log.h"
 #include "base/str.h"
 #include "cri/container_ops.h"
+#include "cri/resources.h"
 #include "cri/sandbox_net.h"
 #include "cri/spec.h"
 #include "cri/telemetry.h"
@@ -30,20 +31,13 @@ void sandbox_set_text(struct sandbox *s, char **field, char *owned)
 
 /* --- machine --- */
 
-struct machine_spec sandbox_machine_spec(const struct sandbox *s)
+struct machine_spec sandbox_machine_spec(struct sandbox *s)
 {
     struct machine_spec spec = {.sandbox_id = s->rec.id, .cgroup_parent = "", .tap_fd = -1};
     const Runtime__V1__LinuxPodSandboxConfig *l = s->config->linux;
-    if (l != NULL) {
+    if (l != NULL)
         spec.cgroup_parent = l->cgroup_parent;
-        if (l->resources != NULL) {
-            if (l->resources->memory_limit_in_bytes > 0)
-                spec.memory_limit_bytes = (uint64_t)l->resources->memory_limit_in_bytes;
-            spec.cpu_quota = l->resources->cpu_quota;
-            if (l->resources->cpu_period > 0)
-                spec.cpu_period = (uint64_t)l->resources->cpu_period;
-        }
-    }
+    resources_of_pod(s, &spec);
     return spec;
 }
 
