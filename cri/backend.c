@@ -87,6 +87,13 @@ int backend_choose(const Runtime__V1__PodSandboxConfig *pod, const char *handler
     } else {
         *out = (struct backend_choice){BACKEND_VM, "it needs nothing of the host"};
     }
+    const Runtime__V1__NamespaceOption *n = backend_namespaces(pod);
+    if (out->backend == BACKEND_HOST && n != NULL && n->userns_options != NULL &&
+        n->userns_options->mode == RUNTIME__V1__NAMESPACE_MODE__POD)
+        return err_set(err, ERR_UNIMPLEMENTED,
+                       "a user namespace is asked for; pods on the host have none (this one is on "
+                       "the host because of %s)",
+                       out->why);
     return 0;
 }
 
@@ -105,11 +112,6 @@ static int check_vm(const Runtime__V1__ContainerConfig *c, struct err *err)
                            "runtime handler " HOST_HANDLER,
                            c->mounts[i]->host_path, c->mounts[i]->container_path);
     }
-    if (c->n_devices > 0)
-        return err_set(err, ERR_UNIMPLEMENTED,
-                       "device %.200s: a VM has no devices of the host: it takes the runtime "
-                       "handler " HOST_HANDLER,
-                       c->devices[0]->host_path);
     return 0;
 }
 

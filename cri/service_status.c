@@ -103,6 +103,8 @@ static int add_handlers(struct call *call, Runtime__V1__StatusResponse *r, struc
         if (features == NULL)
             return -1;
         features->recursive_read_only_mounts = true; /* by the file server's mounts, or ours */
+        /* in the guest; the file server maps volumes */
+        features->user_namespaces = strcmp(BACKEND_HANDLERS[i], "aspis-host") != 0;
         h->features = features;
         r->runtime_handlers[r->n_runtime_handlers++] = h;
     }

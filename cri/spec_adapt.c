@@ -44,9 +44,9 @@ static void replace_option(json_t *mount, const char *from, const char *to)
 
 /* --- privileged --- */
 
-/* As kubelet's users know it: every capability and device, nothing hidden, nothing filtered, sysfs
- * and cgroups writable. */
-static int make_privileged(json_t *spec, enum backend backend, struct err *err)
+/* As kubelet's users know it: every capability, nothing hidden, nothing filtered, sysfs and cgroups
+ * writable; and every device, whose nodes the agent adds. */
+static void make_privileged(json_t *spec)
 {
     json_t *process = json_object_get(spec, "process");
     json_t *lin = json_object_get(spec, "linux");
@@ -60,9 +60,6 @@ static int make_privileged(json_t *spec, enum backend backend, struct err *err)
     json_t *resources = member(lin, "resources", json_object);
     (void)json_object_set_new(resources, "devices",
                               json_pack("[{s:b, s:s}]", "allow", 1, "access", "rwm"));
-    if (backend == BACKEND_VM)
-        return 0;
-    return spec_host_all_devices(member(lin, "devices", json_array), err);
 }
 
 /* --- the host --- */
@@ -137,19 +134,6 @@ static void set_cpuset(json_t *lin, const Container *c)
         (void)json_object_set_new(cpu, "mems", json_string(r->cpuset_mems));
 }
 
-static int set_devices(json_t *lin, const Container *c, struct err *err)
-{
-    if (c->n_devices == 0)
-        return 0;
-    json_t *devices = member(lin, "devices", json_array);
-    json_t *rules = member(member(lin, "resources", json_object), "devices", json_array);
-    for (size_t i = 0; i < c->n_devices; i++) {
-        if (spec_host_device(c->devices[i], devices, rules, err) < 0)
-            return -1;
-    }
-    return 0;
-}
-
 char *spec_adapt(const char *text, const Container *c, const Pod *pod,
                  const struct machine_volume *volumes, size_t n_volumes, enum backend backend,
                  struct err *err)
@@ -165,16 +149,14 @@ char *spec_adapt(const char *text, const Container *c, const Pod *pod,
         (void)err_set(err, ERR_INTERNAL, "the spec cannot be read back");
         return NULL;
     }
-    if (privileged && make_privileged(spec, backend, err) < 0)
-        return NULL;
+    if (privileged)
+        make_privileged(spec);
     if (backend == BACKEND_HOST) {
         set_namespaces(lin, c, privileged);
         set_volumes(spec, volumes, n_volumes);
         set_cpuset(lin, c);
         if (!privileged)
             set_paths(lin);
-        if (set_devices(lin, c, err) < 0)
-            return NULL;
         spec_host_clamp(json_object_get(spec, "process"));
     }
     char *out = json_dumps(spec, JSON_COMPACT);

@@ -193,6 +193,14 @@ int machine_attach_tree(struct machine *m, const char *serial, const char *dir, 
 int machine_detach_image(struct machine *m, const char *serial, struct cancel *cancel,
                          struct err *err);
 
+/* Files' ids from 0 on are, in the guest, those from `uid` and `gid` on, and the other way round,
+ * as an id-mapped mount does it: what is outside of them is nobody's, and cannot make files. n_uids
+ * 0: ids are as they are. */
+struct volume_ids {
+    uint32_t uid, n_uids;
+    uint32_t gid, n_gids;
+};
+
 /* A directory or file of the host that containers see live: over the `fs` channel, or as it is on
  * the host. */
 struct machine_volume {
@@ -201,6 +209,7 @@ struct machine_volume {
     bool recursive; /* read-only with all that is mounted below it */
     bool slave;     /* what the host mounts below it later shows up too */
     bool shared;    /* and what the container mounts shows up there: BACKEND_HOST only */
+    struct volume_ids ids;
     /* filled in */
     uint32_t id;       /* what the agent calls it */
     bool file;         /* no directory */

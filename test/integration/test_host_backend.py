@@ -170,6 +170,34 @@ def test_confinement(daemon, host_net):
     assert "Read-only file system" in r.stderr or "Text file busy" in r.stderr
 
 
+def test_seccomp(daemon, host_net):
+    """The same filters as in a guest."""
+    default = {"seccomp": pb.SecurityProfile(profile_type=pb.SecurityProfile.RuntimeDefault)}
+    st = host_net.run("c", "sh", "-c", "grep Seccomp: /proc/self/status; unshare -U true", security=default)
+    assert st.exit_code != 0 and host_net.output("c").split() == ["Seccomp:", "2"]
+    st = host_net.run("d", "grep", "Seccomp:", "/proc/self/status")
+    assert host_net.output("d").split() == ["Seccomp:", "0"]
+
+
+def test_pid_target(daemon, make_pod):
+    pod = make_pod(linux=linux(network=NODE))
+    a = pod.start("a", "sleep", "1234")
+    config = container_config("b", pod.image, ["sleep", "4321"])
+    config.linux.security_context.namespace_options.pid = pb.TARGET
+    config.linux.security_context.namespace_options.target_id = a
+    b = daemon.create(pod.id, config, pod.config)
+    daemon.client.StartContainer(container_id=b)
+    assert b"sleep 1234" in daemon.exec(b, "ps").stdout
+
+
+def test_user_namespaces_take_a_vm(daemon):
+    one = pb.IDMapping(host_id=100000, container_id=0, length=65536)
+    config = sandbox_config("u", linux=linux(userns_options=pb.UserNamespace(mode=POD, uids=[one], gids=[one])))
+    with pytest.raises(grpc.RpcError) as e:
+        daemon.run_pod(config, runtime_handler="aspis-host")
+    assert "user namespace" in e.value.details() and e.value.code() == grpc.StatusCode.UNIMPLEMENTED
+
+
 def test_security_context(daemon, host_net):
     st = host_net.run("c", "sh", "-c", "id -u; id -g; id -G; grep -E 'NoNewPrivs' /proc/self/status; touch /x",
                       security={"run_as_user": pb.Int64Value(value=1000), "run_as_group": pb.Int64Value(value=2000),
@@ -306,7 +334,7 @@ def test_handlers(daemon, make_pod):
     vm = make_pod()
     assert info(daemon, vm.id)["backend"] == "vm"
     for bad, word in (({"mounts": [mount("/tmp", "/x", propagation=pb.PROPAGATION_BIDIRECTIONAL)]}, "aspis-host"),
-                      ({"devices": [pb.Device(container_path="/dev/x", host_path="/dev/null", permissions="r")]}, "aspis-host"),
+                      ({"devices": [pb.Device(container_path="/dev/x", host_path="/dev/loop0", permissions="r")]}, "aspis-host"),
                       (privileged(), "privileged")):
         with pytest.raises(grpc.RpcError) as e:
             vm.create("bad", "sleep", "1", **bad)

@@ -7,8 +7,6 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <sys/sysmacros.h>
 
 #include <cmocka.h>
 
@@ -16,7 +14,6 @@
 #include "base/str.h"
 #include "cri/backend.h"
 #include "cri/spec.h"
-#include "cri/spec_host.h"
 
 #define OWN(s) ((char *)(uintptr_t)(s))
 #define NODE RUNTIME__V1__NAMESPACE_MODE__NODE
@@ -97,6 +94,13 @@ static void test_rule(void **state)
     assert_backend(&b, "", false, BACKEND_VM, "");
     assert_backend(&b, "aspis-vm", true, BACKEND_VM, "aspis-vm");
     b.pod_security.privileged = false;
+    Runtime__V1__UserNamespace userns;
+    runtime__v1__user_namespace__init(&userns);
+    userns.mode = RUNTIME__V1__NAMESPACE_MODE__POD;
+    b.pod_ns.userns_options = &userns;
+    assert_no_backend(&b, "aspis-host", ERR_UNIMPLEMENTED, "user namespace");
+    assert_backend(&b, "", true, BACKEND_VM, "");
+    b.pod_ns.userns_options = NULL;
     Runtime__V1__NamespaceMode *modes[] = {&b.pod_ns.network, &b.pod_ns.pid, &b.pod_ns.ipc};
     static const char *const names[] = {"network", "pid", "ipc"};
     for (size_t i = 0; i < ARRAY_LEN(modes); i++) {
@@ -158,14 +162,6 @@ static void test_containers(void **state)
     assert_container(&b, BACKEND_VM, ERR_PRECONDITION, "aspis-host");
     assert_container(&b, BACKEND_HOST, ERR_OK, "");
     b.c.n_mounts = 0;
-    Runtime__V1__Device device;
-    runtime__v1__device__init(&device);
-    device.host_path = OWN("/dev/null");
-    Runtime__V1__Device *devices[] = {&device};
-    b.c.devices = devices;
-    b.c.n_devices = 1;
-    assert_container(&b, BACKEND_VM, ERR_UNIMPLEMENTED, "aspis-host");
-    assert_container(&b, BACKEND_HOST, ERR_OK, "");
     b.c.linux = NULL;
     assert_container(&b, BACKEND_HOST, ERR_OK, "");
     clear(&b);
@@ -273,21 +269,9 @@ static void test_privileged(void **state)
     assert_true(has_option(vm, "/sys", "rw") && has_option(vm, "/sys/fs/cgroup", "rw"));
     assert_true(json_is_true(
         json_object_get(json_array_get(at(vm, "linux.resources.devices"), 0), "allow")));
-    assert_null(at(vm, "linux.devices")); /* the guest's own are nobody's */
     json_auto_t *host = adapted(&b, NULL, 0, BACKEND_HOST);
     assert_false(has_namespace(host, "cgroup"));
     assert_int_equal(json_array_size(at(host, "linux.maskedPaths")), 0);
-    assert_true(json_array_size(at(host, "linux.devices")) > 0);
-    size_t i;
-    const json_t *d;
-    bool null = false;
-    json_array_foreach(at(host, "linux.devices"), i, d)
-    {
-        const char *path = json_string_value(json_object_get(d, "path"));
-        assert_false(str_starts(path, "/dev/pts/") || strcmp(path, "/dev/console") == 0);
-        null = null || strcmp(path, "/dev/null") == 0;
-    }
-    assert_true(null);
     clear(&b);
 }
 
@@ -328,57 +312,6 @@ static void test_volumes(void **state)
     clear(&b);
 }
 
-static void test_devices(void **state)
-{
-    (void)state;
-    struct box b;
-    init(&b);
-    Runtime__V1__Device d;
-    runtime__v1__device__init(&d);
-    d.host_path = OWN("/dev/null");
-    d.container_path = OWN("/dev/nothing");
-    d.permissions = OWN("rw");
-    Runtime__V1__Device *devices[] = {&d};
-    b.c.devices = devices;
-    b.c.n_devices = 1;
-    json_auto_t *spec = adapted(&b, NULL, 0, BACKEND_HOST);
-    const json_t *node = json_array_get(at(spec, "linux.devices"), 0);
-    assert_string_equal(json_string_value(json_object_get(node, "path")), "/dev/nothing");
-    assert_int_equal(json_integer_value(json_object_get(node, "major")), 1);
-    assert_int_equal(json_integer_value(json_object_get(node, "minor")), 3);
-    const json_t *rules = at(spec, "linux.resources.devices");
-    const json_t *rule = json_array_get(rules, json_array_size(rules) - 1);
-    assert_string_equal(json_string_value(json_object_get(rule, "access")), "rw");
-
-    json_auto_t *list = json_array();
-    json_auto_t *more = json_array();
-    struct {
-        const char *host, *container, *permissions, *text;
-    } bad[] = {{"/dev/null", "/dev/x", "", "permissions"},
-               {"/dev/null", "/dev/x", "rwx", "permissions"},
-               {"/dev/null", "/dev/x", "rwmrwm", "permissions"},
-               {"dev/null", "/dev/x", "r", "absolute"},
-               {"/dev/null", "x", "r", "absolute"},
-               {"/dev/no-such-thing", "/dev/x", "r", "no-such-thing"},
-               {"/etc/passwd", "/dev/x", "r", "no device"}};
-    for (size_t i = 0; i < ARRAY_LEN(bad); i++) {
-        d.host_path = OWN(bad[i].host);
-        d.container_path = OWN(bad[i].container);
-        d.permissions = OWN(bad[i].permissions);
-        assert_int_equal(spec_host_device(&d, list, more, &b.err), -1);
-        assert_non_null(strstr(err_msg(&b.err), bad[i].text));
-        err_clear(&b.err);
-    }
-    /* a directory stands for what is in it */
-    d.host_path = OWN("/dev");
-    d.container_path = OWN("/devices");
-    d.permissions = OWN("r");
-    assert_int_equal(spec_host_device(&d, list, more, &b.err), 0);
-    assert_true(json_array_size(list) > 1);
-    assert_int_equal(json_array_size(list), json_array_size(more));
-    clear(&b);
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -388,7 +321,6 @@ int main(void)
         cmocka_unit_test(test_host),
         cmocka_unit_test(test_privileged),
         cmocka_unit_test(test_volumes),
-        cmocka_unit_test(test_devices),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
