@@ -71,6 +71,7 @@ static const struct key keys[] = {
     {"machine", "kvm_probe_timeout_seconds", SECONDS, AT(machine.kvm_probe_timeout_ns),
      .number = 10, .min = 1, .max = 3600},
     {"machine", "templates", FLAG, AT(machine.templates), .number = 1},
+    {"machine", "spares", NUMBER, AT(spares), .number = 1, .min = 0, .max = 64},
     {"machine", "cgroup_root", PATH, AT(machine.cgroup_root), .text = "/aspis"},
 
     {"images", "root", PATH, AT(images.root), .text = "/var/lib/aspis/images"},

@@ -34,6 +34,7 @@ struct config {
     const char *run_root, *state_root;
     int accel, transport; /* of machine, as the parser fills them */
     struct machine_config machine;
+    uint32_t spares; /* of machine: VMs to have ready */
     struct image_options images;
     struct cni_options cni;
     struct {

@@ -331,6 +331,7 @@ struct container *container_create(struct sandbox *s, const Runtime__V1__Contain
     auto_container struct container *c = container_new(s, id, config, err);
     if (c == NULL)
         return NULL;
+    spares_yield(s->rt->spares);
     if (model_add_container(s->rt, c, err) < 0) {
         (void)err_wrap(err, "create %s", container_title(c, title));
         return NULL;
@@ -378,6 +379,7 @@ static int start_locked(struct container *c, struct cancel *cancel, struct err *
 int container_start(struct container *c, struct cancel *cancel, struct err *err)
 {
     char title[200];
+    spares_yield(c->rt->spares);
     if (oplock_take(&c->op, cancel, err) < 0)
         return err_wrap(err, "start %s", container_title(c, title));
     auto_oplock struct oplock *held = &c->op;

@@ -177,6 +177,7 @@ static int open_stores(struct parts *p, struct err *err)
         .images = d->images,
         .run_root = c->run_root,
         .state_root = c->state_root,
+        .spares = c->machine.templates ? c->spares : 0,
     };
     d->runtime = runtime_new(&deps, err);
     if (d->runtime == NULL || runtime_recover(d->runtime, p->stop, err) < 0)

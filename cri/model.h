@@ -29,6 +29,7 @@
 #include "cri/oplock.h"
 #include "cri/records.h"
 #include "cri/runtime.h"
+#include "cri/spare/spare.h"
 #include "netplugin/netinfo.h"
 #include "proto/cri/v1/api.pb-c.h"
 #include "sandbox/machine.h"
@@ -103,6 +104,7 @@ struct runtime {
     struct sandbox *names;        /* by name_key */
     struct container *containers; /* by id */
     char *boot_id;
+    struct spares *spares; /* NULL: none are wanted */
 };
 
 /* --- sandboxes --- */

@@ -40,7 +40,10 @@ struct runtime *runtime_new(const struct runtime_deps *deps, struct err *err)
         rt->boot_id = fs_boot_id(err);
     if (rt->boot_id != NULL)
         rt->records = records_open(db, &moved, err);
-    if (rt->records != NULL)
+    if (rt->records != NULL && deps->spares > 0)
+        rt->spares = spares_new(deps->factory, deps->run_root, deps->spares, SANDBOX_TAP_NAME,
+                                SANDBOX_NETNS_FILE, err);
+    if (rt->records != NULL && (rt->spares != NULL || deps->spares == 0))
         rt->worker = loop_new(err);
     if (rt->worker == NULL) {
         runtime_free(rt);
@@ -84,6 +87,7 @@ void runtime_free(struct runtime *rt)
 {
     if (rt == NULL)
         return;
+    spares_free(rt->spares);
     forget_sandboxes(rt);
     if (rt->worker != NULL) {
         loop_stop(rt->worker);

@@ -18,7 +18,6 @@
 #include "netplugin/netns.h"
 
 #define POD_IFNAME "eth0"
-#define TAP_NAME "tap0"
 /* What undoing may take: longer than a CNI plugin's own timeout, shorter than a client's patience.
  */
 #define UNDO_NS (150LL * 1000000000)
@@ -153,7 +152,7 @@ static int namespace_up(struct sandbox *s, int *tap, struct err *err)
     set_text(s, &s->rec.netns, take(path));
     if (FAILPOINT("sandbox.tap", err) < 0)
         return -1;
-    *tap = netns_make_tap(s->rec.netns, TAP_NAME, err);
+    *tap = netns_make_tap(s->rec.netns, SANDBOX_TAP_NAME, err);
     return *tap < 0 ? err_wrap(err, "make the VM's tap") : 0;
 }
 
@@ -173,7 +172,7 @@ static int network_up(struct sandbox *s, struct timeline *t, struct cancel *canc
     timeline_mark(t, "cni add");
     if (net.n_ips == 0)
         return err_set(err, ERR_INTERNAL, "set up pod network: CNI gave the pod no address");
-    if (netns_join_tap(s->rec.netns, POD_IFNAME, TAP_NAME, &net, err) < 0)
+    if (netns_join_tap(s->rec.netns, POD_IFNAME, SANDBOX_TAP_NAME, &net, err) < 0)
         return err_wrap(err, "connect the VM to %s", POD_IFNAME);
     char *text = netinfo_encode(&net);
     (void)pthread_mutex_lock(&s->rt->lock);
@@ -214,10 +213,10 @@ static int network_down(struct sandbox *s, struct cancel *cancel, struct err *er
 
 /* --- machine --- */
 
-struct machine_spec sandbox_machine_spec(const struct sandbox *s)
+static struct machine_spec spec_of(const Runtime__V1__PodSandboxConfig *config)
 {
-    struct machine_spec spec = {.sandbox_id = s->rec.id, .cgroup_parent = "", .tap_fd = -1};
-    const Runtime__V1__LinuxPodSandboxConfig *l = s->config->linux;
+    struct machine_spec spec = {.cgroup_parent = "", .tap_fd = -1};
+    const Runtime__V1__LinuxPodSandboxConfig *l = config->linux;
     if (l != NULL) {
         spec.cgroup_parent = l->cgroup_parent;
         if (l->resources != NULL) {
@@ -228,6 +227,13 @@ struct machine_spec sandbox_machine_spec(const struct sandbox *s)
                 spec.cpu_period = (uint64_t)l->resources->cpu_period;
         }
     }
+    return spec;
+}
+
+struct machine_spec sandbox_machine_spec(const struct sandbox *s)
+{
+    struct machine_spec spec = spec_of(s->config);
+    spec.sandbox_id = s->rec.id;
     return spec;
 }
 
@@ -276,6 +282,19 @@ const struct machine_callbacks sandbox_machine_callbacks = {
     .on_dead = on_machine_dead,
 };
 
+static void set_machine(struct sandbox *s, struct machine *m)
+{
+    struct machine_record record = {0};
+    machine_get_record(m, &record);
+    char *text = machine_record_encode(&record);
+    machine_record_clear(&record);
+    (void)pthread_mutex_lock(&s->rt->lock);
+    s->machine = m;
+    free(s->rec.machine);
+    s->rec.machine = text;
+    (void)pthread_mutex_unlock(&s->rt->lock);
+}
+
 static int machine_up(struct sandbox *s, int tap, struct timeline *t, struct cancel *cancel,
                       struct err *err)
 {
@@ -289,21 +308,35 @@ static int machine_up(struct sandbox *s, int tap, struct timeline *t, struct can
     struct machine *m = machine_start(s->rt->deps.factory, &spec, &cb, cancel, err);
     if (m == NULL)
         return -1;
-    struct machine_record record = {0};
-    machine_get_record(m, &record);
-    char *text = machine_record_encode(&record);
-    machine_record_clear(&record);
-    (void)pthread_mutex_lock(&s->rt->lock);
-    s->machine = m;
-    free(s->rec.machine);
-    s->rec.machine = text;
-    (void)pthread_mutex_unlock(&s->rt->lock);
+    set_machine(s, m);
     return sandbox_save(s, err);
 }
 
-/* The VM starts on a thread of its own while the plugins run. */
+/* A spare VM, with its namespace, becomes the sandbox's, whose id it has; not claimed yet. */
+static int adopt_spare(struct sandbox *s, struct spare *sp, struct err *err)
+{
+    set_text(s, &s->rec.netns, take(sp->netns));
+    set_machine(s, take(sp->machine));
+    return sandbox_save(s, err);
+}
+
+static int claim_machine(struct sandbox *s, struct timeline *t, struct cancel *cancel,
+                         struct err *err)
+{
+    struct machine_spec spec = sandbox_machine_spec(s);
+    struct machine_callbacks cb = sandbox_machine_callbacks;
+    cb.arg = s;
+    if (machine_claim(s->machine, &spec, &cb, cancel, err) < 0)
+        return -1;
+    set_machine(s, s->machine); /* its record has another cgroup now */
+    timeline_mark(t, "spare claimed");
+    return 0;
+}
+
+/* The VM starts, or is claimed, on a thread of its own while the plugins run. */
 struct machine_job {
     struct sandbox *s;
+    bool claim; /* it is a spare that the sandbox has already */
     int tap;
     struct timeline *timeline;
     struct cancel *both; /* fired by whichever side fails first */
@@ -315,7 +348,8 @@ struct machine_job {
 static void *machine_thread(void *arg)
 {
     struct machine_job *j = arg;
-    j->ret = machine_up(j->s, j->tap, j->timeline, j->both, &j->err);
+    j->ret = j->claim ? claim_machine(j->s, j->timeline, j->both, &j->err)
+                      : machine_up(j->s, j->tap, j->timeline, j->both, &j->err);
     if (j->ret < 0) {
         j->failed_at = mono_ns();
         cancel_fire(j->both);
@@ -324,14 +358,14 @@ static void *machine_thread(void *arg)
 }
 
 /* VM and network at the same time. What one of them has made when the other fails is the caller's
- * to undo. */
-static int network_and_machine_up(struct sandbox *s, int tap, struct timeline *t,
-                                  struct cancel *cancel, struct err *err)
+ * to undo; *machines_fault tells which it was. */
+static int network_and_machine_up(struct sandbox *s, int tap, bool claim, struct timeline *t,
+                                  bool *machines_fault, struct cancel *cancel, struct err *err)
 {
     auto_cancel struct cancel *both = cancel_child(cancel, 0, err);
     if (both == NULL)
         return -1;
-    struct machine_job j = {.s = s, .tap = tap, .timeline = t, .both = both};
+    struct machine_job j = {.s = s, .claim = claim, .tap = tap, .timeline = t, .both = both};
     pthread_t thread;
     int rc = pthread_create(&thread, NULL, machine_thread, &j);
     if (rc != 0)
@@ -342,7 +376,8 @@ static int network_and_machine_up(struct sandbox *s, int tap, struct timeline *t
     if (ret < 0)
         cancel_fire(both);
     (void)pthread_join(thread, NULL);
-    if (j.ret < 0 && (ret == 0 || j.failed_at < failed_at))
+    *machines_fault = j.ret < 0 && (ret == 0 || j.failed_at < failed_at);
+    if (*machines_fault)
         (void)err_move(err, &j.err); /* the first failure is the reason, a later one its echo */
     else if (ret < 0)
         (void)err_move(err, &net_err);
@@ -563,16 +598,42 @@ static void undo_run(struct sandbox *s, const struct err *cause)
     (void)sandbox_set_phase(s, SANDBOX_NOTREADY, err_msg(cause), NULL);
 }
 
-static int build(struct sandbox *s, struct timeline *t, struct cancel *cancel, struct err *err)
+static int build_new(struct sandbox *s, struct timeline *t, struct cancel *cancel, struct err *err)
 {
     auto_close int tap = -1;
-    if (sandbox_save(s, err) < 0 || FAILPOINT("sandbox.record", err) < 0)
-        return -1;
-    timeline_mark(t, "record");
+    bool ignored;
     if (namespace_up(s, &tap, err) < 0)
         return -1;
     timeline_mark(t, "namespace and tap");
-    if (network_and_machine_up(s, tap, t, cancel, err) < 0)
+    return network_and_machine_up(s, tap, false, t, &ignored, cancel, err);
+}
+
+/* 1: done; 0: the spare was no good and is gone, with its namespace. */
+static int build_on_spare(struct sandbox *s, struct spare *sp, struct timeline *t,
+                          struct cancel *cancel, struct err *err)
+{
+    auto_err struct err why = ERR_INIT;
+    bool machines_fault = false;
+    if (adopt_spare(s, sp, err) < 0)
+        return -1;
+    timeline_mark(t, "spare taken");
+    if (network_and_machine_up(s, -1, true, t, &machines_fault, cancel, &why) == 0)
+        return 1;
+    if (!machines_fault || cancel_check(cancel, NULL) < 0)
+        return err_move(err, &why);
+    log_warn("a spare vm is unusable", LOG_STR("sandbox", s->rec.id),
+             LOG_STR("error", err_msg(&why)));
+    return sandbox_teardown(s, cancel, err) < 0 ? -1 : 0;
+}
+
+static int build(struct sandbox *s, struct spare *sp, struct timeline *t, struct cancel *cancel,
+                 struct err *err)
+{
+    if (sandbox_save(s, err) < 0 || FAILPOINT("sandbox.record", err) < 0)
+        return -1;
+    timeline_mark(t, "record");
+    int rc = sp != NULL ? build_on_spare(s, sp, t, cancel, err) : 0;
+    if (rc < 0 || (rc == 0 && build_new(s, t, cancel, err) < 0))
         return -1;
     if (FAILPOINT("sandbox.configure", err) < 0 ||
         sandbox_configure_pod(s, s->machine, cancel, err) < 0)
@@ -608,17 +669,42 @@ static int join(struct sandbox *holder, struct cancel *cancel, struct err *err)
                    holder->name_key, holder->rec.id);
 }
 
+/* Takes a spare, whose id the sandbox gets, if one fits; id is 65 bytes. */
+static struct spare *choose_id(struct runtime *rt, const Runtime__V1__PodSandboxConfig *config,
+                               char *id)
+{
+    struct machine_spec spec = spec_of(config);
+    struct spare *sp = spares_take(rt->spares, &spec);
+    if (sp != NULL)
+        memcpy(id, sp->id, 65);
+    else
+        fs_random_hex(id, 64);
+    return sp;
+}
+
+/* What is left of a spare once its sandbox is built, or not. */
+static void settle_spare(struct runtime *rt, struct spare *sp)
+{
+    if (sp != NULL && sp->machine != NULL)
+        spares_put_back(rt->spares, sp);
+    else
+        spare_free(sp);
+    spares_yield(rt->spares);
+}
+
 struct sandbox *sandbox_run(struct runtime *rt, const Runtime__V1__PodSandboxConfig *config,
                             const char *handler, struct cancel *cancel, struct err *err)
 {
     char title[200];
     for (;;) {
         char id[65];
-        fs_random_hex(id, 64);
+        struct spare *sp = choose_id(rt, config, id);
         auto_sandbox struct sandbox *s = sandbox_new(rt, id, config, handler, err);
+        auto_sandbox struct sandbox *holder = s != NULL ? model_add_sandbox(rt, s) : NULL;
+        if (s == NULL || holder != NULL)
+            settle_spare(rt, sp);
         if (s == NULL)
             return NULL;
-        auto_sandbox struct sandbox *holder = model_add_sandbox(rt, s);
         if (holder != NULL) {
             int rc = join(holder, cancel, err);
             if (rc == 0)
@@ -630,7 +716,7 @@ struct sandbox *sandbox_run(struct runtime *rt, const Runtime__V1__PodSandboxCon
         int64_t begin = mono_ns();
         struct timeline timeline;
         timeline_begin(&timeline);
-        int rc = build(s, &timeline, cancel, err);
+        int rc = build(s, sp, &timeline, cancel, err);
         timeline_mark(&timeline, "ready");
         set_text(s, &s->timeline, timeline_text(&timeline));
         timeline_end(&timeline);
@@ -642,6 +728,7 @@ struct sandbox *sandbox_run(struct runtime *rt, const Runtime__V1__PodSandboxCon
                      LOG_INT("ms", (mono_ns() - begin) / 1000000));
             log_debug("timeline", LOG_STR("sandbox", s->rec.id), LOG_STR("ms", s->timeline));
         }
+        settle_spare(rt, sp);
         (void)eventfd_write(s->settled_fd, 1);
         return rc < 0 ? NULL : take(s);
     }

@@ -39,8 +39,9 @@ struct machine {
     struct machine_factory *f;
     char *id, *run_dir, *state_dir, *console_path;
     char *guest_mac; /* fixed once started; NULL: no NIC, or adopted */
-    struct machine_callbacks cb;
-    struct machine_record record; /* fixed once started */
+    struct machine_callbacks cb;  /* from when it has started: the control loop's */
+    struct machine_record record; /* fixed once started; a spare's: once claimed */
+    struct template *tpl;         /* what it is a clone of, or NULL */
     struct hv *hv;                /* fixed once started; NULL before */
     struct share *share;          /* the same */
 
@@ -116,6 +117,16 @@ bool machine_alive(struct machine *m)
     return alive;
 }
 
+static int check_alive(struct machine *m, struct err *err)
+{
+    int ret = 0;
+    (void)pthread_mutex_lock(&m->lock);
+    if (m->dead)
+        ret = err_set(err, ERR_UNAVAILABLE, "the vm is gone: %s", m->reason);
+    (void)pthread_mutex_unlock(&m->lock);
+    return ret;
+}
+
 /* --- making and freeing --- */
 
 static struct machine *make(struct machine_factory *f, const char *id,
@@ -148,6 +159,7 @@ void machine_free(struct machine *m)
     }
     cancel_unref(m->boot);
     machine_record_clear(&m->record);
+    template_unref(m->tpl);
     (void)pthread_mutex_destroy(&m->lock);
     (void)pthread_mutex_destroy(&m->ending);
     free(m->reason);
@@ -221,6 +233,8 @@ static int start_hv(struct machine *m, const struct machine_spec *spec,
     auto_strv struct strv cgroups = {0};
     if (FAILPOINT("machine.cgroup", err) < 0 || cgroup_create(m->record.cgroup, &cgroups, err) < 0)
         return -1;
+    if (spec->spare)
+        cgroup_make_idle(f->spare_cgroup_root);
     auto_close int scratch = open_scratch(m, cancel, err);
     if (scratch < 0)
         return -1;
@@ -305,7 +319,8 @@ static int boot_steps(struct machine *m, const struct machine_spec *spec,
     if (f->transport == TRANSPORT_VSOCK &&
         (m->record.cid = machine_cid_find(f, m->record.uid, err)) == 0)
         return -1;
-    m->record.cgroup = cgroup_path(spec->cgroup_parent, f->config.cgroup_root, m->id, err);
+    m->record.cgroup = cgroup_path(spec->spare ? f->spare_cgroup_root : spec->cgroup_parent,
+                                   f->config.cgroup_root, m->id, err);
     if (m->record.cgroup == NULL)
         return -1;
     if (start_hv(m, spec, how, cancel, err) < 0 || start_link(m, cancel, err) < 0)
@@ -394,8 +409,10 @@ static struct machine *clone_template(struct machine_factory *f, const struct ma
     cleanup_closep(&files.ram_fd);
     cleanup_closep(&files.state_fd);
     if (m != NULL)
+        m->tpl = take(t);
+    if (m != NULL)
         template_worked(f->templates);
-    else if (cancel_check(cancel, NULL) == 0)
+    else if (cancel_check(cancel, NULL) == 0 && !spec->spare) /* which may just have had no time */
         template_suspect(f->templates, t, err_msg(&err));
     return m;
 }
@@ -412,11 +429,59 @@ struct machine *machine_start(struct machine_factory *f, const struct machine_sp
     struct machine_how how = {.accel = f->accel, .timeout_ns = f->config.boot_timeout_ns};
     (void)pthread_mutex_unlock(&f->lock);
     struct machine *m = clone_template(f, spec, how.accel, cb, cancel);
-    if (m == NULL && cancel_check(cancel, err) == 0)
-        m = machine_boot(f, spec, &how, cb, cancel, err);
+    if (m == NULL && cancel_check(cancel, err) == 0) {
+        if (spec->spare)
+            (void)err_set(err, ERR_UNAVAILABLE, "there is no template to clone");
+        else
+            m = machine_boot(f, spec, &how, cb, cancel, err);
+    }
     if (m == NULL)
         (void)err_wrap(err, "start machine");
     return m;
+}
+
+/* --- spares --- */
+
+void machine_on_template(struct machine_factory *f, void (*fn)(void *arg), void *arg)
+{
+    template_pool_notify(f->templates, fn, arg);
+}
+
+bool machine_fits(struct machine *m, const struct machine_spec *spec)
+{
+    (void)pthread_mutex_lock(&m->f->lock);
+    enum accel accel = m->f->accel;
+    (void)pthread_mutex_unlock(&m->f->lock);
+    struct machine_size size = size_of(m->f, spec);
+    auto_template struct template *now = template_take(m->f->templates, accel, &size);
+    return now != NULL && now == m->tpl && machine_alive(m);
+}
+
+struct new_callbacks {
+    struct machine *m;
+    struct machine_callbacks cb;
+};
+
+/* On the control loop, where callbacks run: none of the old ones is under way after that. */
+static void set_callbacks(void *arg)
+{
+    const struct new_callbacks *n = arg;
+    n->m->cb = n->cb;
+}
+
+int machine_claim(struct machine *m, const struct machine_spec *spec,
+                  const struct machine_callbacks *cb, struct cancel *cancel, struct err *err)
+{
+    struct new_callbacks n = {.m = m, .cb = *cb};
+    loop_call(m->f->control, set_callbacks, &n);
+    auto_free char *path = cgroup_path(spec->cgroup_parent, m->f->config.cgroup_root, m->id, err);
+    if (path == NULL || FAILPOINT("machine.claim", err) < 0 || check_alive(m, err) < 0 ||
+        cgroup_move(m->record.cgroup, path, m->f->spare_cgroup_root, cancel, err) < 0)
+        return err_wrap(err, "claim a spare machine");
+    share_move(m->share, path);
+    free(m->record.cgroup);
+    m->record.cgroup = take(path);
+    return 0;
 }
 
 /* --- adoption --- */
@@ -497,16 +562,6 @@ const char *machine_guest_mac(struct machine *m)
 
 /* --- disks --- */
 
-static int check_alive(struct machine *m, struct err *err)
-{
-    int ret = 0;
-    (void)pthread_mutex_lock(&m->lock);
-    if (m->dead)
-        ret = err_set(err, ERR_UNAVAILABLE, "the vm is gone: %s", m->reason);
-    (void)pthread_mutex_unlock(&m->lock);
-    return ret;
-}
-
 int machine_attach_image(struct machine *m, const char *serial, const struct disk_part *parts,
                          size_t n_parts, struct cancel *cancel, struct err *err)
 {
@@ -580,7 +635,8 @@ static int sweep(struct machine_factory *f, const char *id, const char *cgroup, 
 {
     auto_free char *run = machine_run_path(f, id);
     auto_free char *state = machine_state_path(f, id);
-    if (!str_empty(cgroup) && cgroup_remove(cgroup, f->config.cgroup_root, cancel, err) < 0)
+    if (!str_empty(cgroup) &&
+        cgroup_remove(cgroup, machine_cgroup_root(f, cgroup), cancel, err) < 0)
         return -1;
     if (fs_rm_rf(run, err) < 0 || fs_rm_rf(state, err) < 0)
         return -1;

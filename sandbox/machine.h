@@ -93,6 +93,7 @@ struct machine_spec {
     uint64_t memory_limit_bytes; /* of the pod, 0: none */
     int64_t cpu_quota;           /* of the pod; <= 0: none */
     uint64_t cpu_period;
+    bool spare;                /* for a pod that is not known yet: see machine_claim() */
     int tap_fd;                /* borrowed (dup'ed); -1: no NIC */
     const char *mac;           /* of the NIC; NULL: any, see machine_guest_mac() */
     struct timeline *timeline; /* NULL, or gets the steps of the start */
@@ -130,6 +131,18 @@ struct machine_callbacks {
 struct machine *machine_start(struct machine_factory *f, const struct machine_spec *spec,
                               const struct machine_callbacks *cb, struct cancel *cancel,
                               struct err *err);
+/* A VM can be started before its pod is known: with spec.spare it is a clone in any case
+ * (UNAVAILABLE when there is no template), and uses the processors only when nobody else does. To
+ * be told when there is a template: fn comes from a thread of the pool and must not block, and comes
+ * no more once another, or NULL, has been set. */
+void machine_on_template(struct machine_factory *f, void (*fn)(void *arg), void *arg);
+/* Is the spare alive, and what machine_start() would make of the spec now? */
+bool machine_fits(struct machine *m, const struct machine_spec *spec);
+/* Makes a spare the machine of the spec's pod, whose id it has had from the beginning: its cgroup,
+ * and its callbacks from now on; none of the earlier ones runs once this has returned. After a
+ * failure it can only be destroyed. */
+int machine_claim(struct machine *m, const struct machine_spec *spec,
+                  const struct machine_callbacks *cb, struct cancel *cancel, struct err *err);
 /* Takes over a VM of an earlier daemon: pidfd, QMP query-status, agent Hello. NOT_FOUND when it is
  * gone. */
 struct machine *machine_adopt(struct machine_factory *f, const struct machine_spec *spec,

@@ -30,6 +30,7 @@ struct machine_factory {
     pthread_mutex_t deciding;   /* held by who probes */
 
     struct template_pool *templates; /* NULL: none are wanted */
+    char *spare_cgroup_root; /* of the VMs that have no pod yet */
 };
 
 /* One pod's VM size, from what CRI says (units as in machine_spec) and the configuration. */
@@ -58,6 +59,8 @@ uint32_t machine_cid_find(struct machine_factory *f, uint32_t seed, struct err *
 int machine_kill_stray(struct machine_factory *f, const char *id, struct cancel *cancel,
                        struct err *err);
 
+/* The group that holds a pod's, which goes when it is empty. */
+const char *machine_cgroup_root(const struct machine_factory *f, const char *cgroup);
 char *machine_run_path(const struct machine_factory *f, const char *id);
 char *machine_state_path(const struct machine_factory *f, const char *id);
 /* Letters, digits and -_. of at most 128 bytes. */

@@ -57,9 +57,10 @@ def processes():
 class Aspis:
     name = "aspis"
 
-    def __init__(self, refs, base, templates=True, memory=256):
+    def __init__(self, refs, base, templates=True, memory=256, spares=1):
         self.image = refs["busybox"]
-        self.d = world.Daemon(base, overrides={"machine": {"templates": templates, "base_memory_mib": memory},
+        self.d = world.Daemon(base, overrides={"machine": {"templates": templates, "base_memory_mib": memory,
+                                                           "spares": spares},
                                                "daemon": {"log_level": "info"}})
         self.d.start()
         self.client = self.d.client
@@ -72,6 +73,9 @@ class Aspis:
 
     def daemon_pid(self):
         return self.d.proc.pid
+
+    def spares_made(self):
+        return self.d.log_text().count("spare vm ready")
 
     def pod_pids(self):
         return self.d.qemu_pids()
@@ -243,6 +247,8 @@ def main():
     ap.add_argument("--json", help="write everything there")
     ap.add_argument("--only", choices=["aspis", "containerd"])
     ap.add_argument("--no-templates", action="store_true", help="boot each VM, to compare")
+    ap.add_argument("--spares", type=int, default=1, help="VMs that aspis has ready before it is asked (0: none)")
+    ap.add_argument("--pause", type=float, default=1.5, help="seconds of rest before each round of pods, for both")
     ap.add_argument("--memory", type=int, default=256, help="MiB of a pod without a limit")
     a = ap.parse_args()
     os.makedirs("/run/at", exist_ok=True)
@@ -258,7 +264,7 @@ def main():
         pause = Layout(work / "pause")
         pause.tag(pause.image([mkimage.busybox_layer()], {"Entrypoint": ["sleep", "2147483647"], "Cmd": None}))
         refs["pause"] = reg.push(pause.dir, "bench/pause")
-        for make in (lambda b: Aspis(refs, b, not a.no_templates, a.memory), lambda b: Containerd(refs, b)):
+        for make in (lambda b: Aspis(refs, b, not a.no_templates, a.memory, a.spares), lambda b: Containerd(refs, b)):
             if a.only and (a.only == "aspis") != (len(started) == 0 and make.__code__.co_names[0] == "Aspis"):
                 continue
             base = Path(tempfile.mkdtemp(prefix="b", dir="/run/at"))
@@ -273,6 +279,7 @@ def main():
         for rt in started:  # the first of each warms the page cache
             one_pod(rt, 9999, {}, [])
         for n in range(a.n):
+            time.sleep(a.pause)
             for rt in started if n % 2 == 0 else reversed(started):
                 one_pod(rt, n, times[rt.name], timelines)
         result = {"calls": {k: {c: figures(v[c]) for c in CALLS} for k, v in times.items()}, "density": {},
