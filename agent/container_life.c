@@ -82,7 +82,10 @@ static void create_reply(struct container *c, const struct op_result *res)
     reply.streams = &streams;
     reply.pid = (uint32_t)res->pid;
     c->create_req = NULL;
+    timeline_mark(&c->timeline, "made");
     rpc_reply(call, &reply.base);
+    auto_free char *steps = timeline_text(&c->timeline);
+    log_info("created", LOG_STR("container", c->id), LOG_STR("ms", steps));
 }
 
 static void create_done(void *arg, const struct op_result *res, int fd, const struct err *err)
@@ -179,6 +182,7 @@ static void create_run(struct container *c)
     }
     t->ops++;
     process_set_trace(c->init, trace);
+    timeline_mark(&c->timeline, "forked");
 }
 
 static void image_ready(void *arg, const char *mountpoint, const struct err *err)
@@ -192,6 +196,7 @@ static void image_ready(void *arg, const char *mountpoint, const struct err *err
     }
     c->has_image = true;
     c->image_mount = xstrdup(mountpoint);
+    timeline_mark(&c->timeline, "image");
     if (c->remove_wanted) {
         err_set(&local, ERR_ABORTED, "the container is being removed");
         create_failed(c, &local);
@@ -223,6 +228,7 @@ void handle_create(struct rpc_call *call, const ProtobufCMessage *request, void 
     c->id = xstrdup(req->container_id);
     c->image = xstrdup(req->image_disk);
     c->oom_watch = -1;
+    timeline_begin(&c->timeline);
     c->create_call = call;
     c->create_req = req;
     TAILQ_INIT(&c->execs);

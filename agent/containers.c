@@ -100,6 +100,7 @@ void container_free(struct container *c)
     TAILQ_REMOVE(&t->list, c, link);
     t->n--;
     err_clear(&c->create_err);
+    timeline_end(&c->timeline);
     free(c->image_mount);
     free(c->image);
     free(c->id);

@@ -262,7 +262,8 @@ static int create_in_guest(struct container *c, struct machine *m, struct image 
     return 0;
 }
 
-static int build(struct container *c, struct image *image, struct cancel *cancel, struct err *err)
+static int build(struct container *c, struct image *image, struct timeline *t,
+                 struct cancel *cancel, struct err *err)
 {
     char serial[21];
     char signal_name[16];
@@ -274,9 +275,12 @@ static int build(struct container *c, struct image *image, struct cancel *cancel
     struct machine *m = sandbox_use_machine(c->sandbox, err);
     if (m == NULL)
         return -1;
+    timeline_mark(t, "record");
     int rc = bring_image(c, m, image, serial, cancel, err);
+    timeline_mark(t, "image disk plugged");
     if (rc == 0)
         rc = create_in_guest(c, m, image, serial, cancel, err);
+    timeline_mark(t, "created in guest");
     /* the ids of the streams must be on record before a byte of them is acknowledged */
     if (rc == 0)
         rc = container_save(c, err);
@@ -336,7 +340,14 @@ struct container *container_create(struct sandbox *s, const Runtime__V1__Contain
         (void)err_wrap(err, "create %s", container_title(c, title));
         return NULL;
     }
-    if (build(c, image, cancel, err) < 0) {
+    struct timeline timeline;
+    timeline_begin(&timeline);
+    int rc = build(c, image, &timeline, cancel, err);
+    timeline_mark(&timeline, "created");
+    auto_free char *steps = timeline_text(&timeline);
+    timeline_end(&timeline);
+    log_debug("timeline of create", LOG_STR("container", c->rec.id), LOG_STR("ms", steps));
+    if (rc < 0) {
         (void)err_wrap(err, "create %s", container_title(c, title));
         undo_create(c);
         return NULL;

@@ -61,7 +61,7 @@ class Aspis:
         self.image = refs["busybox"]
         self.d = world.Daemon(base, overrides={"machine": {"templates": templates, "base_memory_mib": memory,
                                                            "spares": spares},
-                                               "daemon": {"log_level": "info"}})
+                                               "daemon": {"log_level": os.environ.get("BENCH_LOG", "info")}})
         self.d.start()
         self.client = self.d.client
         self.client.PullImage(image={"image": self.image})
