@@ -27,7 +27,7 @@ from registry import Registry  # noqa: E402
 CALLS = ["RunPodSandbox", "CreateContainer", "StartContainer", "ExecSync", "StopContainer", "RemoveContainer",
          "StopPodSandbox", "RemovePodSandbox"]
 # ends at once on SIGTERM
-COMMAND = ["sh", "-c", "trap 'exit 0' TERM; sleep 100000 & wait"]
+COMMAND = ["sh", "-c", "trap 'exit 0' TERM; echo ready; sleep 100000 & wait"]
 
 
 def pss(pid):
@@ -169,7 +169,18 @@ def timed(times, call, function, *a, **kw):
     return out
 
 
+def wait_ready(rt):
+    """Its trap is set: a process group's first process gets no signal that it does not handle."""
+    deadline = time.monotonic() + 10
+    while not any("ready" in p.read_text() for p in Path(rt.logs).rglob("*.log")):
+        if time.monotonic() > deadline:
+            raise SystemExit(f"{rt.name}: the container does not get ready")
+        time.sleep(0.005)
+
+
 def one_pod(rt, n, times, timelines):
+    for p in Path(rt.logs).rglob("*.log"):
+        p.unlink()
     c = rt.client
     pod = sandbox_config(f"{rt.name}{n}", log_directory=str(rt.logs))
     (Path(rt.logs) / "x").mkdir(exist_ok=True)
@@ -184,6 +195,7 @@ def one_pod(rt, n, times, timelines):
     line = rt.timeline(sandbox)
     if line:
         timelines.append(line)
+    wait_ready(rt)
     timed(times, "StopContainer", c.StopContainer, container_id=con, timeout=10)
     timed(times, "RemoveContainer", c.RemoveContainer, container_id=con)
     timed(times, "StopPodSandbox", c.StopPodSandbox, pod_sandbox_id=sandbox)
