@@ -575,10 +575,45 @@ int sandbox_configure_pod(struct sandbox *s, struct machine *m, struct cancel *c
 
 /* --- run --- */
 
+struct network_job {
+    struct sandbox *s;
+    struct timeline *timeline;
+    struct cancel *cancel;
+    struct err err;
+    int ret;
+};
+
+static void *network_thread(void *arg)
+{
+    struct network_job *j = arg;
+    j->ret = network_down(j->s, j->cancel, &j->err);
+    timeline_mark(j->timeline, "network");
+    return NULL;
+}
+
+/* VM and network at the same time, each as far as it goes. */
+static int machine_and_network_down(struct sandbox *s, struct timeline *t, struct cancel *cancel,
+                                    struct err *err)
+{
+    struct network_job j = {.s = s, .timeline = t, .cancel = cancel};
+    pthread_t thread;
+    int rc = pthread_create(&thread, NULL, network_thread, &j);
+    int ret = machine_down(s, cancel, err);
+    timeline_mark(t, "machine");
+    if (rc == 0)
+        (void)pthread_join(thread, NULL);
+    else
+        (void)network_thread(&j);
+    if (ret == 0 && j.ret < 0)
+        (void)err_move(err, &j.err);
+    err_clear(&j.err);
+    return ret < 0 || j.ret < 0 ? -1 : 0;
+}
+
 int sandbox_teardown(struct sandbox *s, struct cancel *cancel, struct err *err)
 {
     auto_free char *run_dir = sandbox_run_dir(s);
-    if (machine_down(s, cancel, err) < 0 || network_down(s, cancel, err) < 0)
+    if (machine_and_network_down(s, NULL, cancel, err) < 0)
         return -1;
     return fs_rm_rf(run_dir, err);
 }
@@ -736,21 +771,21 @@ struct sandbox *sandbox_run(struct runtime *rt, const Runtime__V1__PodSandboxCon
 
 /* --- stop and remove --- */
 
-static int stop_locked(struct sandbox *s, struct cancel *cancel, struct err *err)
+static int stop_locked(struct sandbox *s, struct timeline *t, struct cancel *cancel,
+                       struct err *err)
 {
     (void)pthread_mutex_lock(&s->rt->lock);
     s->stopping = true;
     bool notready = s->rec.phase == SANDBOX_NOTREADY;
     (void)pthread_mutex_unlock(&s->rt->lock);
     auto_free char *run_dir = sandbox_run_dir(s);
-    if (machine_down(s, cancel, err) < 0)
-        return -1;
-    containers_lost(s, "");
-    if (!notready && sandbox_set_phase(s, SANDBOX_NOTREADY, "stopped", err) < 0)
-        return -1;
-    if (network_down(s, cancel, err) < 0)
-        return -1;
-    return fs_rm_rf(run_dir, err);
+    int rc = machine_and_network_down(s, t, cancel, err);
+    if (s->rec.machine[0] == '\0') { /* it is gone, whatever became of the network */
+        containers_lost(s, "");
+        if (!notready && sandbox_set_phase(s, SANDBOX_NOTREADY, "stopped", rc == 0 ? err : NULL) < 0)
+            return -1;
+    }
+    return rc < 0 ? -1 : fs_rm_rf(run_dir, err);
 }
 
 int sandbox_stop(struct sandbox *s, struct cancel *cancel, struct err *err)
@@ -760,10 +795,16 @@ int sandbox_stop(struct sandbox *s, struct cancel *cancel, struct err *err)
         return err_wrap(err, "stop %s", sandbox_title(s, title));
     auto_oplock struct oplock *held = &s->op;
     /* running containers get their end recorded as killed, with their output complete */
+    struct timeline timeline;
+    timeline_begin(&timeline);
     containers_kill_all(s, cancel);
-    if (stop_locked(s, cancel, err) < 0)
-        return err_wrap(err, "stop %s", sandbox_title(s, title));
-    return 0;
+    timeline_mark(&timeline, "containers");
+    int rc = stop_locked(s, &timeline, cancel, err);
+    timeline_mark(&timeline, "stopped");
+    auto_free char *steps = timeline_text(&timeline);
+    timeline_end(&timeline);
+    log_debug("timeline of stop", LOG_STR("sandbox", s->rec.id), LOG_STR("ms", steps));
+    return rc < 0 ? err_wrap(err, "stop %s", sandbox_title(s, title)) : 0;
 }
 
 int sandbox_remove(struct sandbox *s, struct cancel *cancel, struct err *err)
@@ -778,7 +819,7 @@ int sandbox_remove(struct sandbox *s, struct cancel *cancel, struct err *err)
     if (gone)
         return 0;
     containers_kill_all(s, cancel);
-    if (stop_locked(s, cancel, err) < 0 ||
+    if (stop_locked(s, NULL, cancel, err) < 0 ||
         sandbox_set_phase(s, SANDBOX_REMOVING, "being removed", err) < 0 ||
         FAILPOINT("sandbox.remove", err) < 0)
         return err_wrap(err, "remove %s", sandbox_title(s, title));

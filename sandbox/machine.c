@@ -30,8 +30,6 @@
 #include "sandbox/share.h"
 #include "sandbox/template.h"
 
-#define SHUTDOWN_CALL_NS INT64_C(500000000)
-#define SHUTDOWN_WAIT_NS INT64_C(1000000000)
 /* A clone answers in a twentieth of a second, or never; a busy host gets some patience. */
 #define CLONE_TIMEOUT_NS INT64_C(15000000000)
 
@@ -347,7 +345,7 @@ static void explain_failure(struct machine *m, int64_t timeout_ns, struct cancel
     }
 }
 
-static int destroy(struct machine *m, bool ask_agent, struct cancel *cancel, struct err *err);
+static int destroy(struct machine *m, struct cancel *cancel, struct err *err);
 
 struct machine *machine_boot(struct machine_factory *f, const struct machine_spec *spec,
                              const struct machine_how *how, const struct machine_callbacks *cb,
@@ -367,7 +365,7 @@ struct machine *machine_boot(struct machine_factory *f, const struct machine_spe
     if (!ok) {
         explain_failure(m, how->timeout_ns, cancel, &e);
         auto_err struct err undo = ERR_INIT;
-        if (destroy(m, false, NULL, &undo) < 0)
+        if (destroy(m, NULL, &undo) < 0)
             (void)err_append(&e, " (and cleaning up: %s)", err_msg(&undo));
         machine_free(m);
         (void)err_move(err, &e);
@@ -611,24 +609,6 @@ int machine_remove_volumes(struct machine *m, const char *owner, struct cancel *
 
 /* --- the end --- */
 
-/* Lets the guest unmount; a guest that does not answer is not waited for. */
-static void ask_to_shut_down(struct machine *m, struct cancel *cancel)
-{
-    Aspis__Agent__V1__Empty req;
-    aspis__agent__v1__empty__init(&req);
-    auto_cancel struct cancel *c = cancel_child(cancel, mono_ns() + SHUTDOWN_CALL_NS, NULL);
-    auto_arena struct arena *arena = arena_new(LIMIT_RPC_MESSAGE);
-    const ProtobufCMessage *r =
-        c != NULL ? link_call(m->link, "Shutdown", &req.base, &aspis__agent__v1__empty__descriptor,
-                              arena, c, NULL)
-                  : NULL;
-    if (r == NULL)
-        return;
-    auto_cancel struct cancel *w = cancel_child(cancel, mono_ns() + SHUTDOWN_WAIT_NS, NULL);
-    if (w != NULL)
-        (void)m->f->hv->wait(m->hv, w, NULL);
-}
-
 /* The files, groups and uid of a pod whose process is gone. */
 static int sweep(struct machine_factory *f, const char *id, const char *cgroup, uint32_t uid,
                  struct cancel *cancel, struct err *err)
@@ -645,15 +625,12 @@ static int sweep(struct machine_factory *f, const char *id, const char *cgroup, 
     return 0;
 }
 
-static int destroy(struct machine *m, bool ask_agent, struct cancel *cancel, struct err *err)
+/* The guest is not asked: its disk dies with it, and what it wrote to volumes was on the host before
+ * write(2) or munmap(2) returned there. */
+static int destroy(struct machine *m, struct cancel *cancel, struct err *err)
 {
     (void)pthread_mutex_lock(&m->lock);
     m->silent = true;
-    bool ask = ask_agent && !m->dead && m->link != NULL;
-    (void)pthread_mutex_unlock(&m->lock);
-    if (ask)
-        ask_to_shut_down(m, cancel);
-    (void)pthread_mutex_lock(&m->lock);
     if (!m->dead) {
         m->dead = true;
         m->reason = xstrdup("the vm was stopped");
@@ -677,7 +654,7 @@ int machine_destroy(struct machine *m, struct cancel *cancel, struct err *err)
         return -1;
     int ret = FAILPOINT("machine.destroy", err);
     if (ret == 0)
-        ret = destroy(m, true, cancel, err);
+        ret = destroy(m, cancel, err);
     (void)pthread_mutex_unlock(&m->ending);
     return ret < 0 ? err_wrap(err, "destroy machine") : 0;
 }

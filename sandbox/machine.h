@@ -192,8 +192,7 @@ int machine_add_volumes(struct machine *m, const char *owner, struct machine_vol
 int machine_remove_volumes(struct machine *m, const char *owner, struct cancel *cancel,
                            struct err *err);
 
-/* Ends the VM: agent Shutdown with a short grace when the agent answers, then QMP quit, then
- * SIGKILL; frees cgroup, jail, uid, sockets, scratch disk; keeps nothing. Works on a dead machine.
+/* Kills the VM, which nothing of it outlives; frees cgroup, jail, uid, sockets, scratch disk; keeps nothing. Works on a dead machine.
  */
 int machine_destroy(struct machine *m, struct cancel *cancel, struct err *err);
 /* The same for a machine known only from its record (VM not adoptable), or, with record NULL, only
