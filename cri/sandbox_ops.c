@@ -782,7 +782,8 @@ static int stop_locked(struct sandbox *s, struct timeline *t, struct cancel *can
     int rc = machine_and_network_down(s, t, cancel, err);
     if (s->rec.machine[0] == '\0') { /* it is gone, whatever became of the network */
         containers_lost(s, "");
-        if (!notready && sandbox_set_phase(s, SANDBOX_NOTREADY, "stopped", rc == 0 ? err : NULL) < 0)
+        if (!notready &&
+            sandbox_set_phase(s, SANDBOX_NOTREADY, "stopped", rc == 0 ? err : NULL) < 0)
             return -1;
     }
     return rc < 0 ? -1 : fs_rm_rf(run_dir, err);

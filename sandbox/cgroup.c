@@ -315,10 +315,9 @@ int cgroup_remove(const char *path, const char *default_parent, struct cancel *c
 
 /* --- spare VMs --- */
 
-void cgroup_make_idle(const char *path)
+void cgroup_make_modest(const char *path)
 {
-    static const char *const files[][2] = {
-        {"cpu.idle", "1"}, {"cpu.weight", "1"}, {"cpu.shares", "2"}};
+    static const char *const files[][2] = {{"cpu.weight", "10"}, {"cpu.shares", "102"}};
     auto_hierarchies struct hierarchies h = {.n = 0};
     if (!path_ok(path) || find_hierarchies(&h, NULL) < 0)
         return;

@@ -33,9 +33,9 @@ int cgroup_create(const char *path, struct strv *dirs, struct err *err);
 int cgroup_remove(const char *path, const char *default_parent, struct cancel *cancel,
                   struct err *err);
 
-/* The group's processes get what processor time all others leave (cpu.idle, or the smallest weight
- * there is). Without a cpu controller nothing changes. */
-void cgroup_make_idle(const char *path);
+/* Where processors are short, the group gets a tenth of what another of the same level gets. Without
+ * a cpu controller nothing changes. */
+void cgroup_make_modest(const char *path);
 
 /* Makes `to`, moves the processes of `from` there, and removes `from` as cgroup_remove() does. */
 int cgroup_move(const char *from, const char *to, const char *default_parent, struct cancel *cancel,

@@ -36,7 +36,7 @@
 struct machine {
     struct machine_factory *f;
     char *id, *run_dir, *state_dir, *console_path;
-    char *guest_mac; /* fixed once started; NULL: no NIC, or adopted */
+    char *guest_mac;              /* fixed once started; NULL: no NIC, or adopted */
     struct machine_callbacks cb;  /* from when it has started: the control loop's */
     struct machine_record record; /* fixed once started; a spare's: once claimed */
     struct template *tpl;         /* what it is a clone of, or NULL */
@@ -232,7 +232,7 @@ static int start_hv(struct machine *m, const struct machine_spec *spec,
     if (FAILPOINT("machine.cgroup", err) < 0 || cgroup_create(m->record.cgroup, &cgroups, err) < 0)
         return -1;
     if (spec->spare)
-        cgroup_make_idle(f->spare_cgroup_root);
+        cgroup_make_modest(f->spare_cgroup_root);
     auto_close int scratch = open_scratch(m, cancel, err);
     if (scratch < 0)
         return -1;
@@ -625,8 +625,8 @@ static int sweep(struct machine_factory *f, const char *id, const char *cgroup, 
     return 0;
 }
 
-/* The guest is not asked: its disk dies with it, and what it wrote to volumes was on the host before
- * write(2) or munmap(2) returned there. */
+/* The guest is not asked: its disk dies with it, and what it wrote to volumes was on the host
+ * before write(2) or munmap(2) returned there. */
 static int destroy(struct machine *m, struct cancel *cancel, struct err *err)
 {
     (void)pthread_mutex_lock(&m->lock);

@@ -132,7 +132,7 @@ struct machine *machine_start(struct machine_factory *f, const struct machine_sp
                               const struct machine_callbacks *cb, struct cancel *cancel,
                               struct err *err);
 /* A VM can be started before its pod is known: with spec.spare it is a clone in any case
- * (UNAVAILABLE when there is no template), and uses the processors only when nobody else does. To
+ * (UNAVAILABLE when there is no template), and modest about processor time. To
  * be told when there is a template: fn comes from a thread of the pool and must not block, and comes
  * no more once another, or NULL, has been set. */
 void machine_on_template(struct machine_factory *f, void (*fn)(void *arg), void *arg);

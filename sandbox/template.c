@@ -47,9 +47,9 @@ struct template_pool {
     bool making;   /* it is at it */
     bool stopping; /* it is to end */
     struct template *current;
-    unsigned failures;  /* in a row, of boots and clones */
-    int64_t not_before; /* CLOCK_MONOTONIC ns */
-    char *why;          /* of the last failure */
+    unsigned failures;           /* in a row, of boots and clones */
+    int64_t not_before;          /* CLOCK_MONOTONIC ns */
+    char *why;                   /* of the last failure */
     void (*ready_fn)(void *arg); /* told of a new one; may be NULL */
     void *ready_arg;
 };

@@ -27,7 +27,8 @@ __attribute__((noreturn, used)) static void run(const long *stack)
 
 /* The kernel enters here with argc, argv and envp on the stack. */
 #if defined(__x86_64__)
-__asm__(".globl _start\n_start:\n\txor %ebp, %ebp\n\tmov %rsp, %rdi\n\tand $-16, %rsp\n\tcall run\n");
+__asm__(
+    ".globl _start\n_start:\n\txor %ebp, %ebp\n\tmov %rsp, %rdi\n\tand $-16, %rsp\n\tcall run\n");
 #elif defined(__aarch64__)
 __asm__(".globl _start\n_start:\n\tmov x0, sp\n\tbl run\n");
 #else

@@ -129,7 +129,7 @@ static int call_empty(struct machine *m, const char *method, const ProtobufCMess
     if (a == NULL)
         return err_sys(err, ENOMEM, "%s", method);
     return call(m, method, req, &aspis__agent__v1__empty__descriptor, a, cancel, err) == NULL ? -1
-                                                                                               : 0;
+                                                                                              : 0;
 }
 
 /* With a network like a pod's, or, with n 0, none but the NIC as its template had it. The addresses
@@ -317,10 +317,9 @@ static int start(struct machine *m, struct cancel *cancel, struct err *err)
     Aspis__Agent__V1__StartContainerRequest req;
     aspis__agent__v1__start_container_request__init(&req);
     req.container_id = container;
-    return a != NULL &&
-                   call(m, "StartContainer", &req.base,
-                        &aspis__agent__v1__start_container_response__descriptor, a, cancel,
-                        err) != NULL
+    return a != NULL && call(m, "StartContainer", &req.base,
+                             &aspis__agent__v1__start_container_response__descriptor, a, cancel,
+                             err) != NULL
                ? 0
                : -1;
 }
@@ -375,6 +374,9 @@ static int live_once(struct machine *m, struct warm_watch *w, struct cancel *can
                      struct err *err)
 {
     struct drains out = {.d = {{.seen = 0}, {.seen = 0}}};
+    (void)pthread_mutex_lock(&w->lock);
+    w->exits = 0;
+    (void)pthread_mutex_unlock(&w->lock);
     int rc = create(m, &out, cancel, err);
     if (rc == 0)
         rc = start(m, cancel, err);
