@@ -156,26 +156,33 @@ int container_resume_log(struct container *c, struct link *link, struct err *err
     return container_log_attach(log, link, c->rec.stdout_id, c->rec.stderr_id, err);
 }
 
-/* The image, its disk in the VM, and what the record says of it. */
-static int bring_image(struct container *c, struct machine *m, struct image *image, char serial[21],
-                       struct cancel *cancel, struct err *err)
+/* The image's disk is plugged in on a thread of its own: the guest can be asked for the container
+ * meanwhile, since it waits for the disk. */
+struct plug {
+    struct container *c;
+    struct machine *m;
+    struct image_disk disk;
+    struct timeline *timeline;
+    struct cancel *both; /* fired when it fails */
+    struct err err;
+    int ret;
+};
+
+static void *plug_thread(void *arg)
 {
-    set_text(c, &c->rec.image_id, image->id);
-    set_text(c, &c->rec.image_ref,
-             image->repo_digests.n > 0 ? image->repo_digests.v[0] : image->id);
-    struct image_disk disk = {0};
-    if (image_disk_open(c->rt->deps.images, image->id, &disk, err) < 0)
-        return err_wrap(err, "open image %.19s", image->id);
-    struct disk_part *parts = xcalloc(disk.n_parts, sizeof(*parts));
-    for (size_t i = 0; i < disk.n_parts; i++)
-        parts[i] = (struct disk_part){.fd = disk.parts[i].fd, .size = disk.parts[i].size};
-    int rc = FAILPOINT("container.disk", err);
-    if (rc == 0)
-        rc = machine_attach_image(m, disk.serial, parts, disk.n_parts, cancel, err);
-    (void)snprintf(serial, 21, "%s", disk.serial);
+    struct plug *p = arg;
+    struct disk_part *parts = xcalloc(p->disk.n_parts, sizeof(*parts));
+    for (size_t i = 0; i < p->disk.n_parts; i++)
+        parts[i] = (struct disk_part){.fd = p->disk.parts[i].fd, .size = p->disk.parts[i].size};
+    p->ret = FAILPOINT("container.disk", &p->err);
+    if (p->ret == 0)
+        p->ret =
+            machine_attach_image(p->m, p->disk.serial, parts, p->disk.n_parts, p->both, &p->err);
     free(parts);
-    image_disk_clear(&disk);
-    return rc < 0 ? err_wrap(err, "attach image %.19s", image->id) : 0;
+    if (p->ret < 0)
+        cancel_fire(p->both);
+    timeline_mark(p->timeline, "image disk plugged");
+    return NULL;
 }
 
 static void keep_reply(struct container *c, const Aspis__Agent__V1__CreateContainerResponse *r)
@@ -262,10 +269,39 @@ static int create_in_guest(struct container *c, struct machine *m, struct image 
     return 0;
 }
 
+/* The image, its disk in the VM, what the record says of it, and the container. */
+static int create_on_image(struct container *c, struct machine *m, struct image *image,
+                           struct timeline *t, struct cancel *cancel, struct err *err)
+{
+    set_text(c, &c->rec.image_id, image->id);
+    set_text(c, &c->rec.image_ref,
+             image->repo_digests.n > 0 ? image->repo_digests.v[0] : image->id);
+    auto_cancel struct cancel *both = cancel_child(cancel, 0, err);
+    struct plug p = {.c = c, .m = m, .timeline = t, .both = both};
+    if (both == NULL)
+        return -1;
+    if (image_disk_open(c->rt->deps.images, image->id, &p.disk, err) < 0)
+        return err_wrap(err, "open image %.19s", image->id);
+    pthread_t thread;
+    auto_err struct err why = ERR_INIT;
+    int rc = pthread_create(&thread, NULL, plug_thread, &p);
+    if (rc != 0) {
+        image_disk_clear(&p.disk);
+        return err_sys(err, rc, "start a thread");
+    }
+    rc = create_in_guest(c, m, image, p.disk.serial, both, &why);
+    (void)pthread_join(thread, NULL);
+    image_disk_clear(&p.disk);
+    if (p.ret < 0) { /* the guest then only waited in vain */
+        (void)err_move(err, &p.err);
+        return err_wrap(err, "attach image %.19s", image->id);
+    }
+    return rc < 0 ? err_move(err, &why) : 0;
+}
+
 static int build(struct container *c, struct image *image, struct timeline *t,
                  struct cancel *cancel, struct err *err)
 {
-    char serial[21];
     char signal_name[16];
     (void)spec_stop_signal(c->config, &image->config, signal_name);
     set_text(c, &c->rec.stop_signal, signal_name);
@@ -276,10 +312,7 @@ static int build(struct container *c, struct image *image, struct timeline *t,
     if (m == NULL)
         return -1;
     timeline_mark(t, "record");
-    int rc = bring_image(c, m, image, serial, cancel, err);
-    timeline_mark(t, "image disk plugged");
-    if (rc == 0)
-        rc = create_in_guest(c, m, image, serial, cancel, err);
+    int rc = create_on_image(c, m, image, t, cancel, err);
     timeline_mark(t, "created in guest");
     /* the ids of the streams must be on record before a byte of them is acknowledged */
     if (rc == 0)
