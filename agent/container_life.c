@@ -481,5 +481,8 @@ void handle_remove(struct rpc_call *call, const ProtobufCMessage *request, void 
     w->call = call;
     STAILQ_INSERT_TAIL(&c->removers, w, link);
     c->remove_wanted = true;
-    container_progress(c);
+    if (c->phase == CONTAINER_IMAGE)
+        pod_image_give_up(t->pod, c); /* which ends the creation, and goes on from there */
+    else
+        container_progress(c);
 }

@@ -237,6 +237,8 @@ static int reconcile(struct sandbox *s, struct machine *m, struct cancel *cancel
         if (c->rec.phase == CONTAINER_CREATING || c->rec.phase == CONTAINER_REMOVING) {
             auto_free char *log_state = container_log_state_path(c);
             (void)unlink(log_state);
+            /* the guest may still be making it, and then does not list it */
+            remove_in_guest(machine_link(m), c->rec.id, "", cancel);
             (void)machine_remove_volumes(m, c->rec.id, cancel, NULL);
             (void)container_delete(c, NULL);
             model_remove_container(s->rt, c);

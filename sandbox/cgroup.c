@@ -360,6 +360,8 @@ int cgroup_move(const char *from, const char *to, const char *default_parent, st
     auto_strv struct strv dirs = {0};
     if (strcmp(from, to) == 0)
         return 0;
+    if (strstr(to, "/" PREFIX) == NULL || !path_ok(to))
+        return err_set(err, ERR_INVALID, "\"%.100s\" is no cgroup of ours", to);
     if (find_hierarchies(&h, err) < 0 || cgroup_create(to, &dirs, err) < 0)
         return -1;
     for (size_t i = 0; i < h.n; i++) {
