@@ -144,8 +144,8 @@ void channels_rescan(struct channels *c)
 
         if (c->kind != CHANNELS_VSOCK && !peer_attached(ch->peer))
             again |= take_port(ch);
-        if (c->kind != CHANNELS_VIRTIO_SERIAL && !peer_attached(ch->peer) && ch->listener < 0 &&
-            !again) {
+        /* also beside a port: a clone may be reached by another way than its template was */
+        if (c->kind != CHANNELS_VIRTIO_SERIAL && ch->listener < 0) {
             auto_err struct err err = ERR_INIT;
 
             if (serve_vsock(ch, &err) < 0)

@@ -18,7 +18,7 @@
 struct channels;
 
 enum channel_kind {
-    CHANNELS_AUTO, /* virtio-serial ports if they exist, else vsock */
+    CHANNELS_AUTO, /* virtio-serial ports if they exist, and vsock */
     CHANNELS_VIRTIO_SERIAL,
     CHANNELS_VSOCK,
     CHANNELS_UNIX, /* listens on <dir>/rpc.sock, io.sock and fs.sock: tests and the host backend */

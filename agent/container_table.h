@@ -56,6 +56,7 @@ struct container {
     uint64_t reaps_before;        /* when its operation began */
     uint64_t oom_seen;
     int oom_watch; /* inotify, -1 */
+    struct late_signal *late;
 };
 
 #define RECENT_REAPS 256

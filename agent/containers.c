@@ -8,6 +8,7 @@
 
 #include "agent/container_cgroup.h"
 #include "agent/container_table.h"
+#include "agent/late_signal.h"
 #include "base/cleanup.h"
 #include "base/fs.h"
 #include "base/limits.h"
@@ -97,6 +98,7 @@ void container_free(struct container *c)
         STAILQ_REMOVE_HEAD(&c->removers, link);
         free(w);
     }
+    late_signal_free(&c->late);
     TAILQ_REMOVE(&t->list, c, link);
     t->n--;
     err_clear(&c->create_err);
@@ -150,6 +152,7 @@ static bool reap_process(struct containers *t, pid_t pid, int status)
     TAILQ_FOREACH(c, &t->list, link)
     {
         if (c->init->pid == pid && !c->init->reaped) {
+            late_signal_free(&c->late);
             container_process_reaped(c->init, status);
             return true;
         }
@@ -200,8 +203,8 @@ static void handle_signal(struct rpc_call *call, const ProtobufCMessage *request
         int r = 0;
         if (req->all)
             r = cgroup_signal(c->id, (int)req->signal, &err);
-        else if (kill(c->init->pid, (int)req->signal) < 0 && errno != ESRCH)
-            r = err_sys(&err, errno, "signal %u", req->signal);
+        else
+            r = late_signal_send(t->loop, &c->late, c->init->pid, (int)req->signal, &err);
         if (r < 0) {
             rpc_fail(call, &err);
             return;

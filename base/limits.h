@@ -49,6 +49,11 @@
 #define LIMIT_CONSOLE_FILE MiB(1)
 #define LIMIT_CONSOLE_TAIL 20 /* lines */
 
+/* The userspace vsock device of one VM. */
+#define LIMIT_VSOCK_CONNECTIONS 64
+#define LIMIT_VSOCK_CREDIT KiB(256) /* bytes of the guest's that wait for one client */
+#define LIMIT_VSOCK_STRANGERS 32    /* packets for no connection that wait for their reset */
+
 /* The file share: FUSE on the `fs` channel. */
 #define LIMIT_FS_FRAME KiB(64) /* one piece of a FUSE message */
 #define LIMIT_FS_DATA KiB(128) /* of one READ or WRITE */

@@ -107,7 +107,6 @@ static void check_facts(struct check *c, struct loop *loop)
     if (f == NULL || machine_facts(f, &facts, &err) < 0) {
         say(c, BAD, "machine", "%s", err_msg(&err));
     } else {
-        static const char *const transports[] = {"auto", "virtio-serial", "vsock"};
         if (facts.qemu_version != NULL)
             say(c, GOOD, "qemu version", "%s", facts.qemu_version);
         if (facts.kernel_release != NULL)
@@ -118,7 +117,7 @@ static void check_facts(struct check *c, struct loop *loop)
             say(c, facts.accel == ACCEL_TCG ? NOTE : GOOD, "accelerator", "%s: %s",
                 facts.accel == ACCEL_KVM ? "kvm" : "tcg (emulation)",
                 facts.accel_reason != NULL ? facts.accel_reason : "");
-        say(c, GOOD, "transport", "%s: %s", transports[facts.transport],
+        say(c, GOOD, "transport", "%s: %s", transport_name(facts.transport),
             facts.transport_reason != NULL ? facts.transport_reason : "");
         if (facts.ready)
             say(c, GOOD, "machine", "pods' machines can be started");

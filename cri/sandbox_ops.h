@@ -29,10 +29,13 @@ extern const struct machine_callbacks sandbox_machine_callbacks;
 
 /* For recovery. */
 struct machine_spec sandbox_machine_spec(const struct sandbox *s);
+/* sandbox_config.c: what ConfigurePod says of the pod. */
 int sandbox_configure_pod(struct sandbox *s, struct machine *m, struct cancel *cancel,
                           struct err *err);
 /* Releases network, machine and files of a sandbox whatever its state; the record stays. */
 int sandbox_teardown(struct sandbox *s, struct cancel *cancel, struct err *err);
+/* Replaces an owned string of the record under the lock. */
+void sandbox_set_text(struct sandbox *s, char **field, char *owned);
 /* Tells the agent which events are dealt with. */
 void sandbox_ack_events(struct sandbox *s);
 

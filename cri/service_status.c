@@ -78,7 +78,7 @@ static char *verbose_info(const struct daemon *d)
     json_auto_t *j = json_pack(
         "{s:s, s:s, s:s, s:s, s:s, s:s*, s:s*, s:s*, s:O}", "version", ASPIS_VERSION, "accelerator",
         accel_name(facts.accel), "acceleratorReason", facts.accel_reason ? facts.accel_reason : "",
-        "transport", facts.transport == TRANSPORT_VSOCK ? "vsock" : "virtio-serial",
+        "transport", transport_name(facts.transport),
         "transportReason", facts.transport_reason ? facts.transport_reason : "", "qemu",
         facts.qemu_version, "guestKernel", facts.kernel_release, "templates", facts.templates,
         "cni", network != NULL ? network : json_null());

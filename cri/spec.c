@@ -1,130 +1,23 @@
-#include "cri/spec.h"
+#include "cri/spec_internal.h"
 
 #include <errno.h>
-#include <jansson.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
-#include <unistd.h>
 
 #include "base/cleanup.h"
 #include "base/fs.h"
 #include "base/limits.h"
 #include "base/str.h"
 
-typedef Runtime__V1__ContainerConfig Container;
-typedef Runtime__V1__PodSandboxConfig Pod;
-typedef Runtime__V1__LinuxContainerSecurityContext Security;
-typedef Runtime__V1__LinuxContainerResources Resources;
-
 #define OPEN_FILES 1048576 /* what containerd's service unit gives its containers */
-
-static const Security *security_of(const Container *c)
-{
-    return c->linux != NULL ? c->linux->security_context : NULL;
-}
-
-static const Resources *resources_of(const Container *c)
-{
-    return c->linux != NULL ? c->linux->resources : NULL;
-}
-
-static const Runtime__V1__NamespaceOption *namespaces_of(const Container *c)
-{
-    const Security *s = security_of(c);
-    return s != NULL ? s->namespace_options : NULL;
-}
-
-/* --- what is refused --- */
-
-static int check_namespaces(const Runtime__V1__NamespaceOption *n, struct err *err)
-{
-    if (n == NULL)
-        return 0;
-    static const char why[] = "is asked for; a VM pod cannot share the host's namespaces and the "
-                              "host backend is not built";
-    if (n->network == RUNTIME__V1__NAMESPACE_MODE__NODE)
-        return err_set(err, ERR_PRECONDITION, "network namespace NODE %s", why);
-    if (n->pid == RUNTIME__V1__NAMESPACE_MODE__NODE)
-        return err_set(err, ERR_PRECONDITION, "pid namespace NODE %s", why);
-    if (n->ipc == RUNTIME__V1__NAMESPACE_MODE__NODE)
-        return err_set(err, ERR_PRECONDITION, "ipc namespace NODE %s", why);
-    if (n->pid == RUNTIME__V1__NAMESPACE_MODE__TARGET)
-        return err_set(err, ERR_UNIMPLEMENTED, "pid namespace TARGET is not supported");
-    if (n->userns_options != NULL && n->userns_options->mode == RUNTIME__V1__NAMESPACE_MODE__POD)
-        return err_set(err, ERR_UNIMPLEMENTED, "user namespaces are not supported");
-    return 0;
-}
-
-int spec_check_sandbox(const Pod *pod, struct err *err)
-{
-    const Runtime__V1__LinuxSandboxSecurityContext *s =
-        pod->linux != NULL ? pod->linux->security_context : NULL;
-    if (s == NULL)
-        return 0;
-    if (s->privileged)
-        return err_set(err, ERR_PRECONDITION,
-                       "privileged pods run on the host backend, which is not built");
-    return check_namespaces(s->namespace_options, err);
-}
-
-static int check_profile(const Runtime__V1__SecurityProfile *p, const char *what, struct err *err)
-{
-    if (p == NULL || p->profile_type == RUNTIME__V1__SECURITY_PROFILE__PROFILE_TYPE__Unconfined)
-        return 0;
-    return err_set(err, ERR_UNIMPLEMENTED,
-                   "a%s profile is asked for; none is enforced in the guest", what);
-}
-
-/* The messages on recursive read-only mounts are containerd's, which kubelet's users know. */
-static int check_mount(const Runtime__V1__Mount *m, struct err *err)
-{
-    bool alone = m->propagation == RUNTIME__V1__MOUNT_PROPAGATION__PROPAGATION_PRIVATE;
-    if (m->image != NULL && !str_empty(m->image->image))
-        return err_set(err, ERR_UNIMPLEMENTED, "image volumes are not supported");
-    if (m->recursive_read_only && !m->readonly)
-        return err_set(err, ERR_INVALID, "recursive read-only mount conflicts with RW mount");
-    if (m->recursive_read_only && !alone)
-        return err_set(err, ERR_INVALID,
-                       "recursive read-only mount must have PROPAGATION_PRIVATE propagation");
-    if (m->propagation == RUNTIME__V1__MOUNT_PROPAGATION__PROPAGATION_BIDIRECTIONAL)
-        return err_set(
-            err, ERR_PRECONDITION,
-            "propagation BIDIRECTIONAL is asked for; a mount made in a VM's kernel cannot "
-            "appear on the host: it takes the handler aspis-host, which is not built");
-    if (m->host_path[0] != '/' || strlen(m->host_path) >= LIMIT_PATH)
-        return err_set(err, ERR_INVALID, "the host path is no absolute path");
-    if (m->container_path[0] == '\0' || strlen(m->container_path) >= LIMIT_PATH ||
-        strspn(m->container_path, "/") == strlen(m->container_path))
-        return err_set(err, ERR_INVALID, "the container path names nothing below /");
-    if (m->n_uidmappings > 0 || m->n_gidmappings > 0)
-        return err_set(err, ERR_UNIMPLEMENTED, "id-mapped mounts are not supported");
-    if (m->n_mount_options > 0)
-        return err_set(err, ERR_UNIMPLEMENTED, "mount option %.64s is not supported",
-                       m->mount_options[0]);
-    if (m->selinux_relabel && access("/sys/fs/selinux/enforce", F_OK) == 0)
-        return err_set(err, ERR_UNIMPLEMENTED, "SELinux labels are not supported");
-    return 0;
-}
-
-static int check_mounts(const Container *c, struct err *err)
-{
-    if (c->n_mounts > LIMIT_FS_VOLUMES)
-        return err_set(err, ERR_INVALID, "more than %d mounts", LIMIT_FS_VOLUMES);
-    for (size_t i = 0; i < c->n_mounts; i++) {
-        if (check_mount(c->mounts[i], err) < 0)
-            return err_wrap(err, "mount of %.200s at %.200s", c->mounts[i]->host_path,
-                            c->mounts[i]->container_path);
-    }
-    return 0;
-}
 
 int spec_check_container(const Container *c, const Pod *pod, struct err *err)
 {
     (void)pod;
-    if (check_mounts(c, err) < 0)
+    if (spec_check_mounts(c, err) < 0)
         return -1;
     if (c->n_devices > 0)
         return err_set(err, ERR_UNIMPLEMENTED, "device %.200s: host devices are not supported",
@@ -132,19 +25,7 @@ int spec_check_container(const Container *c, const Pod *pod, struct err *err)
     if (c->n_cdi_devices > 0)
         return err_set(err, ERR_UNIMPLEMENTED, "CDI device %.200s: not supported",
                        c->cdi_devices[0]->name);
-    const Security *s = security_of(c);
-    if (s == NULL)
-        return 0;
-    if (s->privileged)
-        return err_set(err, ERR_PRECONDITION,
-                       "privileged containers run on the host backend, which is not built");
-    if (check_profile(s->seccomp, " seccomp", err) < 0 ||
-        check_profile(s->apparmor, "n AppArmor", err) < 0)
-        return -1;
-    if (s->run_as_group != NULL && s->run_as_user == NULL && str_empty(s->run_as_username))
-        return err_set(err, ERR_INVALID,
-                       "run_as_group is set without run_as_user or run_as_username");
-    return check_namespaces(s->namespace_options, err);
+    return spec_check_security(c, err);
 }
 
 /* --- signals --- */
@@ -317,136 +198,6 @@ static int make_env(const Container *c, const Pod *pod, const struct image_confi
     return 0;
 }
 
-/* containerd's and Docker's default set. */
-static const char *const default_caps[] = {
-    "CHOWN",  "DAC_OVERRIDE", "FSETID",  "FOWNER",           "MKNOD",      "NET_RAW", "SETGID",
-    "SETUID", "SETFCAP",      "SETPCAP", "NET_BIND_SERVICE", "SYS_CHROOT", "KILL",    "AUDIT_WRITE",
-};
-
-static const char *const all_caps[] = {
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "DAC_READ_SEARCH",
-    "FOWNER",
-    "FSETID",
-    "KILL",
-    "SETGID",
-    "SETUID",
-    "SETPCAP",
-    "LINUX_IMMUTABLE",
-    "NET_BIND_SERVICE",
-    "NET_BROADCAST",
-    "NET_ADMIN",
-    "NET_RAW",
-    "IPC_LOCK",
-    "IPC_OWNER",
-    "SYS_MODULE",
-    "SYS_RAWIO",
-    "SYS_CHROOT",
-    "SYS_PTRACE",
-    "SYS_PACCT",
-    "SYS_ADMIN",
-    "SYS_BOOT",
-    "SYS_NICE",
-    "SYS_RESOURCE",
-    "SYS_TIME",
-    "SYS_TTY_CONFIG",
-    "MKNOD",
-    "LEASE",
-    "AUDIT_WRITE",
-    "AUDIT_CONTROL",
-    "SETFCAP",
-    "MAC_OVERRIDE",
-    "MAC_ADMIN",
-    "SYSLOG",
-    "WAKE_ALARM",
-    "BLOCK_SUSPEND",
-    "AUDIT_READ",
-    "PERFMON",
-    "BPF",
-    "CHECKPOINT_RESTORE",
-};
-
-/* Index in all_caps, -2 for ALL, -1 when unknown. */
-static int cap_index(const char *name)
-{
-    if (strncasecmp(name, "CAP_", 4) == 0)
-        name += 4;
-    if (strcasecmp(name, "ALL") == 0)
-        return -2;
-    for (size_t i = 0; i < ARRAY_LEN(all_caps); i++) {
-        if (strcasecmp(name, all_caps[i]) == 0)
-            return (int)i;
-    }
-    return -1;
-}
-
-static int change_caps(bool *set, char **names, size_t n, bool value, struct err *err)
-{
-    for (size_t i = 0; i < n; i++) {
-        int at = cap_index(names[i]);
-        if (at == -1)
-            return err_set(err, ERR_INVALID, "unknown capability \"%.64s\"", names[i]);
-        for (size_t j = 0; j < ARRAY_LEN(all_caps); j++) {
-            if (at == -2 || (size_t)at == j)
-                set[j] = value;
-        }
-    }
-    return 0;
-}
-
-static json_t *cap_list(const bool *set)
-{
-    json_t *list = json_array();
-    for (size_t i = 0; i < ARRAY_LEN(all_caps); i++) {
-        if (set[i])
-            (void)json_array_append_new(list, json_sprintf("CAP_%s", all_caps[i]));
-    }
-    return list;
-}
-
-static json_t *make_caps(const Security *s, struct err *err)
-{
-    bool set[ARRAY_LEN(all_caps)] = {false};
-    bool ambient[ARRAY_LEN(all_caps)] = {false};
-    for (size_t i = 0; i < ARRAY_LEN(default_caps); i++)
-        set[cap_index(default_caps[i])] = true;
-    const Runtime__V1__Capability *c = s != NULL ? s->capabilities : NULL;
-    if (c != NULL) {
-        /* ALL first, so that `drop ALL, add X` and `add ALL, drop X` mean what they say */
-        char *all = NULL;
-        for (size_t i = 0; i < c->n_add_capabilities; i++) {
-            if (cap_index(c->add_capabilities[i]) == -2)
-                all = c->add_capabilities[i];
-        }
-        if (all != NULL && change_caps(set, &all, 1, true, err) < 0)
-            return NULL;
-        for (size_t i = 0; i < c->n_drop_capabilities; i++) {
-            if (cap_index(c->drop_capabilities[i]) == -2)
-                (void)memset(set, 0, sizeof(set));
-        }
-        for (size_t i = 0; i < c->n_add_capabilities; i++) {
-            if (cap_index(c->add_capabilities[i]) != -2 &&
-                change_caps(set, &c->add_capabilities[i], 1, true, err) < 0)
-                return NULL;
-        }
-        for (size_t i = 0; i < c->n_drop_capabilities; i++) {
-            if (cap_index(c->drop_capabilities[i]) != -2 &&
-                change_caps(set, &c->drop_capabilities[i], 1, false, err) < 0)
-                return NULL;
-        }
-        if (change_caps(ambient, c->add_ambient_capabilities, c->n_add_ambient_capabilities, true,
-                        err) < 0 ||
-            change_caps(set, c->add_ambient_capabilities, c->n_add_ambient_capabilities, true,
-                        err) < 0)
-            return NULL;
-    }
-    json_t *inheritable = cap_list(ambient);
-    return json_pack("{s:o, s:o, s:o, s:o, s:o}", "bounding", cap_list(set), "effective",
-                     cap_list(set), "permitted", cap_list(set), "inheritable", inheritable,
-                     "ambient", cap_list(ambient));
-}
-
 static json_t *make_process(const Container *c, const Pod *pod, const struct image_config *image,
                             struct err *err)
 {
@@ -458,7 +209,7 @@ static json_t *make_process(const Container *c, const Pod *pod, const struct ima
     json_auto_t *args = make_args(c, image, err);
     if (args == NULL)
         return NULL;
-    json_auto_t *caps = make_caps(s, err);
+    json_auto_t *caps = spec_capabilities(s, err);
     if (caps == NULL)
         return NULL;
     json_auto_t *envs = json_array();
@@ -493,205 +244,16 @@ static json_t *make_process(const Container *c, const Pod *pod, const struct ima
     return p;
 }
 
-/* --- mounts --- */
-
-static void add_mount(json_t *mounts, const char *dst, const char *type, const char *src,
-                      const char *const *options)
-{
-    json_t *opts = json_array();
-    for (; *options != NULL; options++)
-        (void)json_array_append_new(opts, json_string(*options));
-    (void)json_array_append_new(mounts, json_pack("{s:s, s:s, s:s, s:o}", "destination", dst,
-                                                  "type", type, "source", src, "options", opts));
-}
-
-/* "/a//b/./c/" and "/a/b/c" are the same place; ".." stays as it is, libcrun resolves it within the
- * root. */
-static char *clean_path(const char *path)
-{
-    char *out = xcalloc(strlen(path) + 2, 1);
-    size_t n = 0;
-    while (*path != '\0') {
-        path += strspn(path, "/");
-        size_t len = strcspn(path, "/");
-        if (len > 0 && !(len == 1 && path[0] == '.')) {
-            out[n++] = '/';
-            memcpy(out + n, path, len);
-            n += len;
-        }
-        path += len;
-    }
-    return out;
-}
-
-static size_t depth(const char *path)
-{
-    size_t n = 0;
-    for (; *path != '\0'; path++)
-        n += *path == '/';
-    return n;
-}
-
-static const char *destination(const json_t *mount)
-{
-    return json_string_value(json_object_get(mount, "destination"));
-}
-
-/* A mount of the container in the place of ours with the same destination, or behind them. */
-static void add_volume(json_t *mounts, const Runtime__V1__Mount *m, const struct machine_volume *v)
-{
-    auto_free char *dst = clean_path(m->container_path);
-    char source[40];
-    size_t i;
-    json_t *item;
-    (void)snprintf(source, sizeof(source), "aspis:volume:%u", v->id);
-    json_array_foreach(mounts, i, item)
-    {
-        if (strcmp(destination(item), dst) == 0) {
-            (void)json_array_remove(mounts, i);
-            break;
-        }
-    }
-    const char *options[] = {v->file ? "bind" : "rbind", "rprivate", v->all_readonly ? "ro" : "rw",
-                             NULL};
-    add_mount(mounts, dst, "bind", source, options);
-}
-
-/* Parents before what is mounted in them; otherwise the order stays. Takes the list. */
-static json_t *sort_mounts(json_t *mounts)
-{
-    json_t *sorted = json_array();
-    size_t deepest = 0;
-    size_t i;
-    const json_t *item;
-    json_array_foreach(mounts, i, item)
-    {
-        if (depth(destination(item)) > deepest)
-            deepest = depth(destination(item));
-    }
-    for (size_t d = 0; d <= deepest; d++) {
-        for (i = 0; i < json_array_size(mounts); i++) {
-            if (depth(destination(json_array_get(mounts, i))) == d)
-                (void)json_array_append(sorted, json_array_get(mounts, i));
-        }
-    }
-    json_decref(mounts);
-    return sorted;
-}
-
-static json_t *make_mounts(const Container *c, const struct machine_volume *volumes)
-{
-#define OPTIONS(...) ((const char *const[]){__VA_ARGS__, NULL})
-    const Security *s = security_of(c);
-    bool readonly = s != NULL && s->readonly_rootfs;
-    const char *rw = readonly ? "ro" : "rw";
-    json_t *m = json_array();
-    add_mount(m, "/proc", "proc", "proc", OPTIONS("nosuid", "noexec", "nodev"));
-    add_mount(m, "/dev", "tmpfs", "tmpfs",
-              OPTIONS("nosuid", "strictatime", "mode=755", "size=65536k"));
-    add_mount(m, "/dev/pts", "devpts", "devpts",
-              OPTIONS("nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"));
-    add_mount(m, "/dev/mqueue", "mqueue", "mqueue", OPTIONS("nosuid", "noexec", "nodev"));
-    add_mount(m, "/sys", "sysfs", "sysfs", OPTIONS("nosuid", "noexec", "nodev", "ro"));
-    add_mount(m, "/sys/fs/cgroup", "cgroup", "cgroup",
-              OPTIONS("nosuid", "noexec", "nodev", "relatime", "ro"));
-    add_mount(m, "/dev/shm", "bind", "aspis:shm", OPTIONS("rbind", "nosuid", "nodev", "noexec"));
-    add_mount(m, "/etc/resolv.conf", "bind", "aspis:resolv.conf", OPTIONS("bind", rw));
-    add_mount(m, "/etc/hosts", "bind", "aspis:hosts", OPTIONS("bind", rw));
-    add_mount(m, "/etc/hostname", "bind", "aspis:hostname", OPTIONS("bind", rw));
-#undef OPTIONS
-    for (size_t i = 0; i < c->n_mounts; i++)
-        add_volume(m, c->mounts[i], &volumes[i]);
-    return sort_mounts(m);
-}
-
-/* --- linux --- */
-
-static json_t *make_resources(const Resources *r)
-{
-    /* nothing but the usual character devices, which the OCI runtime allows by itself: the guest's
-     * disks and link ports are not the container's */
-    json_t *res = json_pack("{s:[{s:b, s:s}]}", "devices", "allow", 0, "access", "rwm");
-    if (r == NULL)
-        return res;
-    json_t *memory = json_object();
-    if (r->memory_limit_in_bytes > 0)
-        (void)json_object_set_new(memory, "limit", json_integer(r->memory_limit_in_bytes));
-    if (r->memory_swap_limit_in_bytes > 0)
-        (void)json_object_set_new(memory, "swap", json_integer(r->memory_swap_limit_in_bytes));
-    json_t *cpu = json_object();
-    if (r->cpu_shares > 0)
-        (void)json_object_set_new(cpu, "shares", json_integer(r->cpu_shares));
-    if (r->cpu_quota != 0)
-        (void)json_object_set_new(cpu, "quota", json_integer(r->cpu_quota));
-    if (r->cpu_period > 0)
-        (void)json_object_set_new(cpu, "period", json_integer(r->cpu_period));
-    (void)json_object_set_new(res, "memory", memory);
-    (void)json_object_set_new(res, "cpu", cpu);
-    if (r->n_unified > 0) {
-        json_t *unified = json_object();
-        for (size_t i = 0; i < r->n_unified; i++)
-            (void)json_object_set_new(unified, r->unified[i]->key,
-                                      json_string(r->unified[i]->value));
-        (void)json_object_set_new(res, "unified", unified);
-    }
-    return res;
-}
-
-static json_t *path_list(char **paths, size_t n)
-{
-    json_t *list = json_array();
-    for (size_t i = 0; i < n; i++)
-        (void)json_array_append_new(list, json_string(paths[i]));
-    return list;
-}
-
-/* What kubelet sends for procMount Default; crictl sends nothing and means the same. */
-static const char *const default_masked[] = {
-    "/proc/asound",      "/proc/acpi",          "/proc/interrupts", "/proc/kcore",
-    "/proc/keys",        "/proc/latency_stats", "/proc/timer_list", "/proc/timer_stats",
-    "/proc/sched_debug", "/proc/scsi",          "/sys/firmware",    "/sys/devices/virtual/powercap",
-};
-static const char *const default_readonly[] = {
-    "/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger",
-};
-
-static json_t *const_list(const char *const *paths, size_t n)
-{
-    json_t *list = json_array();
-    for (size_t i = 0; i < n; i++)
-        (void)json_array_append_new(list, json_string(paths[i]));
-    return list;
-}
+/* --- the whole --- */
 
 static json_t *make_linux(const Container *c)
 {
     const Security *s = security_of(c);
-    json_t *masked = s != NULL ? path_list(s->masked_paths, s->n_masked_paths)
-                               : const_list(default_masked, ARRAY_LEN(default_masked));
-    json_t *readonly = s != NULL ? path_list(s->readonly_paths, s->n_readonly_paths)
-                                 : const_list(default_readonly, ARRAY_LEN(default_readonly));
     /* network, ipc and uts are the VM's own, which are the pod's */
     return json_pack("{s:[{s:s}, {s:s}, {s:s}], s:o, s:o, s:o}", "namespaces", "type", "pid",
                      "type", "mount", "type", "cgroup", "resources",
-                     make_resources(resources_of(c)), "maskedPaths", masked, "readonlyPaths",
-                     readonly);
-}
-
-struct machine_volume *spec_volumes(const Container *c)
-{
-    if (c->n_mounts == 0)
-        return NULL;
-    struct machine_volume *v = xcalloc(c->n_mounts, sizeof(*v));
-    for (size_t i = 0; i < c->n_mounts; i++) {
-        const Runtime__V1__Mount *m = c->mounts[i];
-        v[i].source = m->host_path;
-        v[i].readonly = m->readonly;
-        v[i].recursive = m->recursive_read_only;
-        v[i].slave =
-            m->propagation == RUNTIME__V1__MOUNT_PROPAGATION__PROPAGATION_HOST_TO_CONTAINER;
-    }
-    return v;
+                     spec_resources(resources_of(c)), "maskedPaths", spec_masked_paths(s),
+                     "readonlyPaths", spec_readonly_paths(s));
 }
 
 char *spec_make(const Container *c, const Pod *pod, const struct image_config *image,
@@ -704,7 +266,7 @@ char *spec_make(const Container *c, const Pod *pod, const struct image_config *i
     json_auto_t *spec =
         json_pack("{s:s, s:O, s:{s:s, s:b}, s:o, s:o}", "ociVersion", "1.0.2", "process", process,
                   "root", "path", "rootfs", "readonly", s != NULL && s->readonly_rootfs, "mounts",
-                  make_mounts(c, volumes), "linux", make_linux(c));
+                  spec_mounts(c, volumes), "linux", make_linux(c));
     char *text = spec != NULL ? json_dumps(spec, JSON_COMPACT) : NULL;
     if (text == NULL)
         (void)err_set(err, ERR_INVALID, "the container's configuration cannot be put into a spec");

@@ -31,6 +31,7 @@ struct hv; /* a VM */
     } /* in the order of enum link_channel */
 #define HV_SOCKET_CONTROL "ctl"
 #define HV_SOCKET_CONSOLE "con"
+#define HV_SOCKET_VSOCK "vsock"
 #define HV_CONSOLE_FILE "console.log"
 #define HV_OUTPUT_FILE "hypervisor.log" /* what the program itself prints */
 
@@ -59,6 +60,10 @@ struct hv_spec {
     const char *scratch_serial;
     uint32_t cid;                  /* 0: three virtio-serial ports on unix sockets in run_dir */
     const struct hv_template *tpl; /* NULL: an ordinary boot */
+    /* A virtio socket device of our own at HV_SOCKET_VSOCK in run_dir ("CONNECT <port>\n"). A clone
+     * then has a copy of the template's RAM. */
+    bool user_vsock;
+    const char *vsock_helper;
 };
 
 struct hv_callbacks {

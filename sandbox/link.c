@@ -13,7 +13,7 @@ struct link *link_alloc(const struct link_transport *t, struct loop *control, st
 {
     struct link *l;
 
-    if (t->kind == LINK_UNIX && (t->path[LINK_RPC] == NULL || t->path[LINK_IO] == NULL)) {
+    if (t->kind != LINK_VSOCK && (t->path[LINK_RPC] == NULL || t->path[LINK_IO] == NULL)) {
         (void)err_set(err, ERR_INVALID, "link without socket paths");
         return NULL;
     }

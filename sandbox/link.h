@@ -35,9 +35,9 @@ struct stream;
 
 /* How to reach the agent. */
 struct link_transport {
-    enum { LINK_UNIX, LINK_VSOCK } kind;
+    enum { LINK_UNIX, LINK_VSOCK, LINK_HYBRID } kind;
     char *path[LINK_CHANNELS]; /* LINK_UNIX: sockets served by QEMU (virtio-serial) or by a host
-                                  agent */
+                                  agent; LINK_HYBRID: aspis-vsock's, three times */
     uint32_t cid;              /* LINK_VSOCK */
 };
 

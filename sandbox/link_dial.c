@@ -1,5 +1,6 @@
 #include <errno.h>
 #include <poll.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -34,6 +35,18 @@ static int dial_unix(const char *path, struct err *err)
     return take_fd(&fd);
 }
 
+/* "CONNECT <port>\n". The answer, "OK <number>\n", is not waited for: it passes as stale bytes
+ * before the preamble's answer, and a guest that does not listen yet ends the connection. */
+static int dial_hybrid(const char *path, enum link_channel ch, struct err *err)
+{
+    char line[32];
+    int n = snprintf(line, sizeof(line), "CONNECT %u\n", LINK_VSOCK_PORT + (unsigned)ch);
+    auto_close int fd = dial_unix(path, err);
+    if (fd >= 0 && send(fd, line, (size_t)n, MSG_NOSIGNAL) != n)
+        return not_yet(err, errno, path);
+    return take_fd(&fd);
+}
+
 static int dial_vsock(uint32_t cid, enum link_channel ch, bool *connecting, struct err *err)
 {
     struct sockaddr_vm addr = {
@@ -56,6 +69,8 @@ int link_dial_start(const struct link_transport *t, enum link_channel ch, bool *
     *connecting = false;
     if (t->kind == LINK_UNIX)
         return dial_unix(t->path[ch], err);
+    if (t->kind == LINK_HYBRID)
+        return dial_hybrid(t->path[ch], ch, err);
     return dial_vsock(t->cid, ch, connecting, err);
 }
 

@@ -224,6 +224,11 @@ struct hv_spec machine_hv_spec(const struct machine_factory *f, enum accel accel
     };
 }
 
+static bool uses_user_vsock(const struct machine *m)
+{
+    return strcmp(m->record.transport, transport_name(TRANSPORT_USER_VSOCK)) == 0;
+}
+
 static int start_hv(struct machine *m, const struct machine_spec *spec,
                     const struct machine_how *how, struct cancel *cancel, struct err *err)
 {
@@ -248,6 +253,8 @@ static int start_hv(struct machine *m, const struct machine_spec *spec,
     hs.scratch_fd = scratch;
     hs.cid = m->record.cid;
     hs.tpl = how->tpl;
+    hs.user_vsock = uses_user_vsock(m);
+    hs.vsock_helper = f->config.vsock_helper;
     m->record.memory_bytes = size.memory_bytes;
     m->record.vcpus = size.vcpus;
     struct hv_callbacks cb = {.on_dead = on_hv_dead, .arg = m};
@@ -277,10 +284,13 @@ static int make_share(struct machine *m, const struct link_transport *t, struct 
 static int start_link(struct machine *m, struct cancel *cancel, struct err *err)
 {
     static const char *const sockets[LINK_CHANNELS] = HV_SOCKETS_CHANNEL;
-    struct link_transport t = {.kind = m->record.cid != 0 ? LINK_VSOCK : LINK_UNIX,
+    bool hybrid = uses_user_vsock(m);
+    struct link_transport t = {.kind = m->record.cid != 0 ? LINK_VSOCK
+                                       : hybrid           ? LINK_HYBRID
+                                                          : LINK_UNIX,
                                .cid = m->record.cid};
     for (int i = 0; i < LINK_CHANNELS && m->record.cid == 0; i++)
-        t.path[i] = fs_format("%s/%s", m->run_dir, sockets[i]);
+        t.path[i] = fs_format("%s/%s", m->run_dir, hybrid ? HV_SOCKET_VSOCK : sockets[i]);
     struct link_callbacks cb = {
         .on_event = on_link_event, .on_up = on_link_up, .on_broken = on_link_broken, .arg = m};
     struct link *l = NULL;
@@ -313,7 +323,10 @@ static int boot_steps(struct machine *m, const struct machine_spec *spec,
         m->guest_mac = xstrdup(how->guest_mac != NULL ? how->guest_mac
                                : spec->mac != NULL    ? spec->mac
                                                       : TEMPLATE_MAC);
-    m->record.transport = xstrdup(f->transport == TRANSPORT_VSOCK ? "vsock" : "virtio-serial");
+    /* what becomes a template may have no device that cannot be saved */
+    bool template = how->tpl != NULL && how->tpl->state_fd < 0;
+    m->record.transport = xstrdup(transport_name(
+        f->transport == TRANSPORT_USER_VSOCK && template ? TRANSPORT_VIRTIO_SERIAL : f->transport));
     if (f->transport == TRANSPORT_VSOCK &&
         (m->record.cid = machine_cid_find(f, m->record.uid, err)) == 0)
         return -1;

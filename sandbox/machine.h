@@ -34,7 +34,14 @@ struct machine_factory; /* per daemon: configuration, accelerator verdict, uid p
 struct machine;
 
 enum accel { ACCEL_AUTO, ACCEL_KVM, ACCEL_TCG };
-enum transport { TRANSPORT_AUTO, TRANSPORT_VIRTIO_SERIAL, TRANSPORT_VSOCK };
+/* VSOCK: the host kernel's; USER_VSOCK: a device of our own (aspis-vsock). */
+enum transport {
+    TRANSPORT_AUTO,
+    TRANSPORT_VIRTIO_SERIAL,
+    TRANSPORT_VSOCK,
+    TRANSPORT_USER_VSOCK,
+};
+const char *transport_name(enum transport t);
 
 struct machine_config {
     const char *qemu;   /* "/usr/bin/qemu-system-x86_64" */
@@ -42,6 +49,7 @@ struct machine_config {
     const char *initrd;
     const char *jail_helper;  /* aspis-jail */
     const char *share_helper; /* aspis-share */
+    const char *vsock_helper; /* aspis-vsock */
     const char *run_root;     /* "/run/aspis" */
     const char *state_root;   /* "/var/lib/aspis" */
     enum accel accel;

@@ -131,6 +131,12 @@ int machine_check_id(const char *id, struct err *err)
 
 /* --- the factory --- */
 
+const char *transport_name(enum transport t)
+{
+    static const char *const names[] = {"auto", "virtio-serial", "vsock", "user-vsock"};
+    return (size_t)t < ARRAY_LEN(names) ? names[t] : "?";
+}
+
 static void decide_transport(struct machine_factory *f)
 {
     if (f->config.transport != TRANSPORT_AUTO) {
@@ -178,6 +184,7 @@ struct machine_factory *machine_factory_new(const struct machine_config *config,
     f->config.initrd = xstrdup(config->initrd);
     f->config.jail_helper = xstrdup(config->jail_helper);
     f->config.share_helper = xstrdup(config->share_helper);
+    f->config.vsock_helper = xstrdup(config->vsock_helper);
     f->config.run_root = xstrdup(config->run_root);
     f->config.state_root = xstrdup(config->state_root);
     f->config.cgroup_root = xstrdup(config->cgroup_root);
@@ -234,6 +241,7 @@ void machine_factory_free(struct machine_factory *f)
     free_string(f->config.initrd);
     free_string(f->config.jail_helper);
     free_string(f->config.share_helper);
+    free_string(f->config.vsock_helper);
     free_string(f->config.run_root);
     free_string(f->config.state_root);
     free_string(f->config.cgroup_root);

@@ -211,6 +211,7 @@ static struct hv *make(const char *run_dir, struct loop *control, const struct h
     hv->cb = *cb;
     hv->run_dir = xstrdup(run_dir);
     hv->proc = (struct spawn_proc)SPAWN_PROC_INIT;
+    hv->vsock = (struct spawn_proc)SPAWN_PROC_INIT;
     hv->scratch_fd = -1;
     (void)pthread_mutex_init(&hv->lock, NULL);
     (void)pthread_mutex_init(&hv->disks, NULL);
@@ -248,6 +249,7 @@ static void qemu_free(struct hv *hv)
     qmp_unref(hv->qmp);
     console_free(hv->console);
     console_free(hv->output);
+    cleanup_closep(&hv->vsock.pidfd);
     cleanup_closep(&hv->proc.pidfd); /* not spawn_clear(): a running VM goes on */
     cleanup_closep(&hv->gone);
     for (size_t i = 0; i < ARRAY_LEN(hv->slots); i++)
@@ -312,6 +314,7 @@ static int open_control(struct hv *hv, struct err *err)
 
 struct endpoints {
     int control, console, channel[LINK_CHANNELS], output[2], vhost;
+    int vsock_listen, vsock, ram; /* of aspis-vsock */
 };
 
 static void close_endpoints(struct endpoints *e)
@@ -323,6 +326,15 @@ static void close_endpoints(struct endpoints *e)
     cleanup_closep(&e->output[0]);
     cleanup_closep(&e->output[1]);
     cleanup_closep(&e->vhost);
+    cleanup_closep(&e->vsock_listen);
+    cleanup_closep(&e->vsock);
+    cleanup_closep(&e->ram);
+}
+
+/* Whether QEMU serves the channels itself. */
+static bool has_ports(const struct hv_spec *s)
+{
+    return s->cid == 0 && (!s->user_vsock || qemu_is_clone(s));
 }
 
 static int make_endpoints(const struct hv_spec *s, struct endpoints *e, struct err *err)
@@ -331,12 +343,15 @@ static int make_endpoints(const struct hv_spec *s, struct endpoints *e, struct e
     if ((e->control = listen_at(s->run_dir, HV_SOCKET_CONTROL, err)) < 0 ||
         (e->console = listen_at(s->run_dir, HV_SOCKET_CONSOLE, err)) < 0)
         return -1;
-    for (int i = 0; s->cid == 0 && i < LINK_CHANNELS; i++) {
+    for (int i = 0; has_ports(s) && i < LINK_CHANNELS; i++) {
         if ((e->channel[i] = listen_at(s->run_dir, names[i], err)) < 0)
             return -1;
     }
     if (s->cid != 0 && (e->vhost = open("/dev/vhost-vsock", O_RDWR | O_CLOEXEC)) < 0)
         return err_sys(err, errno, "open /dev/vhost-vsock");
+    if (s->user_vsock && ((e->vsock_listen = listen_at(s->run_dir, HV_SOCKET_VSOCK, err)) < 0 ||
+                          (e->ram = qemu_vsock_ram(s, err)) < 0))
+        return -1;
     if (pipe2(e->output, O_CLOEXEC) < 0)
         return err_sys(err, errno, "make pipe");
     return 0;
@@ -362,13 +377,13 @@ static int start_process(struct hv *hv, const struct hv_spec *s, const struct en
         binds[n++] = (struct jail_bind){.src = s->kernel, .dst = QEMU_JAIL_KERNEL};
         binds[n++] = (struct jail_bind){.src = s->initrd, .dst = QEMU_JAIL_INITRD};
     }
-    struct spawn_fd fds[16];
+    struct spawn_fd fds[20];
     size_t n_fds = 0;
     fds[n_fds++] = (struct spawn_fd){1, e->output[1]};
     fds[n_fds++] = (struct spawn_fd){2, e->output[1]};
     fds[n_fds++] = (struct spawn_fd){QEMU_FD_CONTROL, e->control};
     fds[n_fds++] = (struct spawn_fd){QEMU_FD_CONSOLE, e->console};
-    for (int i = 0; s->cid == 0 && i < LINK_CHANNELS; i++)
+    for (int i = 0; has_ports(s) && i < LINK_CHANNELS; i++)
         fds[n_fds++] = (struct spawn_fd){QEMU_FD_CHANNEL + i, e->channel[i]};
     if (s->tap_fd >= 0)
         fds[n_fds++] = (struct spawn_fd){QEMU_FD_TAP, s->tap_fd};
@@ -376,6 +391,8 @@ static int start_process(struct hv *hv, const struct hv_spec *s, const struct en
         fds[n_fds++] = (struct spawn_fd){QEMU_FD_SCRATCH, s->scratch_fd};
     if (e->vhost >= 0)
         fds[n_fds++] = (struct spawn_fd){QEMU_FD_VHOST, e->vhost};
+    if (e->vsock >= 0)
+        fds[n_fds++] = (struct spawn_fd){QEMU_FD_VSOCK, e->vsock};
     if (s->tpl != NULL)
         fds[n_fds++] = (struct spawn_fd){QEMU_FD_RAM, s->tpl->ram_fd};
     if (qemu_is_clone(s))
@@ -418,14 +435,23 @@ static void explain(struct hv *hv, struct err *err)
     }
 }
 
-static int launch_steps(struct hv *hv, const struct hv_spec *s, struct endpoints *e,
+static int launch_steps(struct hv *hv, const struct hv_spec *spec, struct endpoints *e,
                         struct cancel *cancel, struct err *err)
 {
-    if (FAILPOINT("machine.sockets", err) < 0 || make_endpoints(s, e, err) < 0)
+    if (FAILPOINT("machine.sockets", err) < 0 || make_endpoints(spec, e, err) < 0)
         return -1;
+    struct hv_spec own = *spec; /* with the memory that device and guest share */
+    struct hv_template ram = {.ram_fd = e->ram,
+                              .state_fd = spec->tpl != NULL ? spec->tpl->state_fd : -1};
+    if (spec->user_vsock)
+        own.tpl = &ram;
+    const struct hv_spec *s = &own;
     if (open_control(hv, err) < 0 || open_console(hv, err) < 0)
         return -1;
     if (open_output(hv, take_fd(&e->output[0]), err) < 0)
+        return -1;
+    if (s->user_vsock &&
+        (e->vsock = qemu_vsock_start(hv, s, e->vsock_listen, e->output[1], cancel, err)) < 0)
         return -1;
     if (FAILPOINT("machine.spawn", err) < 0 || start_process(hv, s, e, cancel, err) < 0)
         return -1;
@@ -436,7 +462,8 @@ static int launch_steps(struct hv *hv, const struct hv_spec *s, struct endpoints
         explain(hv, err);
         return -1;
     }
-    if (qemu_is_clone(s) && qemu_load_state(hv, cancel, err) < 0) {
+    if (qemu_is_clone(s) && (qemu_load_state(hv, s->user_vsock, cancel, err) < 0 ||
+                             (s->user_vsock && qemu_vsock_plug(hv, cancel, err) < 0))) {
         explain(hv, err);
         return -1;
     }
@@ -446,7 +473,7 @@ static int launch_steps(struct hv *hv, const struct hv_spec *s, struct endpoints
 static struct hv *qemu_launch(const struct hv_spec *spec, struct loop *control,
                               const struct hv_callbacks *cb, struct cancel *cancel, struct err *err)
 {
-    struct endpoints e = {-1, -1, {-1, -1, -1}, {-1, -1}, -1};
+    struct endpoints e = {-1, -1, {-1, -1, -1}, {-1, -1}, -1, -1, -1, -1};
     struct hv *hv = make(spec->run_dir, control, cb, err);
     if (hv == NULL)
         return NULL;
@@ -551,12 +578,15 @@ static int qemu_query(struct hv *hv, struct cancel *cancel, struct err *err)
 static int qemu_quit(struct hv *hv, struct cancel *cancel, struct err *err)
 {
     set_quiet(hv);
-    if (hv->proc.pidfd < 0)
+    if (hv->proc.pidfd < 0) {
+        qemu_vsock_end(hv);
         return 0;
+    }
     kill_process(hv); /* QMP's quit would only be slower: no disk of it outlives the VM */
     /* a killed process is gone in a moment unless the kernel holds it in uninterruptible I/O */
     if (cancel_poll(cancel, hv->gone, POLLIN, -1, err) < 0)
         return err_wrap(err, "wait for qemu's end");
+    qemu_vsock_end(hv);
     return 0;
 }
 

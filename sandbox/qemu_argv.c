@@ -65,7 +65,8 @@ static void ram_args(const struct hv_spec *s, struct strv *a)
 {
     strv_add(a, "-object");
     strv_addf(a, "memory-backend-file,id=ram,size=%" PRIu64 "M,mem-path=/proc/self/fd/%d,share=%s",
-              s->memory_bytes / MiB(1), QEMU_FD_RAM, qemu_is_clone(s) ? "off" : "on");
+              s->memory_bytes / MiB(1), QEMU_FD_RAM,
+              qemu_is_clone(s) && !s->user_vsock ? "off" : "on");
     /* it is told where the state is when it knows how to read it (qemu_template.c) */
     if (qemu_is_clone(s))
         add_opt(a, "-incoming", "defer");
@@ -114,6 +115,15 @@ static void channel_args(const struct hv_spec *s, struct strv *a)
         strv_add(a, "-device");
         strv_addf(a, "vhost-vsock-pci,guest-cid=%u,vhostfd=%d", s->cid, QEMU_FD_VHOST);
         return;
+    }
+    if (s->user_vsock) {
+        strv_add(a, "-chardev");
+        strv_addf(a, "socket,id=vsock,fd=%d", QEMU_FD_VSOCK);
+        /* a clone has its template's ports, unused, and gets the device later */
+        if (!qemu_is_clone(s)) {
+            add_opt(a, "-device", "vhost-user-vsock-pci,id=vsock,chardev=vsock");
+            return;
+        }
     }
     add_opt(a, "-device", "virtio-serial-pci,id=ports,max_ports=4");
     for (int ch = 0; ch < LINK_CHANNELS; ch++) {

@@ -22,12 +22,15 @@ enum {
     QEMU_FD_VHOST,
     QEMU_FD_RAM,
     QEMU_FD_STATE,
+    QEMU_FD_VSOCK, /* of aspis-vsock */
 };
 
 #define QEMU_JAIL_KERNEL "/aspis/vmlinuz"
 #define QEMU_JAIL_INITRD "/aspis/initrd"
 #define QEMU_PLUG_BUS "plug"
-#define QEMU_PLUG_SLOTS 31 /* 1..31 on the bridge */
+#define QEMU_PLUG_SLOTS 30   /* 1..30 on the bridge, for disks */
+#define QEMU_VSOCK_ADDR "1f" /* there too */
+#define QEMU_VSOCK_CID 3     /* nobody else sees it */
 #define QEMU_SCRATCH_FDSET 1
 
 /* Appends the whole argument vector. INVALID when the MAC is none. */

@@ -70,15 +70,20 @@ int qemu_save(struct hv *hv, int state_fd, struct cancel *cancel, struct err *er
     return 0;
 }
 
-int qemu_load_state(struct hv *hv, struct cancel *cancel, struct err *err)
+int qemu_load_state(struct hv *hv, bool to_the_end, struct cancel *cancel, struct err *err)
 {
     char uri[32];
     (void)snprintf(uri, sizeof(uri), "fd:%d", QEMU_FD_STATE);
     /* no announcements: they would carry the template's MAC */
+    auto_qmp_expect struct qmp_expect *done =
+        to_the_end ? qmp_expect(hv->qmp, "MIGRATION", "status", "completed", err) : NULL;
+    if (to_the_end && done == NULL)
+        return err_wrap(err, "load state");
     if (FAILPOINT("template.load", err) < 0 || set_capabilities(hv, cancel, err) < 0 ||
         qmp_run(hv->qmp, "migrate-set-parameters", json_pack("{s:i}", "announce-rounds", 0), -1,
                 cancel, err) < 0 ||
-        qmp_run(hv->qmp, "migrate-incoming", json_pack("{s:s}", "uri", uri), -1, cancel, err) < 0)
+        qmp_run(hv->qmp, "migrate-incoming", json_pack("{s:s}", "uri", uri), -1, cancel, err) < 0 ||
+        (done != NULL && qmp_expect_wait(done, cancel, err) < 0))
         return err_wrap(err, "load state");
     return 0;
 }

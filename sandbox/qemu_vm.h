@@ -43,6 +43,8 @@ struct hv {
     int gone;   /* eventfd: exited */
     bool quiet; /* quit() or free(): no on_dead any more */
 
+    struct spawn_proc vsock; /* aspis-vsock, if this daemon started it */
+
     pthread_mutex_t disks;            /* held while a disk is plugged or unplugged */
     char *slots[QEMU_PLUG_SLOTS + 1]; /* serial of the disk in each slot; 0 unused. Under disks */
 };
@@ -56,8 +58,16 @@ int qemu_list_disks(struct hv *hv, struct cancel *cancel, struct err *err);
 /* qemu_template.c */
 char *qemu_shape(const struct hv_spec *spec, struct err *err);
 int qemu_save(struct hv *hv, int state_fd, struct cancel *cancel, struct err *err);
-/* A clone waits for its state after launch; returns when QEMU has taken up the work. A state that
- * cannot be loaded ends the process. */
-int qemu_load_state(struct hv *hv, struct cancel *cancel, struct err *err);
+/* A clone waits for its state after launch; returns when QEMU has taken up the work, or done it. A
+ * state that cannot be loaded ends the process. */
+int qemu_load_state(struct hv *hv, bool to_the_end, struct cancel *cancel, struct err *err);
+
+/* qemu_vsock.c: the memory file that guest and device share; the process, returning QEMU's end of
+ * its connection; the device in a clone; the end, once QEMU is gone. */
+int qemu_vsock_ram(const struct hv_spec *s, struct err *err);
+int qemu_vsock_start(struct hv *hv, const struct hv_spec *s, int listen_fd, int output_fd,
+                     struct cancel *cancel, struct err *err);
+int qemu_vsock_plug(struct hv *hv, struct cancel *cancel, struct err *err);
+void qemu_vsock_end(struct hv *hv);
 
 #endif

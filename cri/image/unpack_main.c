@@ -14,7 +14,6 @@
 #include <seccomp.h>
 #include <signal.h>
 #include <string.h>
-#include <sys/prctl.h>
 
 #include <jansson.h>
 
@@ -25,63 +24,16 @@
 #include "cri/image/erofs_write.h"
 #include "cri/image/stream.h"
 #include "cri/image/tree.h"
+#include "sandbox/lockdown.h"
 
 #define IN_FD 0
 #define OUT_FD 3
 #define RESULT_FD 4
 
-/* A sanitizer's run-time makes system calls of its own choice. */
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define SANITIZED 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define SANITIZED 1
-#endif
-#endif
-#ifndef SANITIZED
-#define SANITIZED 0
-#else
-/* It looks for leaks by way of /proc, which the jail does not have. */
-const char *__asan_default_options(void);
-const char *__asan_default_options(void)
-{
-    return "detect_leaks=0";
-}
-#endif
-
 struct result {
     char diff_id[DIGEST_MAX];
     uint64_t bytes, entries, file_bytes;
 };
-
-static int lock_down(struct err *err)
-{
-    static const int allowed[] = {
-        SCMP_SYS(read),         SCMP_SYS(write),          SCMP_SYS(pwrite64),
-        SCMP_SYS(lseek),        SCMP_SYS(ftruncate),      SCMP_SYS(fstat),
-        SCMP_SYS(newfstatat),   SCMP_SYS(close),          SCMP_SYS(brk),
-        SCMP_SYS(mmap),         SCMP_SYS(munmap),         SCMP_SYS(mremap),
-        SCMP_SYS(mprotect),     SCMP_SYS(madvise),        SCMP_SYS(futex),
-        SCMP_SYS(getrandom),    SCMP_SYS(clock_gettime),  SCMP_SYS(rt_sigreturn),
-        SCMP_SYS(rt_sigaction), SCMP_SYS(rt_sigprocmask), SCMP_SYS(exit),
-        SCMP_SYS(exit_group),   SCMP_SYS(getpid),         SCMP_SYS(gettimeofday),
-    };
-    /* Libraries that look for an optional file get "not there" and go on. */
-    static const int absent[] = {SCMP_SYS(open),     SCMP_SYS(openat),     SCMP_SYS(access),
-                                 SCMP_SYS(readlink), SCMP_SYS(readlinkat), SCMP_SYS(stat)};
-    scmp_filter_ctx ctx = seccomp_init(SCMP_ACT_KILL_PROCESS);
-    if (ctx == NULL)
-        return err_set(err, ERR_INTERNAL, "seccomp: out of memory");
-    int rc = 0;
-    for (size_t i = 0; i < ARRAY_LEN(allowed) && rc == 0; i++)
-        rc = seccomp_rule_add(ctx, SCMP_ACT_ALLOW, allowed[i], 0);
-    for (size_t i = 0; i < ARRAY_LEN(absent) && rc == 0; i++)
-        rc = seccomp_rule_add(ctx, SCMP_ACT_ERRNO(ENOENT), absent[i], 0);
-    if (rc == 0)
-        rc = seccomp_load(ctx);
-    seccomp_release(ctx);
-    return rc < 0 ? err_sys(err, -rc, "seccomp") : 0;
-}
 
 static ssize_t next_bytes(void *arg, const void **data, struct err *err)
 {
@@ -124,6 +76,9 @@ int main(int argc, char **argv)
         (void)fprintf(stderr, "usage: aspis-unpack MAX_BYTES MAX_ENTRIES\n");
         return 2;
     }
+    static const int calls[] = {SCMP_SYS(read),      SCMP_SYS(write),     SCMP_SYS(pwrite64),
+                                SCMP_SYS(lseek),     SCMP_SYS(ftruncate), SCMP_SYS(fstat),
+                                SCMP_SYS(newfstatat)};
     auto_err struct err err = ERR_INIT;
     struct result r = {0};
     (void)signal(SIGPIPE, SIG_IGN);
@@ -131,7 +86,7 @@ int main(int argc, char **argv)
     locale_t utf8 = newlocale(LC_CTYPE_MASK, "C.UTF-8", (locale_t)0);
     char scratch[DIGEST_MAX];
     if (digest_of("", 0, "sha256", scratch, &err) == 0 &&
-        prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 && (SANITIZED || lock_down(&err) == 0))
+        lock_down(calls, ARRAY_LEN(calls), &err) == 0)
         (void)unpack(max_bytes, max_entries, &r, &err);
     else if (err.code == ERR_OK)
         (void)err_sys(&err, errno, "set up the unpacker");

@@ -4,9 +4,11 @@
     test/conformance/critest_images.py CERTS_D       runs a registry until standard input ends
 
 critest names its images in full (registry.k8s.io/..., gcr.io/...). hosts.toml files in CERTS_D send the runtime to
-the local registry instead, which takes the place of all of them. What cannot be made here: test-image-digest, which
-critest names by the digest of somebody else's build.
+the local registry instead, which takes the place of all of them. nginx, httpd and nonewprivs are busybox with a small static
+program each (webserver.c, nonewprivs.c). What cannot be made here: test-image-digest, which critest names by the
+digest of somebody else's build.
 """
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -26,11 +28,41 @@ GROUP = mkimage.GROUP + "www-data:x:33:\n"
 USERS = {"test-image-user-uid": "1002", "test-image-user-username": "www-data",
          "test-image-user-uid-group": "1003:1004", "test-image-user-username-group": "www-data:1004"}
 
+# busybox-static lacks these two; critest looks for processes and shared memory with them
+PGREP = """#!/bin/sh
+found=1
+for p in /proc/[0-9]*; do
+    if [ "$p" != "/proc/$$" ] && grep -q "$1" "$p/comm" 2>/dev/null; then
+        echo "${p#/proc/}"
+        found=0
+    fi
+done
+exit $found
+"""
+IPCS = """#!/bin/sh
+echo '------ Shared Memory Segments --------'
+cat /proc/sysvipc/shm
+"""
+
+
+def program(name):
+    """The bytes of NAME.c, linked statically."""
+    source = Path(__file__).resolve().parent / f"{name}.c"
+    out = Path(tempfile.mkdtemp(prefix="aspis-critest-")) / name
+    try:
+        subprocess.run(["gcc", "-std=gnu17", "-O2", "-static", "-s", "-Wall", "-Wextra", "-Werror", "-o", out, source],
+                       check=True)
+        return out.read_bytes()
+    finally:
+        out.unlink(missing_ok=True)
+        out.parent.rmdir()
+
 
 def build(directory):
     """Layouts by "name:tag"."""
     base = mkimage.busybox_layer()
-    users = mkimage.Tar().file("etc/passwd", PASSWD).file("etc/group", GROUP).done()
+    users = (mkimage.Tar().file("etc/passwd", PASSWD).file("etc/group", GROUP).dir("var/run")
+             .file("usr/bin/pgrep", PGREP, 0o755).file("usr/bin/ipcs", IPCS, 0o755).done())
     made = {}
 
     def image(name, *tars, **config):
@@ -56,6 +88,13 @@ def build(directory):
     image(STAGING + "test-image-predefined-group:latest", predefined, User="1000")
     image("pause:3.9", mkimage.Tar().file("pause", "#!/bin/sh\nexec sleep 2147483647\n", 0o755).done(),
           User="65535:65535", Entrypoint=["/pause"], Cmd=None)
+    server = program("webserver")
+    nginx = mkimage.Tar().file("usr/sbin/nginx", server, 0o755).done()
+    image(E2E + "nginx:1.14-2", nginx, Cmd=["nginx", "80"], StopSignal="SIGQUIT", ExposedPorts={"80/tcp": {}})
+    image(f"{STAGING}hostnet-nginx-{mkimage.goarch()}:latest", nginx, Cmd=["nginx", "12003"], StopSignal="SIGQUIT")
+    image(E2E + "httpd:2.4.39-4", mkimage.Tar().file("usr/bin/httpd", server, 0o755).done(), Cmd=["/usr/bin/httpd", "80"])
+    image(E2E + "nonewprivs:1.3", mkimage.Tar().file("nnp", program("nonewprivs"), 0o4755).done(), Entrypoint=["/nnp"],
+          Cmd=None)
     for tag in ("1.35.0-glibc", "1-uclibc", "1", "1-glibc", "1-musl"):
         image(f"docker/library/busybox:{tag}", marked(tag))
     return made

@@ -1,4 +1,5 @@
 """The leak audit: what exists on the machine because of pods, before a test and after it, must be the same."""
+import os
 import subprocess
 from pathlib import Path
 
@@ -12,20 +13,20 @@ def _links():
     return names | ({p.name for p in ports.iterdir()} if ports.is_dir() else set())
 
 
-def _mounts():
+def _mounts(daemon):
+    """Those of other daemons' directories are theirs, and a suite that shares the machine cannot tell whose a namespace is."""
     found = sorted(line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines())
-    return [m for m in found if SLOT == 0 or not m.startswith(("/run/netns", "/tmp"))]
+    own = (f"{daemon.base}/", f"{daemon.state}/")
+    return [m for m in found if m.startswith(own) or not m.startswith(("/run/at/", "/var/lib/aspis"))
+            and (SLOT == 0 or not m.startswith(("/run/netns", "/tmp")))]
 
 
 def _cgroups(name):
+    """os.walk, since it does not mind a directory that goes while it looks."""
     found = set()
-    for root in Path("/sys/fs/cgroup").iterdir():
-        base = root / name.lstrip("/")
-        if base.is_dir():
-            found |= {str(p) for p in base.rglob("*") if p.is_dir()}
-    base = Path("/sys/fs/cgroup") / name.lstrip("/")
-    if base.is_dir():
-        found |= {str(p) for p in base.rglob("*") if p.is_dir()}
+    for root in [Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").iterdir()]:
+        for at, below, _ in os.walk(root / name.lstrip("/")):
+            found |= {os.path.join(at, d) for d in below}
     return found
 
 
@@ -62,7 +63,7 @@ def snapshot(daemon):
         "links": _links(),
         # a suite that shares the machine cannot tell whose a namespace is
         "netns": {p.name for p in netns.iterdir()} if SLOT == 0 and netns.is_dir() else set(),
-        "mounts": _mounts(),
+        "mounts": _mounts(daemon),
         "cgroups": _not_template(_cgroups(daemon.cgroup)),
         "run files": _not_template(_files(daemon.run / "sandboxes", daemon.run / "logs")),
         "scratch": _not_template(_files(daemon.state / "sandboxes")),

@@ -75,6 +75,8 @@ class Daemon:
             "machine": {"kernel": str(GUEST / "kernel" / "vmlinuz"), "initrd": str(INITRD),
                         "jail_helper": str(BUILD / "sandbox" / "aspis-jail"),
                         "share_helper": str(BUILD / "sandbox" / "aspis-share"),
+                        "vsock_helper": str(BUILD / "sandbox" / "aspis-vsock"),
+                        "transport": os.environ.get("ASPIS_TRANSPORT", "auto"),
                         "accelerator": "tcg", "cgroup_root": self.cgroup,
                         "spares": 0,  # they come and go as they like: test_spares.py has some
                         "base_memory_mib": 256, "scratch_mib": 2048,

@@ -1,17 +1,30 @@
 """S1, S2, S7: how QEMU is locked up, read from /proc; who may talk to the daemon."""
 import os
+import signal
 import stat
+import time
 from pathlib import Path
+
+from cri import sandbox_config
+from daemon import BUILD
+
+
+SECRETS = ("etc/shadow", "etc/passwd", "root", "home", "var/lib", "run/aspis")
 
 
 def status_of(pid):
     return dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
 
 
+def named(daemon, name):
+    """The daemon's processes whose program's name begins so."""
+    return {p for p in daemon.qemu_pids() if status_of(p)["Name"].strip().startswith(name)}
+
+
 def test_qemu_has_nothing(daemon, make_pod):
-    before = set(daemon.qemu_pids())
+    before = named(daemon, "qemu")
     pods = [make_pod("j1"), make_pod("j2")]
-    pids = [p for p in daemon.qemu_pids() if p not in before]
+    pids = named(daemon, "qemu") - before
     assert len(pids) == 2
     uids = set()
     for pid in pids:
@@ -27,7 +40,7 @@ def test_qemu_has_nothing(daemon, make_pod):
         for ns in ("mnt", "pid", "ipc", "net"):
             assert os.readlink(f"/proc/{pid}/ns/{ns}") != os.readlink(f"/proc/self/ns/{ns}"), ns
         root = Path(f"/proc/{pid}/root")
-        for secret in ("etc/shadow", "etc/passwd", "root", "home", "var/lib", "run/aspis"):
+        for secret in SECRETS:
             assert not (root / secret).exists(), secret
         args = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
         # but for -name, by which an operator and a later daemon recognise the process
@@ -42,12 +55,39 @@ def test_qemu_has_nothing(daemon, make_pod):
 
 
 def test_descriptors_of_qemu(daemon, make_pod):
-    before = set(daemon.qemu_pids())
+    before = named(daemon, "qemu")
     make_pod("fds")
-    (pid,) = [p for p in daemon.qemu_pids() if p not in before]
+    (pid,) = named(daemon, "qemu") - before
     for fd in Path(f"/proc/{pid}/fd").iterdir():
         target = os.readlink(fd)
         assert not target.endswith((".db", ".sock", "aspisd.log")), target
+
+
+def test_the_vsock_device_has_nothing(own_daemon, images):
+    d = own_daemon(overrides={"machine": {"transport": "user-vsock"}})
+    d.start()
+    sandbox = d.run_pod(sandbox_config("v"))
+    (pid,) = named(d, "aspis-vsock")
+    (qemu,) = named(d, "qemu")
+    st = status_of(pid)
+    for cap in ("CapEff", "CapPrm", "CapInh", "CapBnd", "CapAmb"):
+        assert int(st[cap], 16) == 0, (cap, st[cap])
+    assert st["NoNewPrivs"].strip() == "1" and st["Uid"] == status_of(qemu)["Uid"]
+    if b"__asan" not in (BUILD / "sandbox" / "aspis-vsock").read_bytes():
+        assert st["Seccomp"].strip() == "2"
+    for ns in ("mnt", "pid", "ipc", "net"):
+        assert os.readlink(f"/proc/{pid}/ns/{ns}") != os.readlink(f"/proc/self/ns/{ns}"), ns
+    for secret in SECRETS:
+        assert not (Path(f"/proc/{pid}/root") / secret).exists(), secret
+    # its death is its VM's: nothing else reaches the guest
+    os.kill(qemu, signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{pid}").exists() and "Z" not in status_of(pid)["State"]:
+        assert time.monotonic() < deadline, "aspis-vsock outlives its QEMU"
+        time.sleep(0.05)
+    d.client.StopPodSandbox(pod_sandbox_id=sandbox)
+    d.client.RemovePodSandbox(pod_sandbox_id=sandbox)
+    assert not Path(f"/proc/{pid}").exists()
 
 
 def test_socket_is_for_root_alone(daemon):

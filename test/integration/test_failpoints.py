@@ -29,6 +29,7 @@ STEPS = {
     "netplugin.redirect": "run",
     "machine.cgroup": "run", "machine.dirs": "run", "machine.scratch": "run", "machine.sockets": "run",
     "machine.spawn": "run", "machine.qmp": "run", "machine.link": "run", "machine.hello": "run",
+    "machine.vsock": "run over user-vsock", "machine.vsock.plug": "template",
     "sandbox.del": "stop", "netplugin.del": "stop", "machine.destroy": "stop",
     "sandbox.remove": "remove",
     "machine.adopt": "adopt",
@@ -187,6 +188,30 @@ def test_daemon_dies_in_run(d, image, name):
     dies(d, name, d.run_pod, config)
     nothing_left(d, before)
     works(d, config, image)
+
+
+@pytest.mark.parametrize("name", of_step("run over user-vsock"))
+def test_run_over_user_vsock(images, name):
+    """The same, where a process stands beside each QEMU."""
+    base = world("v")
+    d = Daemon(base, env={"ASPIS_FAILPOINTS_FILE": str(base / "failpoints")},
+               overrides={"machine": {"templates": False, "transport": "user-vsock"}})
+    d.points = Points(base / "failpoints")
+    try:
+        d.start()
+        d.client.PullImage(image={"image": images["busybox"]})
+        config, before = config_of(d, name), audit.snapshot(d)
+        d.points.set(f"{name}=error")
+        fails(name, d.run_pod, config)
+        d.points.clear()
+        nothing_left(d, before)
+        dies(d, name, d.run_pod, config)
+        nothing_left(d, before)
+        works(d, config, images["busybox"])
+        nothing_left(d, before)
+    finally:
+        d.points.clear()
+        d.destroy()
 
 
 # ---- CreateContainer, StartContainer, RemoveContainer ----
@@ -543,7 +568,9 @@ def test_a_stop_past_its_deadline_can_be_repeated(d, image):
 @pytest.mark.parametrize("name", of_step("template"))
 def test_a_pod_never_fails_because_of_a_template(images, name):
     base = world("g")
-    d = Daemon(base, env={"ASPIS_FAILPOINTS_FILE": str(base / "failpoints")})
+    transport = "user-vsock" if "vsock" in name else "auto"
+    d = Daemon(base, env={"ASPIS_FAILPOINTS_FILE": str(base / "failpoints")},
+               overrides={"machine": {"transport": transport}})
     points = Points(base / "failpoints")
     try:
         points.set(f"{name}=error")

@@ -1,0 +1,179 @@
+#include "cri/spec_internal.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/limits.h"
+#include "base/str.h"
+
+/* The messages on recursive read-only mounts are containerd's, which kubelet's users know. */
+static int check_mount(const Runtime__V1__Mount *m, struct err *err)
+{
+    bool alone = m->propagation == RUNTIME__V1__MOUNT_PROPAGATION__PROPAGATION_PRIVATE;
+    if (m->image != NULL && !str_empty(m->image->image))
+        return err_set(err, ERR_UNIMPLEMENTED, "image volumes are not supported");
+    if (m->recursive_read_only && !m->readonly)
+        return err_set(err, ERR_INVALID, "recursive read-only mount conflicts with RW mount");
+    if (m->recursive_read_only && !alone)
+        return err_set(err, ERR_INVALID,
+                       "recursive read-only mount must have PROPAGATION_PRIVATE propagation");
+    if (m->propagation == RUNTIME__V1__MOUNT_PROPAGATION__PROPAGATION_BIDIRECTIONAL)
+        return err_set(
+            err, ERR_PRECONDITION,
+            "propagation BIDIRECTIONAL is asked for; a mount made in a VM's kernel cannot "
+            "appear on the host: it takes the handler aspis-host, which is not built");
+    if (m->host_path[0] != '/' || strlen(m->host_path) >= LIMIT_PATH)
+        return err_set(err, ERR_INVALID, "the host path is no absolute path");
+    if (m->container_path[0] == '\0' || strlen(m->container_path) >= LIMIT_PATH ||
+        strspn(m->container_path, "/") == strlen(m->container_path))
+        return err_set(err, ERR_INVALID, "the container path names nothing below /");
+    if (m->n_uidmappings > 0 || m->n_gidmappings > 0)
+        return err_set(err, ERR_UNIMPLEMENTED, "id-mapped mounts are not supported");
+    if (m->n_mount_options > 0)
+        return err_set(err, ERR_UNIMPLEMENTED, "mount option %.64s is not supported",
+                       m->mount_options[0]);
+    if (m->selinux_relabel && access("/sys/fs/selinux/enforce", F_OK) == 0)
+        return err_set(err, ERR_UNIMPLEMENTED, "SELinux labels are not supported");
+    return 0;
+}
+
+int spec_check_mounts(const Container *c, struct err *err)
+{
+    if (c->n_mounts > LIMIT_FS_VOLUMES)
+        return err_set(err, ERR_INVALID, "more than %d mounts", LIMIT_FS_VOLUMES);
+    for (size_t i = 0; i < c->n_mounts; i++) {
+        if (check_mount(c->mounts[i], err) < 0)
+            return err_wrap(err, "mount of %.200s at %.200s", c->mounts[i]->host_path,
+                            c->mounts[i]->container_path);
+    }
+    return 0;
+}
+
+struct machine_volume *spec_volumes(const Container *c)
+{
+    if (c->n_mounts == 0)
+        return NULL;
+    struct machine_volume *v = xcalloc(c->n_mounts, sizeof(*v));
+    for (size_t i = 0; i < c->n_mounts; i++) {
+        const Runtime__V1__Mount *m = c->mounts[i];
+        v[i].source = m->host_path;
+        v[i].readonly = m->readonly;
+        v[i].recursive = m->recursive_read_only;
+        v[i].slave =
+            m->propagation == RUNTIME__V1__MOUNT_PROPAGATION__PROPAGATION_HOST_TO_CONTAINER;
+    }
+    return v;
+}
+
+static void add_mount(json_t *mounts, const char *dst, const char *type, const char *src,
+                      const char *const *options)
+{
+    json_t *opts = json_array();
+    for (; *options != NULL; options++)
+        (void)json_array_append_new(opts, json_string(*options));
+    (void)json_array_append_new(mounts, json_pack("{s:s, s:s, s:s, s:o}", "destination", dst,
+                                                  "type", type, "source", src, "options", opts));
+}
+
+/* "/a//b/./c/" and "/a/b/c" are the same place; ".." stays as it is, libcrun resolves it within the
+ * root. */
+static char *clean_path(const char *path)
+{
+    char *out = xcalloc(strlen(path) + 2, 1);
+    size_t n = 0;
+    while (*path != '\0') {
+        path += strspn(path, "/");
+        size_t len = strcspn(path, "/");
+        if (len > 0 && !(len == 1 && path[0] == '.')) {
+            out[n++] = '/';
+            memcpy(out + n, path, len);
+            n += len;
+        }
+        path += len;
+    }
+    return out;
+}
+
+static size_t depth(const char *path)
+{
+    size_t n = 0;
+    for (; *path != '\0'; path++)
+        n += *path == '/';
+    return n;
+}
+
+static const char *destination(const json_t *mount)
+{
+    return json_string_value(json_object_get(mount, "destination"));
+}
+
+/* A mount of the container in the place of ours with the same destination, or behind them. */
+static void add_volume(json_t *mounts, const Runtime__V1__Mount *m, const struct machine_volume *v)
+{
+    auto_free char *dst = clean_path(m->container_path);
+    char source[40];
+    size_t i;
+    json_t *item;
+    (void)snprintf(source, sizeof(source), "aspis:volume:%u", v->id);
+    json_array_foreach(mounts, i, item)
+    {
+        if (strcmp(destination(item), dst) == 0) {
+            (void)json_array_remove(mounts, i);
+            break;
+        }
+    }
+    const char *options[] = {v->file ? "bind" : "rbind", "rprivate", v->all_readonly ? "ro" : "rw",
+                             NULL};
+    add_mount(mounts, dst, "bind", source, options);
+}
+
+/* Parents before what is mounted in them; otherwise the order stays. Takes the list. */
+static json_t *sort_mounts(json_t *mounts)
+{
+    json_t *sorted = json_array();
+    size_t deepest = 0;
+    size_t i;
+    const json_t *item;
+    json_array_foreach(mounts, i, item)
+    {
+        if (depth(destination(item)) > deepest)
+            deepest = depth(destination(item));
+    }
+    for (size_t d = 0; d <= deepest; d++) {
+        for (i = 0; i < json_array_size(mounts); i++) {
+            if (depth(destination(json_array_get(mounts, i))) == d)
+                (void)json_array_append(sorted, json_array_get(mounts, i));
+        }
+    }
+    json_decref(mounts);
+    return sorted;
+}
+
+json_t *spec_mounts(const Container *c, const struct machine_volume *volumes)
+{
+#define OPTIONS(...) ((const char *const[]){__VA_ARGS__, NULL})
+    const Security *s = security_of(c);
+    bool readonly = s != NULL && s->readonly_rootfs;
+    const char *rw = readonly ? "ro" : "rw";
+    json_t *m = json_array();
+    add_mount(m, "/proc", "proc", "proc", OPTIONS("nosuid", "noexec", "nodev"));
+    add_mount(m, "/dev", "tmpfs", "tmpfs",
+              OPTIONS("nosuid", "strictatime", "mode=755", "size=65536k"));
+    add_mount(m, "/dev/pts", "devpts", "devpts",
+              OPTIONS("nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"));
+    add_mount(m, "/dev/mqueue", "mqueue", "mqueue", OPTIONS("nosuid", "noexec", "nodev"));
+    add_mount(m, "/sys", "sysfs", "sysfs", OPTIONS("nosuid", "noexec", "nodev", "ro"));
+    add_mount(m, "/sys/fs/cgroup", "cgroup", "cgroup",
+              OPTIONS("nosuid", "noexec", "nodev", "relatime", "ro"));
+    add_mount(m, "/dev/shm", "bind", "aspis:shm", OPTIONS("rbind", "nosuid", "nodev", "noexec"));
+    add_mount(m, "/etc/resolv.conf", "bind", "aspis:resolv.conf", OPTIONS("bind", rw));
+    add_mount(m, "/etc/hosts", "bind", "aspis:hosts", OPTIONS("bind", rw));
+    add_mount(m, "/etc/hostname", "bind", "aspis:hostname", OPTIONS("bind", rw));
+#undef OPTIONS
+    for (size_t i = 0; i < c->n_mounts; i++)
+        add_volume(m, c->mounts[i], &volumes[i]);
+    return sort_mounts(m);
+}
