@@ -33,8 +33,8 @@ int cgroup_create(const char *path, struct strv *dirs, struct err *err);
 int cgroup_remove(const char *path, const char *default_parent, struct cancel *cancel,
                   struct err *err);
 
-/* Where processors are short, the group gets a tenth of what another of the same level gets. Without
- * a cpu controller nothing changes. */
+/* Where processors are short, the group gets a tenth of what another of the same level gets.
+ * Without a cpu controller nothing changes. */
 void cgroup_make_modest(const char *path);
 
 /* Makes `to`, moves the processes of `from` there, and removes `from` as cgroup_remove() does. */

@@ -141,8 +141,8 @@ struct machine *machine_start(struct machine_factory *f, const struct machine_sp
                               struct err *err);
 /* A VM can be started before its pod is known: with spec.spare it is a clone in any case
  * (UNAVAILABLE when there is no template), and modest about processor time. To
- * be told when there is a template: fn comes from a thread of the pool and must not block, and comes
- * no more once another, or NULL, has been set. */
+ * be told when there is a template: fn comes from a thread of the pool and must not block, and
+ * comes no more once another, or NULL, has been set. */
 void machine_on_template(struct machine_factory *f, void (*fn)(void *arg), void *arg);
 /* Is the spare alive, and what machine_start() would make of the spec now? */
 bool machine_fits(struct machine *m, const struct machine_spec *spec);
@@ -200,7 +200,8 @@ int machine_add_volumes(struct machine *m, const char *owner, struct machine_vol
 int machine_remove_volumes(struct machine *m, const char *owner, struct cancel *cancel,
                            struct err *err);
 
-/* Kills the VM, which nothing of it outlives; frees cgroup, jail, uid, sockets, scratch disk; keeps nothing. Works on a dead machine.
+/* Kills the VM, which nothing of it outlives; frees cgroup, jail, uid, sockets, scratch disk; keeps
+ * nothing. Works on a dead machine.
  */
 int machine_destroy(struct machine *m, struct cancel *cancel, struct err *err);
 /* The same for a machine known only from its record (VM not adoptable), or, with record NULL, only

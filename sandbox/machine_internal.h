@@ -30,7 +30,7 @@ struct machine_factory {
     pthread_mutex_t deciding;   /* held by who probes */
 
     struct template_pool *templates; /* NULL: none are wanted */
-    char *spare_cgroup_root; /* of the VMs that have no pod yet */
+    char *spare_cgroup_root;         /* of the VMs that have no pod yet */
 };
 
 /* One pod's VM size, from what CRI says (units as in machine_spec) and the configuration. */

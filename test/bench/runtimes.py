@@ -11,6 +11,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "integration"))
 
 import daemon as world  # noqa: E402
+import spares  # noqa: E402
 from cri import Client  # noqa: E402
 
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -84,7 +85,7 @@ class Aspis:
         return self.d.log_text().count("spare vm ready")
 
     def pod_pids(self):
-        return self.d.qemu_pids()
+        return self.d.qemu_pids() + spares.pids(self.d)
 
     def timeline(self, sandbox):
         info = self.client.PodSandboxStatus(pod_sandbox_id=sandbox, verbose=True).info["info"]
