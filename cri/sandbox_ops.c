@@ -264,7 +264,7 @@ static int machine_and_network_down(struct sandbox *s, struct timeline *t, struc
 int sandbox_teardown(struct sandbox *s, struct cancel *cancel, struct err *err)
 {
     auto_free char *run_dir = sandbox_run_dir(s);
-    if (machine_down(s, cancel, err) < 0 || sandbox_network_down(s, cancel, err) < 0)
+    if (machine_and_network_down(s, NULL, cancel, err) < 0)
         return -1;
     return fs_rm_rf(run_dir, err);
 }
@@ -287,9 +287,7 @@ static void undo_run(struct sandbox *s, const struct err *cause)
 static int build_new(struct sandbox *s, struct timeline *t, struct cancel *cancel, struct err *err)
 {
     auto_close int tap = -1;
-    if (sandbox_save(s, err) < 0 || FAILPOINT("sandbox.record", err) < 0)
-        return -1;
-    timeline_mark(t, "record");
+    bool ignored;
     if (sandbox_namespace_up(s, &tap, err) < 0)
         return -1;
     timeline_mark(t, "namespace and tap");
@@ -432,14 +430,14 @@ static int stop_locked(struct sandbox *s, struct timeline *t, struct cancel *can
     bool notready = s->rec.phase == SANDBOX_NOTREADY;
     (void)pthread_mutex_unlock(&s->rt->lock);
     auto_free char *run_dir = sandbox_run_dir(s);
-    if (machine_down(s, cancel, err) < 0)
-        return -1;
-    containers_lost(s, "");
-    if (!notready && sandbox_set_phase(s, SANDBOX_NOTREADY, "stopped", err) < 0)
-        return -1;
-    if (sandbox_network_down(s, cancel, err) < 0)
-        return -1;
-    return fs_rm_rf(run_dir, err);
+    int rc = machine_and_network_down(s, t, cancel, err);
+    if (s->rec.machine[0] == '\0') { /* it is gone, whatever became of the network */
+        containers_lost(s, "");
+        if (!notready &&
+            sandbox_set_phase(s, SANDBOX_NOTREADY, "stopped", rc == 0 ? err : NULL) < 0)
+            return -1;
+    }
+    return rc < 0 ? -1 : fs_rm_rf(run_dir, err);
 }
 
 int sandbox_stop(struct sandbox *s, struct cancel *cancel, struct err *err)
