@@ -32,5 +32,6 @@ __asm__(
 #elif defined(__aarch64__)
 __asm__(".globl _start\n_start:\n\tmov x0, sp\n\tbl run\n");
 #else
+// cppcheck-suppress preprocessorErrorDirective
 #error "what does a process of this architecture begin with?"
 #endif
