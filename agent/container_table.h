@@ -15,13 +15,14 @@
 #include "agent/container_op.h"
 #include "agent/containers.h"
 #include "agent/events.h"
+#include "agent/image_volume.h"
 #include "agent/process.h"
 #include "agent/volumes.h"
 #include "base/timeline.h"
 #include "proto/agent.pb-c.h"
 
 enum container_phase {
-    CONTAINER_IMAGE,    /* waits for its image disk */
+    CONTAINER_IMAGE,    /* waits for its image disks */
     CONTAINER_CREATING, /* create operation */
     CONTAINER_CREATED,
     CONTAINER_STARTING, /* released, exec not seen yet */
@@ -40,9 +41,8 @@ struct container {
     struct containers *table;
     char *id;
     enum container_phase phase;
-    char *image;    /* serial */
-    bool has_image; /* a reference is held */
-    char *image_mount;
+    struct image_mount *images; /* the root's first, then those of image volumes */
+    size_t n_images, n_held;    /* of the first n_held a reference is held */
     struct process *init;
     TAILQ_HEAD(, process) execs;
     struct op *op; /* create or remove */

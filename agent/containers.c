@@ -90,8 +90,8 @@ void container_free(struct container *c)
     t->n_processes--;
     if (t->volumes != NULL && !t->closing)
         volumes_release(t->volumes, c->id);
-    if (c->has_image)
-        pod_image_release(t->pod, c->image);
+    for (size_t i = 0; i < c->n_held; i++)
+        pod_image_release(t->pod, c->images[i].serial);
     op_abandon(c->op);
     while (!STAILQ_EMPTY(&c->removers)) {
         struct waiting_call *w = STAILQ_FIRST(&c->removers);
@@ -103,8 +103,11 @@ void container_free(struct container *c)
     t->n--;
     err_clear(&c->create_err);
     timeline_end(&c->timeline);
-    free(c->image_mount);
-    free(c->image);
+    for (size_t i = 0; i < c->n_images; i++) {
+        free(c->images[i].serial);
+        free(c->images[i].mountpoint);
+    }
+    free(c->images);
     free(c->id);
     free(c);
 }

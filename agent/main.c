@@ -14,6 +14,7 @@
 
 #include "agent/boot.h"
 #include "agent/channels.h"
+#include "agent/container_stats.h"
 #include "agent/containers.h"
 #include "agent/forward.h"
 #include "agent/pidns.h"
@@ -39,6 +40,7 @@ struct agent {
     struct stdio *io;
     struct volumes *volumes;
     struct containers *containers;
+    struct container_stats *stats;
     struct forwards *forwards;
     struct service *service;
     struct rpc_method methods[MAX_METHODS];
@@ -158,12 +160,16 @@ static int set_up(struct agent *a, struct err *err)
     if (a->containers == NULL)
         return -1;
     containers_use_volumes(a->containers, a->volumes);
+    a->stats = container_stats_new(a->loop, a->containers, a->pod, err);
+    if (a->stats == NULL)
+        return -1;
     a->forwards = forwards_new(a->loop, a->io);
     a->service = service_new(a->loop, a->pod, shut_down, a, err);
     if (a->service == NULL)
         return -1;
     add_methods(a, service_methods(a->service));
     add_methods(a, containers_methods(a->containers));
+    add_methods(a, container_stats_methods(a->stats));
     add_methods(a, forwards_methods(a->forwards));
     a->rpc = rpc_server_new(a->loop, a->methods, err);
     if (a->rpc == NULL || watch_signals(a, err) < 0)
@@ -191,6 +197,7 @@ static void tear_down(struct agent *a)
         rpc_server_free(a->rpc);
     service_free(a->service);
     forwards_free(a->forwards);
+    container_stats_free(a->stats);
     if (a->containers != NULL)
         containers_free(a->containers);
     volumes_free(a->volumes);

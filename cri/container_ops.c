@@ -13,16 +13,20 @@
 #include "base/limits.h"
 #include "base/log.h"
 #include "base/str.h"
+#include "cri/agent_call.h"
 #include "cri/container_end.h"
+#include "cri/container_images.h"
 #include "cri/container_input.h"
+#include "cri/events.h"
+#include "cri/inspect.h"
 #include "cri/sandbox_ops.h"
 #include "cri/spec.h"
 
 /* How long a killed container may take to disappear before StopContainer gives up. */
 #define KILL_NS (30LL * 1000000000)
 #define UNDO_NS (60LL * 1000000000)
-/* For calls that a guest answers at once, and for the kill before a sandbox is taken down anyway.
- */
+/* For calls that a guest answers at once: one that does not must not hold its caller, who may want
+ * to get rid of it. And for the kill before a sandbox is taken down anyway. */
 #define AGENT_NS (20LL * 1000000000)
 #define LAST_KILL_NS (3LL * 1000000000)
 
@@ -37,6 +41,10 @@ static void set_text(struct container *c, char **field, const char *text)
 static int set_phase(struct container *c, enum container_phase phase, struct err *err)
 {
     (void)pthread_mutex_lock(&c->rt->lock);
+    if (phase == CONTAINER_CREATED && c->rec.phase == CONTAINER_CREATING) {
+        c->rec.phase = phase;
+        events_container(c, RUNTIME__V1__CONTAINER_EVENT_TYPE__CONTAINER_CREATED_EVENT);
+    }
     c->rec.phase = phase;
     (void)pthread_mutex_unlock(&c->rt->lock);
     return container_save(c, err);
@@ -48,24 +56,6 @@ bool container_start_is_doomed(struct container *c)
     bool doomed = c->rec.phase <= CONTAINER_CREATED && strcmp(c->rec.reason, START_ERROR) == 0;
     (void)pthread_mutex_unlock(&c->rt->lock);
     return doomed;
-}
-
-/* A call to the agent about this container whose answer is empty. A guest that does not answer must
- * not hold its caller, who may want to get rid of it. */
-static int agent_call(struct container *c, const char *method, const ProtobufCMessage *req,
-                      struct cancel *cancel, struct err *err)
-{
-    auto_cancel struct cancel *limit = cancel_child(cancel, mono_ns() + AGENT_NS, err);
-    struct machine *m = limit != NULL ? sandbox_use_machine(c->sandbox, err) : NULL;
-    if (m == NULL)
-        return -1;
-    auto_arena struct arena *a = arena_new(LIMIT_CALL_ARENA);
-    const ProtobufCMessage *reply =
-        a == NULL ? NULL
-                  : link_call(machine_link(m), method, req, &aspis__agent__v1__empty__descriptor, a,
-                              limit, err);
-    sandbox_release_machine(c->sandbox);
-    return reply == NULL ? -1 : 0;
 }
 
 /* --- create --- */
@@ -156,12 +146,11 @@ int container_resume_log(struct container *c, struct link *link, struct err *err
     return container_log_attach(log, link, c->rec.stdout_id, c->rec.stderr_id, err);
 }
 
-/* The image's disk is plugged in on a thread of its own: the guest can be asked for the container
- * meanwhile, since it waits for the disk. */
+/* The images' disks are plugged in on a thread of its own: the guest can be asked for the container
+ * meanwhile, since it waits for them. */
 struct plug {
     struct container *c;
     struct machine *m;
-    struct image_disk disk;
     struct timeline *timeline;
     struct cancel *both; /* fired when it fails */
     struct err err;
@@ -171,17 +160,10 @@ struct plug {
 static void *plug_thread(void *arg)
 {
     struct plug *p = arg;
-    struct disk_part *parts = xcalloc(p->disk.n_parts, sizeof(*parts));
-    for (size_t i = 0; i < p->disk.n_parts; i++)
-        parts[i] = (struct disk_part){.fd = p->disk.parts[i].fd, .size = p->disk.parts[i].size};
-    p->ret = FAILPOINT("container.disk", &p->err);
-    if (p->ret == 0)
-        p->ret =
-            machine_attach_image(p->m, p->disk.serial, parts, p->disk.n_parts, p->both, &p->err);
-    free(parts);
+    p->ret = container_images_attach(p->c, p->m, p->both, &p->err);
     if (p->ret < 0)
         cancel_fire(p->both);
-    timeline_mark(p->timeline, "image disk plugged");
+    timeline_mark(p->timeline, "image disks plugged");
     return NULL;
 }
 
@@ -189,6 +171,7 @@ static void keep_reply(struct container *c, const Aspis__Agent__V1__CreateContai
 {
     auto_buf struct buf groups = BUF_INIT(KiB(16));
     (void)pthread_mutex_lock(&c->rt->lock);
+    c->pid = r->pid;
     if (r->streams != NULL) {
         c->rec.stdin_id = r->streams->stdin_id;
         c->rec.stdout_id = r->streams->stdout_id;
@@ -222,18 +205,21 @@ static int put_volumes(Aspis__Agent__V1__CreateContainerRequest *req,
 }
 
 static int create_in_guest(struct container *c, struct machine *m, struct image *image,
-                           const char *serial, struct cancel *cancel, struct err *err)
+                           struct cancel *cancel, struct err *err)
 {
     auto_arena struct arena *a = arena_new(LIMIT_CALL_ARENA);
     if (a == NULL)
         return err_sys(err, ENOMEM, "create in guest");
-    auto_free struct machine_volume *volumes = spec_volumes(c->config);
-    size_t n_volumes = c->config->n_mounts;
+    size_t n_volumes = 0;
+    auto_free struct machine_volume *volumes = spec_volumes(c->config, &n_volumes);
+    auto_strv struct strv disks = {0};
+    char serial[21];
     if (machine_add_volumes(m, c->rec.id, volumes, n_volumes, cancel, err) < 0)
         return err_wrap(err, "volumes");
     auto_free char *spec = spec_make(c->config, c->sandbox->config, &image->config, volumes, err);
     if (spec == NULL)
         return -1;
+    inspect_keep_spec(c, spec);
     Aspis__Agent__V1__User user;
     aspis__agent__v1__user__init(&user);
     if (spec_user(c->config, &image->config, &user, err) < 0)
@@ -244,7 +230,11 @@ static int create_in_guest(struct container *c, struct machine *m, struct image 
         return -1;
     req.container_id = c->rec.id;
     req.oci_spec = (ProtobufCBinaryData){strlen(spec), (uint8_t *)spec};
-    req.image_disk = arena_strdup(a, serial);
+    image_disk_serial(image->id, serial);
+    req.image_disk = serial;
+    container_images_volume_disks(c, &disks);
+    req.n_volume_disks = disks.n;
+    req.volume_disks = disks.v;
     req.user = &user;
     req.tty = c->config->tty;
     req.stdin = c->config->stdin;
@@ -269,33 +259,24 @@ static int create_in_guest(struct container *c, struct machine *m, struct image 
     return 0;
 }
 
-/* The image, its disk in the VM, what the record says of it, and the container. */
-static int create_on_image(struct container *c, struct machine *m, struct image *image,
-                           struct timeline *t, struct cancel *cancel, struct err *err)
+/* The images' disks and the container. */
+static int create_on_images(struct container *c, struct machine *m, struct image *image,
+                            struct timeline *t, struct cancel *cancel, struct err *err)
 {
-    set_text(c, &c->rec.image_id, image->id);
-    set_text(c, &c->rec.image_ref,
-             image->repo_digests.n > 0 ? image->repo_digests.v[0] : image->id);
     auto_cancel struct cancel *both = cancel_child(cancel, 0, err);
     struct plug p = {.c = c, .m = m, .timeline = t, .both = both};
+    auto_err struct err why = ERR_INIT;
+    pthread_t thread;
     if (both == NULL)
         return -1;
-    if (image_disk_open(c->rt->deps.images, image->id, &p.disk, err) < 0)
-        return err_wrap(err, "open image %.19s", image->id);
-    pthread_t thread;
-    auto_err struct err why = ERR_INIT;
     int rc = pthread_create(&thread, NULL, plug_thread, &p);
-    if (rc != 0) {
-        image_disk_clear(&p.disk);
+    if (rc != 0)
         return err_sys(err, rc, "start a thread");
-    }
-    rc = create_in_guest(c, m, image, p.disk.serial, both, &why);
+    rc = create_in_guest(c, m, image, both, &why);
     (void)pthread_join(thread, NULL);
-    image_disk_clear(&p.disk);
-    if (p.ret < 0) { /* the guest then only waited in vain */
-        (void)err_move(err, &p.err);
-        return err_wrap(err, "attach image %.19s", image->id);
-    }
+    if (p.ret < 0) /* the guest then only waited in vain */
+        return err_move(err, &p.err);
+    err_clear(&p.err);
     return rc < 0 ? err_move(err, &why) : 0;
 }
 
@@ -312,7 +293,7 @@ static int build(struct container *c, struct image *image, struct timeline *t,
     if (m == NULL)
         return -1;
     timeline_mark(t, "record");
-    int rc = create_on_image(c, m, image, t, cancel, err);
+    int rc = create_on_images(c, m, image, t, cancel, err);
     timeline_mark(t, "created in guest");
     /* the ids of the streams must be on record before a byte of them is acknowledged */
     if (rc == 0)
@@ -344,35 +325,56 @@ static void undo_create(struct container *c)
     auto_cancel struct cancel *own = cancel_new(mono_ns() + UNDO_NS, NULL);
     auto_err struct err err = ERR_INIT;
     req.container_id = c->rec.id;
-    if (agent_call(c, "RemoveContainer", &req.base, own, &err) < 0 && err.code != ERR_PRECONDITION)
+    if (agent_tell(c->sandbox, "RemoveContainer", &req.base, AGENT_NS, own, &err) < 0 &&
+        err.code != ERR_PRECONDITION)
         log_warn("cannot remove failed container from guest", LOG_STR("container", c->rec.id),
                  LOG_STR("error", err_msg(&err)));
     (void)drop_volumes(c, own, NULL);
+    inspect_drop_spec(c);
+    container_images_detach(c, own);
     container_close_log(c, true);
     (void)container_delete(c, NULL);
     model_remove_container(c->rt, c);
+}
+
+/* In the model and with its images on record, which keeps them from being removed; *image (the
+ * caller's) is its own. */
+static struct container *begin(struct sandbox *s, const Runtime__V1__ContainerConfig *config,
+                               struct image **image, struct err *err)
+{
+    char title[200];
+    char id[65];
+    struct container_images images;
+    fs_random_hex(id, 64);
+    if (container_images_find(s->rt->deps.images, config, &images, err) < 0) {
+        (void)err_wrap(err, "create container %.64s in %s", config->metadata->name,
+                       sandbox_title(s, title));
+        return NULL;
+    }
+    auto_container struct container *c = container_new(s, id, images.config, err);
+    if (c != NULL) {
+        set_text(c, &c->rec.image_id, images.own->id);
+        set_text(c, &c->rec.image_ref, container_images_ref(images.own));
+    }
+    if (c != NULL && model_add_container(s->rt, c, err) < 0) {
+        (void)err_wrap(err, "create %s", container_title(c, title));
+        container_unref(take(c));
+    }
+    if (c != NULL)
+        *image = take(images.own);
+    container_images_let_go(&images);
+    return take(c);
 }
 
 struct container *container_create(struct sandbox *s, const Runtime__V1__ContainerConfig *config,
                                    struct cancel *cancel, struct err *err)
 {
     char title[200];
-    char id[65];
-    fs_random_hex(id, 64);
-    auto_image struct image *image = image_find(s->rt->deps.images, config->image->image, err);
-    if (image == NULL) {
-        (void)err_wrap(err, "create container %.64s in %s", config->metadata->name,
-                       sandbox_title(s, title));
-        return NULL;
-    }
-    auto_container struct container *c = container_new(s, id, config, err);
+    auto_image struct image *image = NULL;
+    auto_container struct container *c = begin(s, config, &image, err);
     if (c == NULL)
         return NULL;
     spares_yield(s->rt->spares);
-    if (model_add_container(s->rt, c, err) < 0) {
-        (void)err_wrap(err, "create %s", container_title(c, title));
-        return NULL;
-    }
     struct timeline timeline;
     timeline_begin(&timeline);
     int rc = build(c, image, &timeline, cancel, err);
@@ -403,6 +405,9 @@ static int start_locked(struct container *c, struct cancel *cancel, struct err *
     Aspis__Agent__V1__StartContainerRequest req;
     aspis__agent__v1__start_container_request__init(&req);
     req.container_id = c->rec.id;
+    (void)pthread_mutex_lock(&c->rt->lock);
+    c->starting = true;
+    (void)pthread_mutex_unlock(&c->rt->lock);
     const ProtobufCMessage *reply =
         a == NULL || FAILPOINT("container.start", err) < 0
             ? NULL
@@ -414,8 +419,10 @@ static int start_locked(struct container *c, struct cancel *cancel, struct err *
     (void)pthread_mutex_lock(&c->rt->lock);
     c->rec.started_at = wall_ns();
     /* a process that ended before this reply has its end recorded already */
-    if (c->rec.phase == CONTAINER_CREATED)
+    if (c->rec.phase == CONTAINER_CREATED) {
         c->rec.phase = CONTAINER_RUNNING;
+        events_container(c, RUNTIME__V1__CONTAINER_EVENT_TYPE__CONTAINER_STARTED_EVENT);
+    }
     (void)pthread_mutex_unlock(&c->rt->lock);
     return container_save(c, err);
 }
@@ -450,7 +457,7 @@ static int send_signal(struct container *c, int sig, bool all, struct cancel *ca
     req.container_id = c->rec.id;
     req.signal = (uint32_t)sig;
     req.all = all;
-    return agent_call(c, "SignalContainer", &req.base, cancel, err);
+    return agent_tell(c->sandbox, "SignalContainer", &req.base, AGENT_NS, cancel, err);
 }
 
 /* 1: it ended; 0: time is up. */
@@ -527,13 +534,15 @@ int container_remove(struct container *c, struct cancel *cancel, struct err *err
     aspis__agent__v1__remove_container_request__init(&req);
     req.container_id = c->rec.id;
     auto_err struct err why = ERR_INIT;
-    if (agent_call(c, "RemoveContainer", &req.base, cancel, &why) < 0 &&
+    if (agent_tell(c->sandbox, "RemoveContainer", &req.base, AGENT_NS, cancel, &why) < 0 &&
         why.code != ERR_PRECONDITION && why.code != ERR_UNAVAILABLE) {
         (void)err_move(err, &why);
         return err_wrap(err, "remove %s", container_title(c, title));
     }
     if (drop_volumes(c, cancel, err) < 0)
         return err_wrap(err, "remove %s", container_title(c, title));
+    inspect_drop_spec(c);
+    container_images_detach(c, cancel);
     container_close_log(c, true);
     if (container_delete(c, err) < 0)
         return err_wrap(err, "remove %s", container_title(c, title));

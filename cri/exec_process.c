@@ -1,26 +1,15 @@
 #include "cri/exec_process.h"
 
+#include <signal.h>
 #include <string.h>
 #include <sys/eventfd.h>
 
 #include "base/fs.h"
 #include "base/limits.h"
 #include "base/str.h"
+#include "cri/agent_call.h"
 
 #define REMOVE_NS (5LL * 1000000000)
-
-const ProtobufCMessage *exec_agent_call(struct sandbox *s, const char *method,
-                                        const ProtobufCMessage *req,
-                                        const ProtobufCMessageDescriptor *reply,
-                                        struct arena *arena, struct cancel *cancel, struct err *err)
-{
-    struct machine *m = sandbox_use_machine(s, err);
-    if (m == NULL)
-        return NULL;
-    const ProtobufCMessage *r = link_call(machine_link(m), method, req, reply, arena, cancel, err);
-    sandbox_release_machine(s);
-    return r;
-}
 
 int exec_start(struct exec_process *p, struct container *c, const struct strv *cmd, bool tty,
                bool with_stdin, struct cancel *cancel, struct err *err)
@@ -51,9 +40,8 @@ int exec_start(struct exec_process *p, struct container *c, const struct strv *c
     req.tty = tty;
     req.stdin = with_stdin;
     p->started = true; /* even a failed call may have started something */
-    const Aspis__Agent__V1__ExecResponse *r =
-        (const Aspis__Agent__V1__ExecResponse *)exec_agent_call(
-            s, "Exec", &req.base, &aspis__agent__v1__exec_response__descriptor, a, cancel, err);
+    const Aspis__Agent__V1__ExecResponse *r = (const Aspis__Agent__V1__ExecResponse *)agent_ask(
+        s, "Exec", &req.base, &aspis__agent__v1__exec_response__descriptor, a, cancel, err);
     if (r == NULL)
         return -1;
     if (r->streams != NULL) {
@@ -76,7 +64,6 @@ int exec_over(struct exec_process *p, uint32_t *code)
 int exec_resize(struct container *c, const char *exec_id, uint32_t cols, uint32_t rows,
                 struct cancel *cancel, struct err *err)
 {
-    auto_arena struct arena *a = arena_new(LIMIT_CALL_ARENA);
     auto_free char *exec = xstrdup(exec_id);
     Aspis__Agent__V1__ResizeTtyRequest req;
     aspis__agent__v1__resize_tty_request__init(&req);
@@ -84,25 +71,27 @@ int exec_resize(struct container *c, const char *exec_id, uint32_t cols, uint32_
     req.exec_id = exec;
     req.rows = rows;
     req.cols = cols;
-    return a != NULL &&
-                   exec_agent_call(c->sandbox, "ResizeTty", &req.base,
-                                   &aspis__agent__v1__empty__descriptor, a, cancel, err) != NULL
-               ? 0
-               : -1;
+    return agent_tell(c->sandbox, "ResizeTty", &req.base, 0, cancel, err);
+}
+
+int exec_kill(struct exec_process *p, struct cancel *cancel, struct err *err)
+{
+    Aspis__Agent__V1__SignalProcessRequest req;
+    aspis__agent__v1__signal_process_request__init(&req);
+    req.container_id = p->x.container_id;
+    req.exec_id = p->x.exec_id;
+    req.signal = SIGKILL;
+    return agent_tell(p->c->sandbox, "SignalProcess", &req.base, 0, cancel, err);
 }
 
 void exec_end(struct exec_process *p)
 {
     if (p->started) {
-        auto_cancel struct cancel *own = cancel_new(mono_ns() + REMOVE_NS, NULL);
-        auto_arena struct arena *a = arena_new(LIMIT_CALL_ARENA);
         Aspis__Agent__V1__RemoveProcessRequest req;
         aspis__agent__v1__remove_process_request__init(&req);
         req.container_id = p->x.container_id;
         req.exec_id = p->x.exec_id;
-        if (a != NULL)
-            (void)exec_agent_call(p->c->sandbox, "RemoveProcess", &req.base,
-                                  &aspis__agent__v1__empty__descriptor, a, own, NULL);
+        (void)agent_tell(p->c->sandbox, "RemoveProcess", &req.base, REMOVE_NS, NULL, NULL);
     }
     if (p->x.ended_fd >= 0) {
         (void)pthread_mutex_lock(&p->c->rt->lock);

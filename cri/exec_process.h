@@ -31,14 +31,8 @@ int exec_over(struct exec_process *p, uint32_t *code);
 /* exec_id "" is the container's own terminal. */
 int exec_resize(struct container *c, const char *exec_id, uint32_t cols, uint32_t rows,
                 struct cancel *cancel, struct err *err);
+int exec_kill(struct exec_process *p, struct cancel *cancel, struct err *err);
 /* Kills it if it runs, and leaves nothing of it in the guest. */
 void exec_end(struct exec_process *p);
-
-/* A call to the agent of c's machine; the reply lives in the arena. */
-const ProtobufCMessage *exec_agent_call(struct sandbox *s, const char *method,
-                                        const ProtobufCMessage *req,
-                                        const ProtobufCMessageDescriptor *reply,
-                                        struct arena *arena, struct cancel *cancel,
-                                        struct err *err);
 
 #endif

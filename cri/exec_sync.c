@@ -1,15 +1,11 @@
 #include <poll.h>
 #include <pthread.h>
-#include <signal.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/eventfd.h>
 
-#include "base/fs.h"
 #include "base/limits.h"
-#include "base/log.h"
 #include "base/str.h"
 #include "cri/container_ops.h"
+#include "cri/exec_process.h"
 
 /* A killed process gets this long to be reaped and its output to be drained. */
 #define KILL_GRACE_NS (5LL * 1000000000)
@@ -56,11 +52,22 @@ static void on_reset(void *arg, const char *reason)
     on_end(arg);
 }
 
-static int collect(struct collector *c, struct link *link, uint32_t id, struct buf *buf,
-                   int changed_fd, struct err *err)
+static void collector_init(struct collector *c, struct buf *buf)
 {
     (void)pthread_mutex_init(&c->lock, NULL);
     c->buf = buf;
+}
+
+/* Before the process ends for us: its eventfd is written to until then. */
+static void collector_clear(struct collector *c)
+{
+    stream_close(c->stream);
+    (void)pthread_mutex_destroy(&c->lock);
+}
+
+static int collect(struct collector *c, struct link *link, uint32_t id, int changed_fd,
+                   struct err *err)
+{
     c->changed_fd = changed_fd;
     c->ended = id == 0;
     if (id == 0)
@@ -86,139 +93,55 @@ static bool ended(struct collector *c)
     return e;
 }
 
-/* What one exec consists of; `x` is known to the sandbox while it runs. */
+/* One exec and what collects its output. */
 struct run {
-    struct container *c;
-    struct exec x;
+    struct exec_process p;
     struct collector out, errout;
-    bool started;
 };
 
-static struct exec *exec_begin(struct run *r, struct container *c, struct err *err)
+static int start(struct run *r, struct container *c, const struct strv *cmd, struct cancel *cancel,
+                 struct err *err)
 {
-    struct sandbox *s = c->sandbox;
-    char id[17];
-    fs_random_hex(id, 16);
-    r->c = c;
-    r->x = (struct exec){.container_id = xstrdup(c->rec.id), .exec_id = xstrdup(id)};
-    r->x.ended_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (r->x.ended_fd < 0) {
-        (void)err_sys(err, errno, "exec");
-        return NULL;
-    }
-    (void)pthread_mutex_lock(&s->rt->lock);
-    TAILQ_INSERT_TAIL(&s->execs, &r->x, link);
-    (void)pthread_mutex_unlock(&s->rt->lock);
-    return &r->x;
-}
-
-static int call(struct run *r, const char *method, const ProtobufCMessage *req,
-                struct cancel *cancel, struct err *err)
-{
-    struct machine *m = sandbox_use_machine(r->c->sandbox, err);
+    if (exec_start(&r->p, c, cmd, false, false, cancel, err) < 0)
+        return -1;
+    struct machine *m = sandbox_use_machine(c->sandbox, err);
     if (m == NULL)
         return -1;
-    auto_arena struct arena *a = arena_new(LIMIT_CALL_ARENA);
-    const ProtobufCMessage *reply =
-        a == NULL ? NULL
-                  : link_call(machine_link(m), method, req, &aspis__agent__v1__empty__descriptor, a,
-                              cancel, err);
-    sandbox_release_machine(r->c->sandbox);
-    return reply == NULL ? -1 : 0;
-}
-
-/* Leaves nothing in the guest, whatever happened; with a deadline of its own. */
-static void exec_end(struct run *r)
-{
-    if (r->started) {
-        Aspis__Agent__V1__RemoveProcessRequest req;
-        aspis__agent__v1__remove_process_request__init(&req);
-        auto_cancel struct cancel *own = cancel_new(mono_ns() + KILL_GRACE_NS, NULL);
-        req.container_id = r->x.container_id;
-        req.exec_id = r->x.exec_id;
-        (void)call(r, "RemoveProcess", &req.base, own, NULL);
-    }
-    if (r->out.stream != NULL)
-        stream_close(r->out.stream);
-    if (r->errout.stream != NULL)
-        stream_close(r->errout.stream);
-    if (r->x.ended_fd >= 0 && r->x.exec_id != NULL) {
-        (void)pthread_mutex_lock(&r->c->rt->lock);
-        TAILQ_REMOVE(&r->c->sandbox->execs, &r->x, link);
-        (void)pthread_mutex_unlock(&r->c->rt->lock);
-    }
-    cleanup_closep(&r->x.ended_fd);
-    free(r->x.container_id);
-    free(r->x.exec_id);
-}
-
-static int start(struct run *r, char *const *cmd, size_t n_cmd, struct buf *out, struct buf *errout,
-                 struct cancel *cancel, struct err *err)
-{
-    struct machine *m = sandbox_use_machine(r->c->sandbox, err);
-    if (m == NULL)
-        return -1;
-    auto_arena struct arena *a = arena_new(LIMIT_CALL_ARENA);
-    Aspis__Agent__V1__ExecRequest req;
-    aspis__agent__v1__exec_request__init(&req);
-    req.container_id = r->x.container_id;
-    req.exec_id = r->x.exec_id;
-    req.n_args = n_cmd;
-    char **args = xcalloc(n_cmd, sizeof(*args));
-    for (size_t i = 0; i < n_cmd; i++)
-        args[i] = cmd[i];
-    req.args = args;
-    r->started = true; /* even a failed call may have started something */
-    const ProtobufCMessage *reply =
-        a == NULL ? NULL
-                  : link_call(machine_link(m), "Exec", &req.base,
-                              &aspis__agent__v1__exec_response__descriptor, a, cancel, err);
-    free(args);
-    int rc = reply == NULL ? -1 : 0;
-    const Aspis__Agent__V1__ExecResponse *er = (const Aspis__Agent__V1__ExecResponse *)reply;
-    uint32_t ids[2] = {0, 0};
-    if (rc == 0 && er->streams != NULL) {
-        ids[0] = er->streams->stdout_id;
-        ids[1] = er->streams->stderr_id;
-    }
+    int fd = r->p.x.ended_fd;
+    int rc = collect(&r->out, machine_link(m), r->p.stdout_id, fd, err);
     if (rc == 0)
-        rc = collect(&r->out, machine_link(m), ids[0], out, r->x.ended_fd, err);
-    if (rc == 0)
-        rc = collect(&r->errout, machine_link(m), ids[1], errout, r->x.ended_fd, err);
-    sandbox_release_machine(r->c->sandbox);
+        rc = collect(&r->errout, machine_link(m), r->p.stderr_id, fd, err);
+    sandbox_release_machine(c->sandbox);
     return rc;
 }
 
 /* Until the process has ended and both its streams have, the machine is lost (1), or the token
  * fires (-1). */
-static int wait_end(struct run *r, struct cancel *cancel, struct err *err)
+static int wait_end(struct run *r, int32_t *exit_code, struct cancel *cancel, struct err *err)
 {
     for (;;) {
         eventfd_t n;
-        (void)eventfd_read(r->x.ended_fd, &n);
-        (void)pthread_mutex_lock(&r->c->rt->lock);
-        bool over = r->x.ended;
-        bool lost = r->x.lost;
-        (void)pthread_mutex_unlock(&r->c->rt->lock);
-        if (lost)
+        uint32_t code;
+        (void)eventfd_read(r->p.x.ended_fd, &n);
+        int over = exec_over(&r->p, &code);
+        if (over < 0)
             return 1;
-        if (over && ended(&r->out) && ended(&r->errout))
+        if (over > 0 && ended(&r->out) && ended(&r->errout)) {
+            *exit_code = (int32_t)code;
             return 0;
-        if (cancel_poll(cancel, r->x.ended_fd, POLLIN, -1, err) < 0)
+        }
+        if (cancel_poll(cancel, r->p.x.ended_fd, POLLIN, -1, err) < 0)
             return -1;
     }
 }
 
+/* It is gone when the caller hears that its time was up. */
 static void kill_process(struct run *r)
 {
+    int32_t code;
     auto_cancel struct cancel *own = cancel_new(mono_ns() + KILL_GRACE_NS, NULL);
-    Aspis__Agent__V1__SignalProcessRequest req;
-    aspis__agent__v1__signal_process_request__init(&req);
-    req.container_id = r->x.container_id;
-    req.exec_id = r->x.exec_id;
-    req.signal = SIGKILL;
-    if (call(r, "SignalProcess", &req.base, own, NULL) == 0)
-        (void)wait_end(r, own, NULL);
+    if (exec_kill(&r->p, own, NULL) == 0)
+        (void)wait_end(r, &code, own, NULL);
 }
 
 int container_exec_sync(struct container *c, char *const *cmd, size_t n_cmd, int64_t timeout,
@@ -235,20 +158,23 @@ int container_exec_sync(struct container *c, char *const *cmd, size_t n_cmd, int
     auto_cancel struct cancel *limit = cancel_child(cancel, end, err);
     if (limit == NULL)
         return -1;
-    struct run r = {.x = {.ended_fd = -1}};
-    int rc = exec_begin(&r, c, err) == NULL ? -1 : start(&r, cmd, n_cmd, out, errout, limit, err);
+    struct run r = {.p = EXEC_PROCESS_INIT};
+    const struct strv args = {.v = (char **)(uintptr_t)cmd, .n = n_cmd};
+    collector_init(&r.out, out);
+    collector_init(&r.errout, errout);
+    int rc = start(&r, c, &args, limit, err);
     if (rc == 0) {
-        rc = wait_end(&r, limit, err);
+        rc = wait_end(&r, exit_code, limit, err);
         if (rc < 0)
             kill_process(&r);
         else if (rc > 0)
             rc = err_set(err, ERR_UNAVAILABLE, "the machine died during the command");
-        else
-            *exit_code = (int32_t)r.x.exit_code;
     }
     if (rc < 0 && err != NULL && err->code == ERR_DEADLINE && end != 0 && mono_ns() >= end)
         (void)err_set(err, ERR_DEADLINE, "command \"%.100s\" timed out after %lld s and was killed",
                       cmd[0], (long long)timeout);
-    exec_end(&r);
+    collector_clear(&r.out);
+    collector_clear(&r.errout);
+    exec_end(&r.p);
     return rc < 0 ? err_wrap(err, "exec in %s", container_title(c, title)) : 0;
 }

@@ -16,6 +16,7 @@
 #include <systemd/sd-daemon.h>
 
 #include "base/cancel.h"
+#include "base/fs.h"
 #include "base/log.h"
 #include "base/loop.h"
 #include "cri/check.h"
@@ -25,6 +26,7 @@
 #include "cri/runtime.h"
 #include "cri/socket.h"
 #include "cri/streaming/server.h"
+#include "cri/telemetry_http.h"
 
 /* Descriptors per pod: QMP, two channels, streams, tap, disks; and some per call. */
 #define WANTED_FDS 65536
@@ -39,6 +41,7 @@ struct parts {
     bool control_runs, io_runs, accel_runs;
     struct daemon daemon;
     struct gserver *server;
+    struct telemetry_server *telemetry;
 };
 
 static void usage(FILE *out)
@@ -178,9 +181,11 @@ static int open_stores(struct parts *p, struct err *err)
         .run_root = c->run_root,
         .state_root = c->state_root,
         .spares = c->machine.templates ? c->spares : 0,
+        .guest_silence_ns = c->guest_silence_ns,
     };
     d->runtime = runtime_new(&deps, err);
-    if (d->runtime == NULL || runtime_recover(d->runtime, p->stop, err) < 0)
+    if (d->runtime == NULL || runtime_recover(d->runtime, p->stop, err) < 0 ||
+        runtime_watch(d->runtime, err) < 0)
         return err_wrap(err, "runtime");
     struct stream_server_options streaming = {
         .runtime = d->runtime,
@@ -193,6 +198,11 @@ static int open_stores(struct parts *p, struct err *err)
     d->streams = stream_server_start(&streaming, err);
     if (d->streams == NULL)
         return err_wrap(err, "streaming server");
+    auto_free char *metrics = fs_format("%s/" TELEMETRY_SOCKET, c->run_root);
+    if (c->metrics)
+        p->telemetry = telemetry_server_start(metrics, d->runtime, err);
+    if (c->metrics && p->telemetry == NULL)
+        return err_wrap(err, "metrics");
     return 0;
 }
 
@@ -218,6 +228,7 @@ static void shut_down(struct parts *p)
 {
     cancel_fire(p->stop);
     gserver_stop(p->server);
+    telemetry_server_stop(p->telemetry);
     if (p->accel_runs)
         (void)pthread_join(p->accel_thread, NULL);
     struct daemon *d = &p->daemon;

@@ -14,6 +14,7 @@
 #include "cri/container_ops.h"
 #include "cri/sandbox_net.h"
 #include "cri/spec.h"
+#include "cri/telemetry.h"
 
 /* What undoing may take: longer than a CNI plugin's own timeout, shorter than a client's patience.
  */
@@ -73,6 +74,7 @@ static void bury_machine(void *arg)
     (void)pthread_mutex_unlock(&s->rt->lock);
     if (!expected) {
         auto_err struct err err = ERR_INIT;
+        telemetry_machine_death();
         log_error("machine of sandbox died", LOG_STR("sandbox", s->rec.id),
                   LOG_STR("reason", d->reason));
         if (sandbox_set_phase(s, SANDBOX_NOTREADY, d->reason, &err) < 0)
@@ -98,17 +100,20 @@ const struct machine_callbacks sandbox_machine_callbacks = {
     .on_dead = on_machine_dead,
 };
 
-static void set_machine(struct sandbox *s, struct machine *m)
+/* True when it is a clone. */
+static bool set_machine(struct sandbox *s, struct machine *m)
 {
     struct machine_record record = {0};
     machine_get_record(m, &record);
     char *text = machine_record_encode(&record);
+    bool cloned = record.cloned;
     machine_record_clear(&record);
     (void)pthread_mutex_lock(&s->rt->lock);
     s->machine = m;
     free(s->rec.machine);
     s->rec.machine = text;
     (void)pthread_mutex_unlock(&s->rt->lock);
+    return cloned;
 }
 
 static int machine_up(struct sandbox *s, int tap, struct timeline *t, struct cancel *cancel,
@@ -121,10 +126,14 @@ static int machine_up(struct sandbox *s, int tap, struct timeline *t, struct can
     cb.arg = s;
     if (FAILPOINT("sandbox.machine", err) < 0)
         return -1;
+    int64_t begin = mono_ns();
     struct machine *m = machine_start(s->rt->deps.factory, &spec, &cb, cancel, err);
-    if (m == NULL)
+    if (m == NULL) {
+        telemetry_machine_start(TELEMETRY_FAILED, 0);
         return -1;
-    set_machine(s, m);
+    }
+    telemetry_machine_start(set_machine(s, m) ? TELEMETRY_CLONED : TELEMETRY_BOOTED,
+                            mono_ns() - begin);
     return sandbox_save(s, err);
 }
 
@@ -132,7 +141,7 @@ static int machine_up(struct sandbox *s, int tap, struct timeline *t, struct can
 static int adopt_spare(struct sandbox *s, struct spare *sp, struct err *err)
 {
     sandbox_set_text(s, &s->rec.netns, take(sp->netns));
-    set_machine(s, take(sp->machine));
+    (void)set_machine(s, take(sp->machine));
     return sandbox_save(s, err);
 }
 
@@ -142,9 +151,13 @@ static int claim_machine(struct sandbox *s, struct timeline *t, struct cancel *c
     struct machine_spec spec = sandbox_machine_spec(s);
     struct machine_callbacks cb = sandbox_machine_callbacks;
     cb.arg = s;
-    if (machine_claim(s->machine, &spec, &cb, cancel, err) < 0)
+    int64_t begin = mono_ns();
+    if (machine_claim(s->machine, &spec, &cb, cancel, err) < 0) {
+        telemetry_machine_start(TELEMETRY_FAILED, 0);
         return -1;
-    set_machine(s, s->machine); /* its record has another cgroup now */
+    }
+    telemetry_machine_start(TELEMETRY_SPARE, mono_ns() - begin);
+    (void)set_machine(s, s->machine); /* its record has another cgroup now */
     timeline_mark(t, "spare claimed");
     return 0;
 }

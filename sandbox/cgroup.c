@@ -375,6 +375,19 @@ int cgroup_move(const char *from, const char *to, const char *default_parent, st
 
 /* --- finding --- */
 
+int cgroup_dirs(const char *path, struct strv *dirs, struct err *err)
+{
+    auto_hierarchies struct hierarchies h = {.n = 0};
+    if (find_hierarchies(&h, err) < 0)
+        return -1;
+    for (size_t i = 0; i < h.n; i++) {
+        auto_free char *dir = fs_format("%s%s", h.v[i].mount, path);
+        if (fs_exists(dir))
+            strv_add(dirs, dir);
+    }
+    return 0;
+}
+
 bool cgroup_populated(const char *path)
 {
     auto_hierarchies struct hierarchies h = {.n = 0};

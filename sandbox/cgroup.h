@@ -40,6 +40,8 @@ void cgroup_make_modest(const char *path);
 /* Makes `to`, moves the processes of `from` there, and removes `from` as cgroup_remove() does. */
 int cgroup_move(const char *from, const char *to, const char *default_parent, struct cancel *cancel,
                 struct err *err);
+/* Appends the directories of the group that exist, one for each hierarchy. */
+int cgroup_dirs(const char *path, struct strv *dirs, struct err *err);
 
 /* Is there a process in the group, in any hierarchy? */
 bool cgroup_populated(const char *path);

@@ -24,6 +24,7 @@
 #include "base/limits.h"
 #include "base/str.h"
 #include "sandbox/cgroup.h"
+#include "sandbox/cgroup_usage.h"
 #include "sandbox/lock.h"
 #include "sandbox/machine_internal.h"
 #include "sandbox/scratch.h"
@@ -51,6 +52,7 @@ struct machine {
     bool silent; /* machine_destroy() has begun: nobody is told of the death any more */
     char *reason;
     bool uid_taken;
+    struct strv cgroup_dirs; /* once somebody asked for machine_usage() */
 
     pthread_mutex_t ending; /* held by machine_destroy() */
 };
@@ -158,6 +160,7 @@ void machine_free(struct machine *m)
     cancel_unref(m->boot);
     machine_record_clear(&m->record);
     template_unref(m->tpl);
+    strv_clear(&m->cgroup_dirs);
     (void)pthread_mutex_destroy(&m->lock);
     (void)pthread_mutex_destroy(&m->ending);
     free(m->reason);
@@ -490,8 +493,11 @@ int machine_claim(struct machine *m, const struct machine_spec *spec,
         cgroup_move(m->record.cgroup, path, m->f->spare_cgroup_root, cancel, err) < 0)
         return err_wrap(err, "claim a spare machine");
     share_move(m->share, path);
+    (void)pthread_mutex_lock(&m->lock);
     free(m->record.cgroup);
     m->record.cgroup = take(path);
+    strv_clear(&m->cgroup_dirs);
+    (void)pthread_mutex_unlock(&m->lock);
     return 0;
 }
 
@@ -569,6 +575,39 @@ const char *machine_scratch_serial(struct machine *m)
 const char *machine_guest_mac(struct machine *m)
 {
     return m->guest_mac;
+}
+
+int machine_usage(struct machine *m, struct machine_usage *out, struct err *err)
+{
+    *out = (struct machine_usage){0};
+    (void)pthread_mutex_lock(&m->lock);
+    int ret = 0;
+    if (m->cgroup_dirs.n == 0)
+        ret = cgroup_dirs(m->record.cgroup, &m->cgroup_dirs, err);
+    (void)pthread_mutex_unlock(&m->lock);
+    if (ret == 0)
+        cgroup_usage(&m->cgroup_dirs, out); /* once found they stay */
+    return ret;
+}
+
+const char *machine_process_state(struct machine *m)
+{
+    auto_free char *path = fs_format("/proc/%d/stat", (int)m->record.pid);
+    auto_free char *text = fs_read(path, KiB(4), NULL, NULL);
+    const char *after = text != NULL ? strrchr(text, ')') : NULL;
+    if (after == NULL || after[1] == '\0')
+        return "gone";
+    switch (after[2]) {
+    case 'T':
+    case 't':
+        return "stopped";
+    case 'D':
+        return "waiting for a device";
+    case 'Z':
+        return "gone";
+    default:
+        return "running";
+    }
 }
 
 /* --- disks --- */

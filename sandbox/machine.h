@@ -200,6 +200,18 @@ int machine_add_volumes(struct machine *m, const char *owner, struct machine_vol
 int machine_remove_volumes(struct machine *m, const char *owner, struct cancel *cancel,
                            struct err *err);
 
+/* What the VM with all its helpers has used of the host: guest and hypervisor together. */
+struct machine_usage {
+    bool has_cpu, has_memory;                              /* the host accounts for it */
+    uint64_t cpu_ns;                                       /* since the VM's start */
+    uint64_t memory_usage, memory_working_set, memory_rss; /* bytes */
+    uint64_t page_faults, major_faults;
+};
+int machine_usage(struct machine *m, struct machine_usage *out, struct err *err);
+/* "running", "stopped" (SIGSTOP), ...: the state of the hypervisor's process, for people who wonder
+ * why a guest is silent. */
+const char *machine_process_state(struct machine *m);
+
 /* Kills the VM, which nothing of it outlives; frees cgroup, jail, uid, sockets, scratch disk; keeps
  * nothing. Works on a dead machine.
  */

@@ -1,4 +1,4 @@
-/* aspisctl exec, logs, stop, rm, stopp, rmp */
+/* aspisctl logs, stop, rm, stopp, rmp */
 #include <getopt.h>
 #include <poll.h>
 #include <string.h>
@@ -8,28 +8,6 @@
 #include "cri/ctl/ctl.h"
 #include "cri/ctl/follow.h"
 #include "cri/ctl/wait.h"
-
-int cmd_exec(struct ctl *ctl, int argc, char **argv, struct err *err)
-{
-    int first = argc > 1 && strcmp(argv[1], "--") == 0 ? 2 : 1;
-    int cmd = first + 1 < argc && strcmp(argv[first + 1], "--") == 0 ? first + 2 : first + 1;
-    if (cmd >= argc)
-        return ctl_usage(err, "exec needs a CONTAINER and a command");
-    const char *id = ctl_container(ctl, argv[first], err);
-    if (id == NULL)
-        return -1;
-    Runtime__V1__ExecSyncRequest r = RUNTIME__V1__EXEC_SYNC_REQUEST__INIT;
-    r.container_id = (char *)(uintptr_t)id;
-    r.cmd = &argv[cmd];
-    r.n_cmd = (size_t)(argc - cmd);
-    const Runtime__V1__ExecSyncResponse *out = (const Runtime__V1__ExecSyncResponse *)ctl_call(
-        ctl, RUNTIME_SERVICE "ExecSync", &r.base, &runtime__v1__exec_sync_response__descriptor,
-        err);
-    if (out == NULL || fs_write_fd(STDOUT_FILENO, out->stdout.data, out->stdout.len, err) < 0 ||
-        fs_write_fd(STDERR_FILENO, out->stderr.data, out->stderr.len, err) < 0)
-        return -1;
-    return out->exit_code;
-}
 
 int cmd_logs(struct ctl *ctl, int argc, char **argv, struct err *err)
 {

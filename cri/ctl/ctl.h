@@ -5,8 +5,9 @@
  * consoles as files, so it runs on the daemon's machine. Commands are functions in a table
  * (main.c); each returns the program's exit status, or -1 with *err.
  *
- * Memory: what a command unpacks lives in ctl->arena until the program ends. Threads: a command may
- * start one to wait for a container, which opens a connection of its own.
+ * Memory: what a command unpacks lives in ctl->arena until the program ends. Threads: the gRPC
+ * client and the arena are main's; a thread that waits for a container opens a connection of its
+ * own, those of port-forward make no calls.
  */
 #ifndef ASPIS_CRI_CTL_CTL_H
 #define ASPIS_CRI_CTL_CTL_H
@@ -79,12 +80,15 @@ int cmd_run(struct ctl *ctl, int argc, char **argv, struct err *err);
 int cmd_pods(struct ctl *ctl, int argc, char **argv, struct err *err);
 int cmd_ps(struct ctl *ctl, int argc, char **argv, struct err *err);
 int cmd_exec(struct ctl *ctl, int argc, char **argv, struct err *err);
+int cmd_attach(struct ctl *ctl, int argc, char **argv, struct err *err);
+int cmd_port_forward(struct ctl *ctl, int argc, char **argv, struct err *err);
 int cmd_logs(struct ctl *ctl, int argc, char **argv, struct err *err);
 int cmd_stop(struct ctl *ctl, int argc, char **argv, struct err *err);
 int cmd_rm(struct ctl *ctl, int argc, char **argv, struct err *err);
 int cmd_stopp(struct ctl *ctl, int argc, char **argv, struct err *err);
 int cmd_rmp(struct ctl *ctl, int argc, char **argv, struct err *err);
 int cmd_image(struct ctl *ctl, int argc, char **argv, struct err *err);
+int cmd_stats(struct ctl *ctl, int argc, char **argv, struct err *err);
 int cmd_info(struct ctl *ctl, int argc, char **argv, struct err *err);
 int cmd_console(struct ctl *ctl, int argc, char **argv, struct err *err);
 

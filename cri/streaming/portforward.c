@@ -6,7 +6,7 @@
 #include "base/limits.h"
 #include "base/log.h"
 #include "base/str.h"
-#include "cri/exec_process.h"
+#include "cri/agent_call.h"
 #include "cri/streaming/outlet.h"
 #include "cri/streaming/session.h"
 
@@ -58,7 +58,7 @@ static int dial(struct pair *p, uint32_t *in_id, uint32_t *out_id, struct err *e
     req.owner = owner;
     const Aspis__Agent__V1__DialTcpResponse *r =
         a == NULL ? NULL
-                  : (const Aspis__Agent__V1__DialTcpResponse *)exec_agent_call(
+                  : (const Aspis__Agent__V1__DialTcpResponse *)agent_ask(
                         p->f->sandbox, "DialTcp", &req.base,
                         &aspis__agent__v1__dial_tcp_response__descriptor, a, p->f->work, err);
     if (r == NULL)
@@ -72,8 +72,6 @@ static int dial(struct pair *p, uint32_t *in_id, uint32_t *out_id, struct err *e
 
 static void hang_up(struct pair *p, uint32_t in_id, uint32_t out_id)
 {
-    auto_cancel struct cancel *own = cancel_new(mono_ns() + HANG_UP_NS, NULL);
-    auto_arena struct arena *a = arena_new(LIMIT_CALL_ARENA);
     Aspis__Agent__V1__Streams streams;
     aspis__agent__v1__streams__init(&streams);
     Aspis__Agent__V1__HangUpTcpRequest req;
@@ -81,9 +79,7 @@ static void hang_up(struct pair *p, uint32_t in_id, uint32_t out_id)
     streams.stdin_id = in_id;
     streams.stdout_id = out_id;
     req.streams = &streams;
-    if (a != NULL)
-        (void)exec_agent_call(p->f->sandbox, "HangUpTcp", &req.base,
-                              &aspis__agent__v1__empty__descriptor, a, own, NULL);
+    (void)agent_tell(p->f->sandbox, "HangUpTcp", &req.base, HANG_UP_NS, NULL, NULL);
 }
 
 /* Client to guest until one of them ends it; then the other direction runs to its end, unless the

@@ -2,6 +2,7 @@
 
 #include <arpa/inet.h>
 #include <microhttpd.h>
+#include <stdarg.h>
 #include <string.h>
 #include <sys/socket.h>
 
@@ -20,7 +21,8 @@ struct stream_server {
     struct stream_server_options o;
     struct MHD_Daemon *http;
     struct tokens *tokens;
-    char *url; /* "http://127.0.0.1:1234" */
+    char *url;         /* "http://127.0.0.1:1234" */
+    char trouble[200]; /* libmicrohttpd's last words before it served */
     char owner[33];
     struct cancel *stop;
     pthread_mutex_t lock;
@@ -330,6 +332,21 @@ static int fill_address(const struct stream_server_options *o, struct sockaddr_s
     return 0;
 }
 
+/* What libmicrohttpd has to say; at the start it is why there is none. */
+static void __attribute__((format(printf, 2, 0)))
+on_http_log(void *arg, const char *fmt, va_list ap)
+{
+    struct stream_server *s = arg;
+    char text[sizeof(s->trouble)];
+    const char *line = text;
+    (void)vsnprintf(text, sizeof(text), fmt, ap);
+    text[strcspn(text, "\r\n")] = '\0';
+    if (s->url == NULL)
+        memcpy(s->trouble, text, sizeof(text));
+    else
+        log_debug("streaming server", LOG_STR("libmicrohttpd", line));
+}
+
 static int listen_on(struct stream_server *s, struct err *err)
 {
     const struct stream_server_options *o = &s->o;
@@ -347,20 +364,21 @@ static int listen_on(struct stream_server *s, struct err *err)
     }
     bool ipv6 = ss.ss_family == AF_INET6;
     unsigned flags = MHD_USE_INTERNAL_POLLING_THREAD | MHD_USE_POLL | MHD_ALLOW_UPGRADE |
-                     (ipv6 ? MHD_USE_IPv6 : 0U) | (tls ? MHD_USE_TLS : 0U);
+                     MHD_USE_ERROR_LOG | (ipv6 ? MHD_USE_IPv6 : 0U) | (tls ? MHD_USE_TLS : 0U);
     const struct MHD_OptionItem tls_items[] = {{MHD_OPTION_HTTPS_MEM_CERT, 0, cert},
                                                {MHD_OPTION_HTTPS_MEM_KEY, 0, key},
                                                {MHD_OPTION_END, 0, NULL}};
     const struct MHD_OptionItem none[] = {{MHD_OPTION_END, 0, NULL}};
-    s->http =
-        MHD_start_daemon(flags, o->port, NULL, NULL, on_request, s, MHD_OPTION_SOCK_ADDR, &ss,
-                         MHD_OPTION_CONNECTION_LIMIT, (unsigned)LIMIT_STREAM_CONNECTIONS,
-                         MHD_OPTION_CONNECTION_MEMORY_LIMIT, KiB(32), MHD_OPTION_CONNECTION_TIMEOUT,
-                         (unsigned)REQUEST_TIMEOUT, MHD_OPTION_NOTIFY_COMPLETED, on_completed, NULL,
-                         MHD_OPTION_ARRAY, tls ? tls_items : none, MHD_OPTION_END);
+    s->http = MHD_start_daemon(
+        flags, o->port, NULL, NULL, on_request, s, MHD_OPTION_EXTERNAL_LOGGER, on_http_log, s,
+        MHD_OPTION_SOCK_ADDR, &ss, MHD_OPTION_CONNECTION_LIMIT, (unsigned)LIMIT_STREAM_CONNECTIONS,
+        MHD_OPTION_CONNECTION_MEMORY_LIMIT, KiB(32), MHD_OPTION_CONNECTION_TIMEOUT,
+        (unsigned)REQUEST_TIMEOUT, MHD_OPTION_NOTIFY_COMPLETED, on_completed, NULL,
+        MHD_OPTION_ARRAY, tls ? tls_items : none, MHD_OPTION_END);
     if (s->http == NULL)
-        return err_sys(err, errno != 0 ? errno : EADDRNOTAVAIL, "listen on %s port %u", o->address,
-                       o->port);
+        return err_set(err, ERR_UNAVAILABLE, "listen on %s port %u%s%s%s%s: %s", o->address,
+                       o->port, tls ? " with certificate " : "", o->certificate,
+                       tls ? " and key " : "", o->key, s->trouble);
     const union MHD_DaemonInfo *info = MHD_get_daemon_info(s->http, MHD_DAEMON_INFO_BIND_PORT);
     unsigned port = info != NULL ? info->port : 0;
     const char *host = strcmp(o->address, "0.0.0.0") == 0 ? "127.0.0.1"

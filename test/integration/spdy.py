@@ -21,10 +21,12 @@ TAIL = ("10010120120220520630030230330430530630740240540640740840941041141241341
 DICTIONARY = b"".join(struct.pack(">I", len(w)) + w.replace("_", " ").encode() for w in WORDS) + TAIL.encode()
 
 
-def http_upgrade(url, headers, method="POST", timeout=60):
+def http_upgrade(url, headers, method="POST", timeout=60, context=None):
     """(socket, status, headers, what came behind them)"""
     u = urlparse(url)
     s = socket.create_connection((u.hostname, u.port), timeout=timeout)
+    if context is not None:
+        s = context.wrap_socket(s, server_hostname=u.hostname)
     lines = [f"{method} {u.path} HTTP/1.1", f"Host: {u.netloc}", *headers]
     s.sendall(("\r\n".join(lines) + "\r\n\r\n").encode())
     head = b""

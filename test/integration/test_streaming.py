@@ -193,7 +193,7 @@ def test_attach_stays_with_a_container_that_listens_on(daemon, pod):
 
 def test_port_forward(daemon, pod):
     pod.start("web", "sh", "-c", "mkdir -p /tmp/w; head -c 3000000 /dev/zero >/tmp/w/big; echo hi >/tmp/w/small;"
-              "httpd -f -p 127.0.0.1:8080 -h /tmp/w & nc -lk -p 9090 -e cat & wait")
+              "httpd -f -p 127.0.0.1:8080 -h /tmp/w & nc -ll -p 9090 -e cat & wait")
     s = Spdy(daemon.client.PortForward(pod_sandbox_id=pod.id).url, "portforward.k8s.io")
     assert s.protocol == "portforward.k8s.io"
     deadline = time.monotonic() + 30

@@ -72,8 +72,9 @@ static void clear(struct box *b)
 /* The spec, which must be made; json_decref() it. */
 static json_t *spec_of(struct box *b)
 {
-    auto_free struct machine_volume *v = spec_volumes(&b->c);
-    for (size_t i = 0; i < b->c.n_mounts; i++)
+    size_t n = 0;
+    auto_free struct machine_volume *v = spec_volumes(&b->c, &n);
+    for (size_t i = 0; i < n; i++)
         v[i].id = (uint32_t)i + 1;
     auto_free char *text = spec_make(&b->c, &b->pod, &b->image, v, &b->err);
     if (text == NULL)
@@ -375,6 +376,9 @@ static void test_refused_containers(void **state)
     mount.recursive_read_only = false;
     mount.propagation = RUNTIME__V1__MOUNT_PROPAGATION__PROPAGATION_BIDIRECTIONAL;
     assert_refused(&b, ERR_PRECONDITION, "aspis-host");
+    mount.propagation = RUNTIME__V1__MOUNT_PROPAGATION__PROPAGATION_PRIVATE;
+    mount.image_sub_path = OWN("x");
+    assert_refused(&b, ERR_INVALID, "no image");
     b.c.n_mounts = 0;
     Runtime__V1__Device device;
     runtime__v1__device__init(&device);
@@ -538,6 +542,63 @@ static void test_shape(void **state)
     clear(&b);
 }
 
+#define HEX64 "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+
+static void test_image_volumes(void **state)
+{
+    (void)state;
+    struct box b;
+    init(&b);
+    Runtime__V1__ImageSpec spec;
+    runtime__v1__image_spec__init(&spec);
+    spec.image = OWN("sha256:" HEX64);
+    Runtime__V1__Mount m[2];
+    Runtime__V1__Mount *mounts[2] = {&m[0], &m[1]};
+    for (size_t i = 0; i < 2; i++)
+        runtime__v1__mount__init(&m[i]);
+    m[0].container_path = OWN("/data/");
+    m[0].image = &spec;
+    m[0].image_sub_path = OWN("a b/c");
+    m[1].container_path = OWN("/host");
+    m[1].host_path = OWN("/host");
+    b.c.mounts = mounts;
+    b.c.n_mounts = 2;
+    assert_refused(&b, ERR_INVALID,
+                   "image volume at /data/: an image can be mounted read-only only");
+    m[0].readonly = true;
+    assert_int_equal(spec_check_container(&b.c, &b.pod, &b.err), 0);
+    size_t n = 0;
+    auto_free struct machine_volume *v = spec_volumes(&b.c, &n);
+    assert_int_equal(n, 1); /* images are no files of the host's */
+    assert_string_equal(v[0].source, "/host");
+    json_auto_t *made = spec_of(&b);
+    bool seen = false;
+    size_t i;
+    const json_t *item;
+    json_array_foreach(json_object_get(made, "mounts"), i, item)
+    {
+        if (strcmp(json_string_value(json_object_get(item, "destination")), "/data") != 0)
+            continue;
+        auto_free char *text = json_dumps(item, JSON_COMPACT);
+        assert_string_equal(
+            text, "{\"destination\":\"/data\",\"type\":\"bind\",\"source\":"
+                  "\"aspis:image:img-0123456789abcdef/a b/c\",\"options\":[\"bind\",\"rprivate\","
+                  "\"ro\",\"nosuid\",\"nodev\",\"noexec\"]}");
+        seen = true;
+    }
+    assert_true(seen);
+    static const char *const bad[] = {"..", "../x", "a/../b", "a/..", "/a", "/"};
+    for (i = 0; i < ARRAY_LEN(bad); i++) {
+        m[0].image_sub_path = OWN(bad[i]);
+        assert_refused(&b, ERR_INVALID, "image volume at /data/: sub path");
+    }
+    m[0].image_sub_path = OWN("..a/b..");
+    assert_int_equal(spec_check_container(&b.c, &b.pod, &b.err), 0);
+    m[0].host_path = OWN("/x");
+    assert_refused(&b, ERR_INVALID, "both an image and the host path /x");
+    clear(&b);
+}
+
 static void test_too_large(void **state)
 {
     (void)state;
@@ -615,6 +676,7 @@ int main(void)
         cmocka_unit_test(test_refused_pods),
         cmocka_unit_test(test_resources),
         cmocka_unit_test(test_shape),
+        cmocka_unit_test(test_image_volumes),
         cmocka_unit_test(test_too_large),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
