@@ -85,6 +85,7 @@ struct sandbox {
     struct sandbox_record rec;
     struct oplock op;
     struct oplock disks; /* one change to the VM's image disks at a time; innermost but for lock */
+    char *idle_image;    /* under disks: id of one that stays plugged in though nobody uses it */
     pthread_mutex_t save;
     bool deleted; /* under save: the record is gone and stays gone */
     struct netinfo net;
