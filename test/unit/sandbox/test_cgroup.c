@@ -178,7 +178,6 @@ static void moved(void **state)
         skip();
     auto_err struct err err = ERR_INIT;
     auto_strv struct strv one = {0};
-    auto_strv struct strv two = {0};
     auto_free char *elsewhere = fs_format("%s-spare", parent);
     auto_free char *p1 = cgroup_path("", elsewhere, "one", &err);
     auto_free char *p2 = cgroup_path("", parent, "two", &err);
