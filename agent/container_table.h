@@ -85,7 +85,7 @@ struct containers {
 
     int inotify_fd;
     struct loop_source *inotify_source;
-    struct rpc_method methods[12];
+    struct rpc_method methods[13];
 };
 
 /* Table. */
@@ -115,6 +115,9 @@ void handle_exec(struct rpc_call *call, const ProtobufCMessage *request, void *a
 void handle_remove_process(struct rpc_call *call, const ProtobufCMessage *request, void *arg);
 /* Frees an exec's record and answers who waits for that. */
 void exec_forget(struct process *p);
+
+/* container_limits.c */
+void handle_set_limits(struct rpc_call *call, const ProtobufCMessage *request, void *arg);
 
 /* container_oom.c */
 int container_oom_init(struct containers *t, struct err *err);

@@ -371,6 +371,7 @@ const struct rpc_method *containers_methods(struct containers *t)
         {"RemoveProcess", &aspis__agent__v1__remove_process_request__descriptor,
          handle_remove_process, t},
         {"ResizeTty", &aspis__agent__v1__resize_tty_request__descriptor, handle_resize, t},
+        {"SetLimits", &aspis__agent__v1__set_limits_request__descriptor, handle_set_limits, t},
         {"ListState", &aspis__agent__v1__empty__descriptor, handle_list, t},
         {"Events", &aspis__agent__v1__events_request__descriptor, handle_events, t},
         {"AckEvents", &aspis__agent__v1__ack_events_request__descriptor, handle_ack, t},
@@ -404,6 +405,11 @@ struct containers *containers_new(struct loop *loop, struct pod *pod, struct std
 void containers_use_volumes(struct containers *t, struct volumes *volumes)
 {
     t->volumes = volumes;
+}
+
+struct events *containers_events(struct containers *t)
+{
+    return t->events;
 }
 
 void containers_free(struct containers *t)

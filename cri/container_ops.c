@@ -19,6 +19,7 @@
 #include "cri/container_input.h"
 #include "cri/events.h"
 #include "cri/inspect.h"
+#include "cri/resources.h"
 #include "cri/sandbox_ops.h"
 #include "cri/spec.h"
 
@@ -293,7 +294,10 @@ static int build(struct container *c, struct image *image, struct timeline *t,
     if (m == NULL)
         return -1;
     timeline_mark(t, "record");
-    int rc = create_on_images(c, m, image, t, cancel, err);
+    int rc = resources_fit(c->sandbox, m, cancel, err);
+    timeline_mark(t, "vm fits");
+    if (rc == 0)
+        rc = create_on_images(c, m, image, t, cancel, err);
     timeline_mark(t, "created in guest");
     /* the ids of the streams must be on record before a byte of them is acknowledged */
     if (rc == 0)

@@ -55,10 +55,18 @@ static void name_sources(json_t *spec, const Runtime__V1__ContainerConfig *confi
     }
 }
 
-/* The record is the daemon's own text, so parsing it cannot surprise. Under the lock. */
+/* The record is the daemon's own text, so parsing it cannot surprise; it does not follow a VM that
+ * grows by itself. Under the lock. */
 static json_t *machine_of(const struct sandbox *s)
 {
-    json_t *machine = json_loads(s->rec.machine, 0, NULL);
+    auto_free char *now = NULL;
+    if (s->machine != NULL) {
+        struct machine_record record = {0};
+        machine_get_record(s->machine, &record);
+        now = machine_record_encode(&record);
+        machine_record_clear(&record);
+    }
+    json_t *machine = json_loads(now != NULL ? now : s->rec.machine, 0, NULL);
     return machine != NULL ? machine : json_null();
 }
 

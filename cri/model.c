@@ -129,6 +129,7 @@ void sandbox_unref(struct sandbox *s)
         return;
     netinfo_clear(&s->net);
     free_message(s->config);
+    free_message(s->resources);
     sandbox_record_clear(&s->rec);
     free(s->name_key);
     free(s->timeline);
@@ -378,6 +379,7 @@ void container_unref(struct container *c)
     if (c == NULL || atomic_fetch_sub(&c->refs, 1) != 1)
         return;
     free_message(c->config);
+    free_message(c->resources);
     container_record_clear(&c->rec);
     oplock_destroy(&c->op);
     oplock_destroy(&c->input_turn);

@@ -50,9 +50,10 @@ struct exec {
 
 struct container {
     atomic_uint refs;
-    struct runtime *rt;                   /* constant */
-    struct sandbox *sandbox;              /* constant, counted */
-    Runtime__V1__ContainerConfig *config; /* constant */
+    struct runtime *rt;                              /* constant */
+    struct sandbox *sandbox;                         /* constant, counted */
+    Runtime__V1__ContainerConfig *config;            /* constant */
+    Runtime__V1__LinuxContainerResources *resources; /* NULL: config's (resources.h) */
     struct container_record rec;
     struct oplock op;
     pthread_mutex_t save;
@@ -79,9 +80,10 @@ struct container {
 
 struct sandbox {
     atomic_uint refs;
-    struct runtime *rt;                    /* constant */
-    Runtime__V1__PodSandboxConfig *config; /* constant */
-    char *name_key;                        /* constant: namespace/name/uid/attempt */
+    struct runtime *rt;                              /* constant */
+    Runtime__V1__PodSandboxConfig *config;           /* constant */
+    char *name_key;                                  /* constant: namespace/name/uid/attempt */
+    Runtime__V1__LinuxContainerResources *resources; /* NULL: config's (resources.h) */
     struct sandbox_record rec;
     struct oplock op;
     struct oplock disks; /* one change to the VM's image disks at a time; innermost but for lock */

@@ -12,6 +12,7 @@
 #include "base/log.h"
 #include "base/str.h"
 #include "cri/container_ops.h"
+#include "cri/resources.h"
 #include "cri/sandbox_net.h"
 #include "cri/spec.h"
 #include "cri/telemetry.h"
@@ -30,27 +31,13 @@ void sandbox_set_text(struct sandbox *s, char **field, char *owned)
 
 /* --- machine --- */
 
-static struct machine_spec spec_of(const Runtime__V1__PodSandboxConfig *config)
+struct machine_spec sandbox_machine_spec(struct sandbox *s)
 {
-    struct machine_spec spec = {.cgroup_parent = "", .tap_fd = -1};
-    const Runtime__V1__LinuxPodSandboxConfig *l = config->linux;
-    if (l != NULL) {
+    struct machine_spec spec = {.sandbox_id = s->rec.id, .cgroup_parent = "", .tap_fd = -1};
+    const Runtime__V1__LinuxPodSandboxConfig *l = s->config->linux;
+    if (l != NULL)
         spec.cgroup_parent = l->cgroup_parent;
-        if (l->resources != NULL) {
-            if (l->resources->memory_limit_in_bytes > 0)
-                spec.memory_limit_bytes = (uint64_t)l->resources->memory_limit_in_bytes;
-            spec.cpu_quota = l->resources->cpu_quota;
-            if (l->resources->cpu_period > 0)
-                spec.cpu_period = (uint64_t)l->resources->cpu_period;
-        }
-    }
-    return spec;
-}
-
-struct machine_spec sandbox_machine_spec(const struct sandbox *s)
-{
-    struct machine_spec spec = spec_of(s->config);
-    spec.sandbox_id = s->rec.id;
+    resources_of_pod(s, &spec);
     return spec;
 }
 
@@ -369,11 +356,9 @@ static int join(struct sandbox *holder, struct cancel *cancel, struct err *err)
 }
 
 /* Takes a spare, whose id the sandbox gets, if one fits; id is 65 bytes. */
-static struct spare *choose_id(struct runtime *rt, const Runtime__V1__PodSandboxConfig *config,
-                               char *id)
+static struct spare *choose_id(struct runtime *rt, char *id)
 {
-    struct machine_spec spec = spec_of(config);
-    struct spare *sp = spares_take(rt->spares, &spec);
+    struct spare *sp = spares_take(rt->spares);
     if (sp != NULL)
         memcpy(id, sp->id, 65);
     else
@@ -397,7 +382,7 @@ struct sandbox *sandbox_run(struct runtime *rt, const Runtime__V1__PodSandboxCon
     char title[200];
     for (;;) {
         char id[65];
-        struct spare *sp = choose_id(rt, config, id);
+        struct spare *sp = choose_id(rt, id);
         auto_sandbox struct sandbox *s = sandbox_new(rt, id, config, handler, err);
         auto_sandbox struct sandbox *holder = s != NULL ? model_add_sandbox(rt, s) : NULL;
         if (s == NULL || holder != NULL)

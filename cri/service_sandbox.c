@@ -56,6 +56,9 @@ static int check_config(const Runtime__V1__PodSandboxConfig *c, struct err *err)
             p->container_port > 65535)
             return err_set(err, ERR_INVALID, "config.port_mappings[%zu] is out of range", i);
     }
+    if (c->linux != NULL && c->linux->resources != NULL &&
+        spec_check_resources(c->linux->resources, err) < 0)
+        return -1;
     return spec_check_sandbox(c, err);
 }
 

@@ -16,6 +16,7 @@
 #include "sandbox/machine.h"
 
 /* PRECONDITION/UNIMPLEMENTED/INVALID naming the field that cannot be served by a VM pod. */
+int spec_check_resources(const Runtime__V1__LinuxContainerResources *r, struct err *err);
 int spec_check_sandbox(const Runtime__V1__PodSandboxConfig *pod, struct err *err);
 int spec_check_container(const Runtime__V1__ContainerConfig *c,
                          const Runtime__V1__PodSandboxConfig *pod, struct err *err);

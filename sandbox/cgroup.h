@@ -12,6 +12,7 @@
 #define ASPIS_SANDBOX_CGROUP_H
 
 #include <stdbool.h>
+#include <stdint.h>
 
 #include "base/cancel.h"
 #include "base/err.h"
@@ -27,6 +28,13 @@ char *cgroup_path(const char *parent, const char *default_parent, const char *id
 /* Creates the group everywhere (parents too when missing) and appends its directories to dirs: what
  * jail_opts.cgroups takes. On failure nothing of the group remains. */
 int cgroup_create(const char *path, struct strv *dirs, struct err *err);
+
+/* "cpuset.cpus" or "cpuset.mems" of the group; "": as its parent. Nothing where there is no such
+ * controller and nothing is asked for. */
+int cgroup_set_cpuset(const char *path, const char *file, const char *value, struct err *err);
+
+/* Bytes that the group's parents let it use: the least of their limits, UINT64_MAX for none. */
+uint64_t cgroup_memory_limit(const char *path);
 
 /* Kills what is in the group, waits for its end, and removes the directories; default_parent is
  * removed too when it is empty. A missing group is fine. */

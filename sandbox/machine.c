@@ -34,29 +34,6 @@
 /* A clone answers in a twentieth of a second, or never; a busy host gets some patience. */
 #define CLONE_TIMEOUT_NS INT64_C(15000000000)
 
-struct machine {
-    struct machine_factory *f;
-    char *id, *run_dir, *state_dir, *console_path;
-    char *guest_mac;              /* fixed once started; NULL: no NIC, or adopted */
-    struct machine_callbacks cb;  /* from when it has started: the control loop's */
-    struct machine_record record; /* fixed once started; a spare's: once claimed */
-    struct template *tpl;         /* what it is a clone of, or NULL */
-    struct hv *hv;                /* fixed once started; NULL before */
-    struct share *share;          /* the same */
-
-    pthread_mutex_t lock; /* guards the fields below */
-    struct link *link;
-    struct cancel *boot; /* fired at death while booting */
-    bool started;
-    bool dead;
-    bool silent; /* machine_destroy() has begun: nobody is told of the death any more */
-    char *reason;
-    bool uid_taken;
-    struct strv cgroup_dirs; /* once somebody asked for machine_usage() */
-
-    pthread_mutex_t ending; /* held by machine_destroy() */
-};
-
 /* --- death --- */
 
 /* Control loop. The first call counts. */
@@ -100,6 +77,8 @@ static void on_link_broken(void *arg, const char *reason)
 static void on_link_event(void *arg, const Aspis__Agent__V1__Event *event)
 {
     struct machine *m = arg;
+    if (event->what_case == ASPIS__AGENT__V1__EVENT__WHAT_MEMORY_LOW)
+        machine_press(m);
     m->cb.on_event(m->cb.arg, event);
 }
 
@@ -143,6 +122,10 @@ static struct machine *make(struct machine_factory *f, const char *id,
     m->console_path = fs_format("%s/" HV_CONSOLE_FILE, m->run_dir);
     (void)pthread_mutex_init(&m->lock, NULL);
     (void)pthread_mutex_init(&m->ending, NULL);
+    if (machine_grow_init(m, err) < 0) {
+        machine_free(m);
+        return NULL;
+    }
     return m;
 }
 
@@ -150,6 +133,7 @@ void machine_free(struct machine *m)
 {
     if (m == NULL)
         return;
+    machine_grow_free(m);
     /* the hypervisor first: once it is silent no callback of its can be closing the link */
     m->f->hv->free(m->hv);
     share_free(m->share);
@@ -201,12 +185,6 @@ static const char *accel_name(enum accel a)
     return a == ACCEL_KVM ? "kvm" : "tcg";
 }
 
-static struct machine_size size_of(const struct machine_factory *f, const struct machine_spec *spec)
-{
-    return machine_size_for(&f->config, f->host_memory_bytes, f->host_vcpus,
-                            spec->memory_limit_bytes, spec->cpu_quota, spec->cpu_period);
-}
-
 struct hv_spec machine_hv_spec(const struct machine_factory *f, enum accel accel,
                                const struct machine_size *size)
 {
@@ -215,6 +193,7 @@ struct hv_spec machine_hv_spec(const struct machine_factory *f, enum accel accel
         .kernel = f->config.kernel,
         .initrd = f->config.initrd,
         .jail_helper = f->config.jail_helper,
+        .pages_library = f->pages_library,
         .accel = accel,
         .tsc_khz = machine_tsc_khz(f),
         .memory_bytes = size->memory_bytes,
@@ -245,7 +224,8 @@ static int start_hv(struct machine *m, const struct machine_spec *spec,
     if (scratch < 0)
         return -1;
     timeline_mark(spec->timeline, "cgroup and scratch disk");
-    struct machine_size size = size_of(f, spec);
+    /* a template's size is fixed: machine_fit() does the rest */
+    struct machine_size size = how->tpl != NULL ? machine_base_size(f) : machine_spec_size(f, spec);
     struct hv_spec hs = machine_hv_spec(f, how->accel, &size);
     hs.name = m->run_dir; /* tells the VMs of two daemons apart */
     hs.run_dir = m->run_dir;
@@ -258,7 +238,7 @@ static int start_hv(struct machine *m, const struct machine_spec *spec,
     hs.tpl = how->tpl;
     hs.user_vsock = uses_user_vsock(m);
     hs.vsock_helper = f->config.vsock_helper;
-    m->record.memory_bytes = size.memory_bytes;
+    m->record.boot_bytes = m->record.memory_bytes = size.memory_bytes;
     m->record.vcpus = size.vcpus;
     struct hv_callbacks cb = {.on_dead = on_hv_dead, .arg = m};
     m->hv = f->hv->launch(&hs, f->control, &cb, cancel, err);
@@ -340,6 +320,9 @@ static int boot_steps(struct machine *m, const struct machine_spec *spec,
     if (start_hv(m, spec, how, cancel, err) < 0 || start_link(m, cancel, err) < 0)
         return -1;
     timeline_mark(spec->timeline, "agent answers");
+    if (machine_fit(m, spec, cancel, err) < 0)
+        return -1;
+    timeline_mark(spec->timeline, "grown");
     return 0;
 }
 
@@ -403,7 +386,7 @@ static struct machine *clone_template(struct machine_factory *f, const struct ma
                                       enum accel accel, const struct machine_callbacks *cb,
                                       struct cancel *cancel)
 {
-    struct machine_size size = size_of(f, spec);
+    struct machine_size size = machine_spec_size(f, spec);
     auto_template struct template *t =
         spec->tap_fd >= 0 ? template_take(f->templates, accel, &size) : NULL;
     struct hv_template files = {-1, -1};
@@ -431,11 +414,28 @@ static struct machine *clone_template(struct machine_factory *f, const struct ma
     return m;
 }
 
+/* The host would kill QEMU before the guest had a chance to end what uses too much. */
+static int check_room(struct machine_factory *f, const struct machine_spec *spec, struct err *err)
+{
+    auto_free char *path =
+        cgroup_path(spec->cgroup_parent, f->config.cgroup_root, spec->sandbox_id, err);
+    if (path == NULL)
+        return -1;
+    uint64_t limit = cgroup_memory_limit(path);
+    uint64_t need = f->config.overhead_memory_bytes;
+    if (limit >= need)
+        return 0;
+    return err_set(err, ERR_PRECONDITION,
+                   "the pod's control group may use %" PRIu64 " bytes of memory; a VM needs at "
+                   "least %" PRIu64 ": a RuntimeClass can add that as overhead",
+                   limit, need);
+}
+
 struct machine *machine_start(struct machine_factory *f, const struct machine_spec *spec,
                               const struct machine_callbacks *cb, struct cancel *cancel,
                               struct err *err)
 {
-    if (machine_decide_accel(f, cancel, err) < 0) {
+    if (check_room(f, spec, err) < 0 || machine_decide_accel(f, cancel, err) < 0) {
         (void)err_wrap(err, "start machine");
         return NULL;
     }
@@ -461,12 +461,12 @@ void machine_on_template(struct machine_factory *f, void (*fn)(void *arg), void 
     template_pool_notify(f->templates, fn, arg);
 }
 
-bool machine_fits(struct machine *m, const struct machine_spec *spec)
+bool machine_is_current(struct machine *m)
 {
     (void)pthread_mutex_lock(&m->f->lock);
     enum accel accel = m->f->accel;
     (void)pthread_mutex_unlock(&m->f->lock);
-    struct machine_size size = size_of(m->f, spec);
+    struct machine_size size = machine_base_size(m->f);
     auto_template struct template *now = template_take(m->f->templates, accel, &size);
     return now != NULL && now == m->tpl && machine_alive(m);
 }
@@ -490,6 +490,7 @@ int machine_claim(struct machine *m, const struct machine_spec *spec,
     loop_call(m->f->control, set_callbacks, &n);
     auto_free char *path = cgroup_path(spec->cgroup_parent, m->f->config.cgroup_root, m->id, err);
     if (path == NULL || FAILPOINT("machine.claim", err) < 0 || check_alive(m, err) < 0 ||
+        check_room(m->f, spec, err) < 0 ||
         cgroup_move(m->record.cgroup, path, m->f->spare_cgroup_root, cancel, err) < 0)
         return err_wrap(err, "claim a spare machine");
     share_move(m->share, path);
@@ -498,7 +499,11 @@ int machine_claim(struct machine *m, const struct machine_spec *spec,
     m->record.cgroup = take(path);
     strv_clear(&m->cgroup_dirs);
     (void)pthread_mutex_unlock(&m->lock);
-    return 0;
+    if (lock_within(&m->sizing, cancel, "another change of the vm's size", err) < 0)
+        return -1;
+    int ret = machine_fit(m, spec, cancel, err);
+    (void)pthread_mutex_unlock(&m->sizing);
+    return ret;
 }
 
 /* --- adoption --- */
@@ -521,6 +526,7 @@ struct machine *machine_adopt(struct machine_factory *f, const struct machine_sp
         return NULL;
     auto_err struct err e = ERR_INIT;
     copy_record(&m->record, record);
+    m->pinned = true; /* for all we know */
     machine_uid_mark(f, record->uid);
     m->uid_taken = true;
     m->boot = cancel_child(cancel, mono_ns() + f->config.boot_timeout_ns, &e);
@@ -529,6 +535,8 @@ struct machine *machine_adopt(struct machine_factory *f, const struct machine_sp
     if (m->boot != NULL)
         m->hv = f->hv->adopt(&p, m->run_dir, f->config.qemu, f->control, &hcb, m->boot, &e);
     int ret = m->hv != NULL ? start_link(m, m->boot, &e) : -1;
+    if (ret == 0)
+        ret = machine_learn_size(m, spec, m->boot, &e);
     (void)pthread_mutex_lock(&m->lock);
     if (ret == 0 && !m->dead)
         m->started = true;
@@ -548,7 +556,9 @@ struct machine *machine_adopt(struct machine_factory *f, const struct machine_sp
 
 void machine_get_record(struct machine *m, struct machine_record *out)
 {
+    (void)pthread_mutex_lock(&m->lock);
     copy_record(out, &m->record);
+    (void)pthread_mutex_unlock(&m->lock);
 }
 
 struct link *machine_link(struct machine *m)
@@ -575,6 +585,24 @@ const char *machine_scratch_serial(struct machine *m)
 const char *machine_guest_mac(struct machine *m)
 {
     return m->guest_mac;
+}
+
+int machine_set_cpuset(struct machine *m, const char *cpus, const char *mems, struct err *err)
+{
+    int ret = 0;
+    if (lock_within(&m->sizing, NULL, "another change of the vm's size", err) < 0)
+        return -1;
+    bool wanted = *cpus != '\0' || *mems != '\0';
+    if (wanted || m->pinned) {
+        m->pinned = true;
+        if (cgroup_set_cpuset(m->record.cgroup, "cpuset.cpus", cpus, err) < 0 ||
+            cgroup_set_cpuset(m->record.cgroup, "cpuset.mems", mems, err) < 0)
+            ret = err_wrap(err, "cpuset of the vm");
+        else
+            m->pinned = wanted;
+    }
+    (void)pthread_mutex_unlock(&m->sizing);
+    return ret;
 }
 
 int machine_usage(struct machine *m, struct machine_usage *out, struct err *err)

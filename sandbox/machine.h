@@ -59,6 +59,7 @@ struct machine_config {
     uint64_t base_memory_bytes;     /* guest memory of a pod without a limit */
     uint64_t overhead_memory_bytes; /* guest kernel and agent, added to the pod's limit */
     uint64_t max_memory_bytes;      /* 0: the host's memory */
+    uint64_t memory_ceiling_bytes;  /* to which a pod without a limit may grow; 0: the same */
     uint32_t max_vcpus;             /* 0: the host's */
     uint64_t scratch_bytes;         /* virtual size of the scratch disk */
     int64_t boot_timeout_ns;        /* QEMU start to agent's Hello */
@@ -97,9 +98,10 @@ void machine_start_templates(struct machine_factory *f);
 
 struct machine_spec {
     const char *sandbox_id;
-    const char *cgroup_parent;   /* from CRI: "/kubepods/..", "x.slice", or "" */
-    uint64_t memory_limit_bytes; /* of the pod, 0: none */
-    int64_t cpu_quota;           /* of the pod; <= 0: none */
+    const char *cgroup_parent;    /* from CRI: "/kubepods/..", "x.slice", or "" */
+    uint64_t memory_limit_bytes;  /* of the pod, 0: none: then it may grow (memory_ceiling_bytes) */
+    uint64_t memory_needed_bytes; /* what its containers may use together where they have limits */
+    int64_t cpu_quota;            /* of the pod; <= 0: none */
     uint64_t cpu_period;
     bool spare;                /* for a pod that is not known yet: see machine_claim() */
     int tap_fd;                /* borrowed (dup'ed); -1: no NIC */
@@ -117,6 +119,7 @@ struct machine_record {
     char *accel;  /* "kvm", "tcg" */
     char *transport;
     char *cgroup;          /* path below each hierarchy */
+    uint64_t boot_bytes;   /* what QEMU was started with */
     uint64_t memory_bytes; /* what the guest really has */
     uint32_t vcpus;
     bool cloned; /* started from a template */
@@ -144,11 +147,11 @@ struct machine *machine_start(struct machine_factory *f, const struct machine_sp
  * be told when there is a template: fn comes from a thread of the pool and must not block, and
  * comes no more once another, or NULL, has been set. */
 void machine_on_template(struct machine_factory *f, void (*fn)(void *arg), void *arg);
-/* Is the spare alive, and what machine_start() would make of the spec now? */
-bool machine_fits(struct machine *m, const struct machine_spec *spec);
+/* Is the spare alive, and a clone of what is the template now? */
+bool machine_is_current(struct machine *m);
 /* Makes a spare the machine of the spec's pod, whose id it has had from the beginning: its cgroup,
- * and its callbacks from now on; none of the earlier ones runs once this has returned. After a
- * failure it can only be destroyed. */
+ * its size, and its callbacks from now on; none of the earlier ones runs once this has returned.
+ * After a failure it can only be destroyed. */
 int machine_claim(struct machine *m, const struct machine_spec *spec,
                   const struct machine_callbacks *cb, struct cancel *cancel, struct err *err);
 /* Takes over a VM of an earlier daemon: pidfd, QMP query-status, agent Hello. NOT_FOUND when it is
@@ -157,6 +160,13 @@ struct machine *machine_adopt(struct machine_factory *f, const struct machine_sp
                               const struct machine_record *record,
                               const struct machine_callbacks *cb, struct cancel *cancel,
                               struct err *err);
+
+/* Makes the VM as large as a pod of these limits needs, as in machine_spec; returns when the agent
+ * has it. Memory that is no longer needed is asked back; vCPUs stay. */
+int machine_resize(struct machine *m, const struct machine_spec *spec, struct cancel *cancel,
+                   struct err *err);
+/* Host CPUs and memory nodes of the VM ("0-3,8"); "": any. */
+int machine_set_cpuset(struct machine *m, const char *cpus, const char *mems, struct err *err);
 
 void machine_get_record(struct machine *m, struct machine_record *out); /* deep copy */
 struct link *machine_link(struct machine *m);                           /* borrowed */

@@ -8,9 +8,9 @@
 
 /* x86-64: q35 with a conventional bridge, since ACPI hot-plug behind it takes 16 ms where native
  * PCIe takes 175 and needs 5 s to unplug. `max` under TCG: images built for x86-64-v2 and v3 do not
- * run on qemu64. la57 is masked because five-level page walks only cost, and the fast string
- * operations because they are emulated byte by byte. reboot=t with -no-reboot
- * ends QEMU at a panic. */
+ * run on qemu64. la57 is masked because five-level page walks only cost; erms and fsrm because they
+ * make kernel and libc copy and clear memory with `rep movsb`, which TCG does a byte at a time,
+ * where it would be eight. reboot=t with -no-reboot ends QEMU at a panic. */
 static const struct qemu_arch table[] = {
     {
         .name = "x86_64",

@@ -326,7 +326,7 @@ void spares_free(struct spares *p)
     free(p);
 }
 
-struct spare *spares_take(struct spares *p, const struct machine_spec *spec)
+struct spare *spares_take(struct spares *p)
 {
     if (p == NULL)
         return NULL;
@@ -340,7 +340,7 @@ struct spare *spares_take(struct spares *p, const struct machine_spec *spec)
     p->busy_at = mono_ns();
     (void)pthread_cond_signal(&p->wake);
     (void)pthread_mutex_unlock(&p->lock);
-    if (x == NULL || machine_fits(x->spare->machine, spec))
+    if (x == NULL || machine_is_current(x->spare->machine))
         return x != NULL ? x->spare : NULL;
     /* of a template that is no longer right */
     (void)pthread_mutex_lock(&p->lock);

@@ -40,8 +40,8 @@ struct spares *spares_new(struct machine_factory *f, const char *run_root, uint3
 /* Destroys those that nobody took. NULL is fine here and below. */
 void spares_free(struct spares *p);
 
-/* One that fits, or NULL. */
-struct spare *spares_take(struct spares *p, const struct machine_spec *spec);
+/* The oldest, or NULL. */
+struct spare *spares_take(struct spares *p);
 /* It was not touched. */
 void spares_put_back(struct spares *p, struct spare *s);
 void spare_free(struct spare *s);

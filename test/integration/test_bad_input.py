@@ -90,7 +90,7 @@ def test_every_unbuilt_method_says_so(daemon):
              "StreamImages", "StreamPodSandboxes", "StreamContainers",
              "ContainerStats", "ListContainerStats", "StreamContainerStats", "PodSandboxStats", "ListPodSandboxStats",
              "StreamPodSandboxStats", "GetContainerEvents", "ListMetricDescriptors", "ListPodSandboxMetrics",
-             "StreamPodSandboxMetrics"}
+             "StreamPodSandboxMetrics", "UpdateContainerResources", "UpdatePodSandboxResources"}
     assert len(METHODS) == 43
     for name, (path, _, _) in METHODS.items():
         if name not in built:

@@ -11,6 +11,7 @@
 #include <cmocka.h>
 
 #include "base/cleanup.h"
+#include "base/limits.h"
 #include "base/str.h"
 #include "cri/spec.h"
 
@@ -487,6 +488,58 @@ static void test_resources(void **state)
     clear(&b);
 }
 
+static void test_limits_that_cannot_be(void **state)
+{
+    (void)state;
+    auto_err struct err err = ERR_INIT;
+    struct {
+        Runtime__V1__LinuxContainerResources r;
+        enum err_code code;
+    } cases[12];
+    size_t n = 0;
+#define CASE(want, ...)                                                                            \
+    do {                                                                                           \
+        runtime__v1__linux_container_resources__init(&cases[n].r);                                 \
+        Runtime__V1__LinuxContainerResources *r = &cases[n].r;                                     \
+        cases[n++].code = (want);                                                                  \
+        __VA_ARGS__;                                                                               \
+    } while (0)
+    Runtime__V1__HugepageLimit pages;
+    runtime__v1__hugepage_limit__init(&pages);
+    pages.page_size = OWN("2MB");
+    pages.limit = 1;
+    Runtime__V1__HugepageLimit none = pages;
+    none.limit = 0;
+    Runtime__V1__HugepageLimit *list[] = {&pages};
+    Runtime__V1__HugepageLimit *empty[] = {&none};
+    Runtime__V1__LinuxContainerResources__UnifiedEntry entry;
+    runtime__v1__linux_container_resources__unified_entry__init(&entry);
+    entry.key = OWN("memory.high/../../x");
+    entry.value = OWN("1");
+    Runtime__V1__LinuxContainerResources__UnifiedEntry line = entry;
+    line.key = OWN("memory.high");
+    line.value = OWN("1\n2");
+    Runtime__V1__LinuxContainerResources__UnifiedEntry *climbing[] = {&entry};
+    Runtime__V1__LinuxContainerResources__UnifiedEntry *lines[] = {&line};
+    CASE(ERR_OK, r->memory_limit_in_bytes = -1);
+    CASE(ERR_OK, (r->n_hugepage_limits = 1, r->hugepage_limits = empty));
+    CASE(ERR_OK, (r->cpuset_cpus = OWN("0-3,7"), r->cpuset_mems = OWN("0")));
+    CASE(ERR_INVALID, r->memory_limit_in_bytes = MiB(4) - 1);
+    CASE(ERR_INVALID, r->memory_limit_in_bytes = -2);
+    CASE(ERR_INVALID, r->cpu_shares = -1);
+    CASE(ERR_INVALID, (r->memory_limit_in_bytes = MiB(8), r->memory_swap_limit_in_bytes = MiB(7)));
+    CASE(ERR_UNIMPLEMENTED, (r->n_hugepage_limits = 1, r->hugepage_limits = list));
+    CASE(ERR_INVALID, r->cpuset_cpus = OWN("0;1"));
+    CASE(ERR_INVALID, (r->n_unified = 1, r->unified = climbing));
+    CASE(ERR_INVALID, (r->n_unified = 1, r->unified = lines));
+#undef CASE
+    for (size_t i = 0; i < n; i++) {
+        (void)spec_check_resources(&cases[i].r, &err);
+        assert_int_equal(err.code, cases[i].code);
+        err_clear(&err);
+    }
+}
+
 /* The parts that OCI runtime-spec 1.0 requires, with their types. */
 static void test_shape(void **state)
 {
@@ -675,6 +728,7 @@ int main(void)
         cmocka_unit_test(test_refused_containers),
         cmocka_unit_test(test_refused_pods),
         cmocka_unit_test(test_resources),
+        cmocka_unit_test(test_limits_that_cannot_be),
         cmocka_unit_test(test_shape),
         cmocka_unit_test(test_image_volumes),
         cmocka_unit_test(test_too_large),
