@@ -158,3 +158,13 @@ def test_the_same_pod_twice_takes_one_spare(d):
     assert d.run_pod(config) == i
     assert len(spares.pids(d)) == 1  # given back
     assert "spare taken" in timeline(d, d.run_pod(sandbox_config("another")))
+
+
+def test_a_spare_grows_to_its_pods_size(d, pods):
+    pod = pods("large", linux=pb.LinuxPodSandboxConfig(
+        resources=pb.LinuxContainerResources(memory_limit_in_bytes=400 << 20)))
+    assert "spare taken" in timeline(d, pod.id)
+    info = json.loads(d.client.PodSandboxStatus(pod_sandbox_id=pod.id, verbose=True).info["info"])
+    assert info["machine"]["memory_bytes"] >= 400 << 20
+    c = pod.start("c", "sleep", "1000")
+    assert int(re.search(r"MemTotal: *(\d+)", d.exec(c, "cat", "/proc/meminfo").stdout.decode()).group(1)) > 400 << 10
