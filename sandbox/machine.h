@@ -193,11 +193,20 @@ int machine_detach_image(struct machine *m, const char *serial, struct cancel *c
                          struct err *err);
 
 /* A directory or file of the host that containers see live, over the `fs` channel. */
+/* Files' ids from 0 on are, in the guest, those from `uid` and `gid` on, and the other way round,
+ * as an id-mapped mount does it: what is outside of them is nobody's, and cannot make files. n_uids
+ * 0: ids are as they are. */
+struct volume_ids {
+    uint32_t uid, n_uids;
+    uint32_t gid, n_gids;
+};
+
 struct machine_volume {
     const char *source; /* absolute; links are followed; missing: a directory is made */
     bool readonly;
     bool recursive; /* read-only with all that is mounted below it */
     bool slave;     /* what the host mounts below it later shows up too */
+    struct volume_ids ids;
     /* filled in */
     uint32_t id;       /* what the agent calls it */
     bool file;         /* no directory */
