@@ -78,6 +78,7 @@ static const struct key keys[] = {
     {"machine", "guest_silence_seconds", SECONDS, AT(guest_silence_ns), .number = 30, .min = 0,
      .max = 86400},
     {"machine", "templates", FLAG, AT(machine.templates), .number = 1},
+    {"machine", "spares", NUMBER, AT(spares), .number = 1, .min = 0, .max = 64},
     {"machine", "cgroup_root", PATH, AT(machine.cgroup_root), .text = "/aspis"},
 
     {"images", "root", PATH, AT(images.root), .text = "/var/lib/aspis/images"},
