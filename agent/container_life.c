@@ -88,7 +88,10 @@ static void create_reply(struct container *c, const struct op_result *res)
     reply.pid = (uint32_t)res->pid;
     reply.knows = KNOWS;
     c->create_req = NULL;
+    timeline_mark(&c->timeline, "made");
     rpc_reply(call, &reply.base);
+    auto_free char *steps = timeline_text(&c->timeline);
+    log_info("created", LOG_STR("container", c->id), LOG_STR("ms", steps));
 }
 
 static void create_done(void *arg, const struct op_result *res, int fd, const struct err *err)
@@ -206,6 +209,7 @@ static void create_run(struct container *c)
     }
     t->ops++;
     process_set_trace(c->init, trace);
+    timeline_mark(&c->timeline, "forked");
 }
 
 static void image_ready(void *arg, const char *mountpoint, const struct err *err)
@@ -218,6 +222,7 @@ static void image_ready(void *arg, const char *mountpoint, const struct err *err
         return;
     }
     c->images[c->n_held++].mountpoint = xstrdup(mountpoint);
+    timeline_mark(&c->timeline, "image");
     if (c->remove_wanted) {
         err_set(&local, ERR_ABORTED, "the container is being removed");
         create_failed(c, &local);
@@ -274,6 +279,7 @@ void handle_create(struct rpc_call *call, const ProtobufCMessage *request, void 
     for (size_t i = 0; i < req->n_volume_disks; i++)
         c->images[1 + i].serial = xstrdup(req->volume_disks[i]);
     c->oom_watch = -1;
+    timeline_begin(&c->timeline);
     c->create_call = call;
     c->create_req = req;
     TAILQ_INIT(&c->execs);
@@ -526,5 +532,8 @@ void handle_remove(struct rpc_call *call, const ProtobufCMessage *request, void 
     w->call = call;
     STAILQ_INSERT_TAIL(&c->removers, w, link);
     c->remove_wanted = true;
-    container_progress(c);
+    if (c->phase == CONTAINER_IMAGE)
+        pod_image_give_up(t->pod, c); /* which ends the creation, and goes on from there */
+    else
+        container_progress(c);
 }

@@ -102,6 +102,7 @@ void container_free(struct container *c)
     TAILQ_REMOVE(&t->list, c, link);
     t->n--;
     err_clear(&c->create_err);
+    timeline_end(&c->timeline);
     for (size_t i = 0; i < c->n_images; i++) {
         free(c->images[i].serial);
         free(c->images[i].mountpoint);

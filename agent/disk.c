@@ -211,6 +211,20 @@ void disks_acquire(struct disks *d, const char *serial, disk_image_fn done, void
     done(arg, NULL, &err);
 }
 
+void disks_give_up(struct disks *d, const void *arg)
+{
+    auto_err struct err err = ERR_INIT;
+    struct waiter *w;
+    err_set(&err, ERR_ABORTED, "nobody waits for the image disk any more");
+    LIST_FOREACH(w, &d->waiters, link)
+    {
+        if (w->arg == arg) {
+            waiter_end(w, NULL, &err);
+            return;
+        }
+    }
+}
+
 void disks_rescan(struct disks *d)
 {
     /* A callback may acquire again or end other waiters, so after each one the list is read anew.

@@ -41,6 +41,7 @@ void disks_use_trees(struct disks *d);
 /* See pod_image_acquire() and friends in agent/pod.h. */
 typedef void (*disk_image_fn)(void *arg, const char *mountpoint, const struct err *err);
 void disks_acquire(struct disks *d, const char *serial, disk_image_fn done, void *arg);
+void disks_give_up(struct disks *d, const void *arg);
 void disks_release(struct disks *d, const char *serial);
 int disks_detach(struct disks *d, const char *serial, struct err *err);
 const char *const *disks_mounted(struct disks *d);

@@ -414,6 +414,11 @@ void pod_image_acquire(struct pod *p, const char *serial, pod_image_fn done, voi
     disks_acquire(p->disks, serial, done, arg);
 }
 
+void pod_image_give_up(struct pod *p, const void *arg)
+{
+    disks_give_up(p->disks, arg);
+}
+
 void pod_image_release(struct pod *p, const char *serial)
 {
     disks_release(p->disks, serial);

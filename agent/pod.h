@@ -52,6 +52,8 @@ const char *pod_scratch_dir(const struct pod *p);
  * takes a reference that pod_image_release() gives back. */
 typedef void (*pod_image_fn)(void *arg, const char *mountpoint, const struct err *err);
 void pod_image_acquire(struct pod *p, const char *serial, pod_image_fn done, void *arg);
+/* Ends the wait of the call with this arg, if there is one, with ABORTED. */
+void pod_image_give_up(struct pod *p, const void *arg);
 void pod_image_release(struct pod *p, const char *serial);
 /* Unmounts; PRECONDITION while referenced. */
 int pod_image_detach(struct pod *p, const char *serial, struct err *err);

@@ -81,6 +81,7 @@ static const struct key keys[] = {
     {"machine", "templates", FLAG, AT(machine.templates), .number = 1},
     {"machine", "privileged_pods", CHOICE, AT(privileged_pods), .text = "host",
      .names = {"vm", "host"}}, /* in the order of enum backend */
+    {"machine", "spares", NUMBER, AT(spares), .number = 1, .min = 0, .max = 64},
     {"machine", "cgroup_root", PATH, AT(machine.cgroup_root), .text = "/aspis"},
 
     {"images", "root", PATH, AT(images.root), .text = "/var/lib/aspis/images"},

@@ -37,6 +37,7 @@ struct config {
     int64_t guest_silence_ns; /* 0: guests may be silent for ever */
     bool metrics;             /* serve them at <run_root>/metrics.sock */
     struct machine_config machine;
+    uint32_t spares; /* of machine: VMs to have ready */
     struct image_options images;
     struct cni_options cni;
     struct {

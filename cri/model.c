@@ -161,6 +161,7 @@ void sandbox_unref(struct sandbox *s)
     free(s->name_key);
     free(s->timeline);
     free(s->silence);
+    free(s->idle_image);
     stats_cache_clear(&s->stats);
     oplock_destroy(&s->op);
     oplock_destroy(&s->disks);

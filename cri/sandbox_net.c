@@ -11,7 +11,6 @@
 #include "netplugin/netns.h"
 
 #define POD_IFNAME "eth0"
-#define TAP_NAME "tap0"
 
 /* The attachment's arrays, alive as long as it. */
 struct attachment {
@@ -135,7 +134,7 @@ int sandbox_namespace_up(struct sandbox *s, int *tap, struct err *err)
         return 0; /* containers live in it themselves */
     if (FAILPOINT("sandbox.tap", err) < 0)
         return -1;
-    *tap = netns_make_tap(s->rec.netns, TAP_NAME, err);
+    *tap = netns_make_tap(s->rec.netns, SANDBOX_TAP_NAME, err);
     return *tap < 0 ? err_wrap(err, "make the VM's tap") : 0;
 }
 
@@ -159,7 +158,7 @@ int sandbox_network_up(struct sandbox *s, struct timeline *t, struct cancel *can
     if (net.n_ips == 0)
         return err_set(err, ERR_INTERNAL, "set up pod network: CNI gave the pod no address");
     if (s->backend.backend == BACKEND_VM &&
-        netns_join_tap(s->rec.netns, POD_IFNAME, TAP_NAME, &net, err) < 0)
+        netns_join_tap(s->rec.netns, POD_IFNAME, SANDBOX_TAP_NAME, &net, err) < 0)
         return err_wrap(err, "connect the VM to %s", POD_IFNAME);
     char *text = netinfo_encode(&net);
     (void)pthread_mutex_lock(&s->rt->lock);

@@ -491,6 +491,66 @@ void cgroup_kill(const char *path)
     }
 }
 
+/* --- spare VMs --- */
+
+void cgroup_make_modest(const char *path)
+{
+    static const char *const files[][2] = {{"cpu.weight", "10"}, {"cpu.shares", "102"}};
+    auto_hierarchies struct hierarchies h = {.n = 0};
+    if (!path_ok(path) || find_hierarchies(&h, NULL) < 0)
+        return;
+    for (size_t i = 0; i < h.n; i++) {
+        bool done = false;
+        for (size_t k = 0; k < ARRAY_LEN(files) && !done; k++) {
+            auto_free char *file = fs_format("%s%s/%s", h.v[i].mount, path, files[k][0]);
+            done = fs_exists(file) && fs_write_str(file, files[k][1], NULL) == 0;
+        }
+    }
+}
+
+/* A process that ends meanwhile need not be moved, and one that is born is its parent's like. */
+static int move_members(const char *from, const char *to, struct err *err)
+{
+    auto_free char *source = fs_format("%s/cgroup.procs", from);
+    auto_free char *target = fs_format("%s/cgroup.procs", to);
+    for (int i = 0; i < REMOVE_ROUNDS; i++) {
+        size_t len = 0;
+        auto_free char *text = fs_read(source, MiB(1), &len, err);
+        if (text == NULL)
+            return -1;
+        if (len == 0)
+            return 0;
+        char *save = NULL;
+        for (char *line = strtok_r(text, "\n", &save); line != NULL;
+             line = strtok_r(NULL, "\n", &save)) {
+            auto_err struct err why = ERR_INIT;
+            if (fs_write_str(target, line, &why) < 0 && why.sys_errno != ESRCH)
+                return err_move(err, &why);
+        }
+    }
+    return err_set(err, ERR_UNAVAILABLE, "cgroup %s does not become empty", from);
+}
+
+int cgroup_move(const char *from, const char *to, const char *default_parent, struct cancel *cancel,
+                struct err *err)
+{
+    auto_hierarchies struct hierarchies h = {.n = 0};
+    auto_strv struct strv dirs = {0};
+    if (strcmp(from, to) == 0)
+        return 0;
+    if (strstr(to, "/" PREFIX) == NULL || !path_ok(to))
+        return err_set(err, ERR_INVALID, "\"%.100s\" is no cgroup of ours", to);
+    if (find_hierarchies(&h, err) < 0 || cgroup_create(to, &dirs, err) < 0)
+        return -1;
+    for (size_t i = 0; i < h.n; i++) {
+        auto_free char *source = fs_format("%s%s", h.v[i].mount, from);
+        auto_free char *target = fs_format("%s%s", h.v[i].mount, to);
+        if (move_members(source, target, err) < 0)
+            return err_wrap(err, "move cgroup %s to %s", from, to);
+    }
+    return cgroup_remove(from, default_parent, cancel, err);
+}
+
 /* --- finding --- */
 
 /* 1: a process is there; as each_sub() wants it, that stops the search. */

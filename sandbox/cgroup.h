@@ -44,6 +44,13 @@ int cgroup_remove(const char *path, const char *default_parent, struct cancel *c
 /* SIGKILL to everything in the group and below it. Does not wait. */
 void cgroup_kill(const char *path);
 
+/* Where processors are short, the group gets a tenth of what another of the same level gets.
+ * Without a cpu controller nothing changes. */
+void cgroup_make_modest(const char *path);
+
+/* Makes `to`, moves the processes of `from` there, and removes `from` as cgroup_remove() does. */
+int cgroup_move(const char *from, const char *to, const char *default_parent, struct cancel *cancel,
+                struct err *err);
 /* Appends the directories of the group that exist, one for each hierarchy. */
 int cgroup_dirs(const char *path, struct strv *dirs, struct err *err);
 

@@ -428,7 +428,6 @@ const struct hv_ops host_hv = {
     .save = host_save,
     .query = host_query,
     .quit = host_quit,
-    .wait = host_wait,
     .process = host_process,
     .console_tail = host_console_tail,
     .free = host_free,

@@ -133,11 +133,9 @@ struct hv_ops {
     int (*save)(struct hv *hv, int state_fd, struct cancel *cancel, struct err *err);
     /* 0 while the vCPUs run, else an error that says what they do instead. */
     int (*query)(struct hv *hv, struct cancel *cancel, struct err *err);
-    /* Asks, then kills; returns when the process is gone and reaped. No on_dead follows.
+    /* Kills the VM; returns when the process is gone and reaped. No on_dead follows.
      * Idempotent. */
     int (*quit)(struct hv *hv, struct cancel *cancel, struct err *err);
-    /* Waits for the process to end by itself. */
-    int (*wait)(struct hv *hv, struct cancel *cancel, struct err *err);
     struct hv_process (*process)(struct hv *hv);
     /* The guest's last console lines, printable; the caller's. */
     char *(*console_tail)(struct hv *hv);

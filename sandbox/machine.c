@@ -32,8 +32,6 @@
 #include "sandbox/share.h"
 #include "sandbox/template.h"
 
-#define SHUTDOWN_CALL_NS INT64_C(500000000)
-#define SHUTDOWN_WAIT_NS INT64_C(1000000000)
 /* A clone answers in a twentieth of a second, or never; a busy host gets some patience. */
 #define CLONE_TIMEOUT_NS INT64_C(15000000000)
 
@@ -107,6 +105,16 @@ bool machine_alive(struct machine *m)
     return alive;
 }
 
+static int check_alive(struct machine *m, struct err *err)
+{
+    int ret = 0;
+    (void)pthread_mutex_lock(&m->lock);
+    if (m->dead)
+        ret = err_set(err, ERR_UNAVAILABLE, "the vm is gone: %s", m->reason);
+    (void)pthread_mutex_unlock(&m->lock);
+    return ret;
+}
+
 /* --- making and freeing --- */
 
 static struct machine *make(struct machine_factory *f, const char *id, enum backend backend,
@@ -146,6 +154,7 @@ void machine_free(struct machine *m)
     }
     cancel_unref(m->boot);
     machine_record_clear(&m->record);
+    template_unref(m->tpl);
     strv_clear(&m->cgroup_dirs);
     (void)pthread_mutex_destroy(&m->lock);
     (void)pthread_mutex_destroy(&m->ending);
@@ -220,6 +229,8 @@ static int start_hv(struct machine *m, const struct machine_spec *spec,
     auto_strv struct strv cgroups = {0};
     if (FAILPOINT("machine.cgroup", err) < 0 || cgroup_create(m->record.cgroup, &cgroups, err) < 0)
         return -1;
+    if (spec->spare)
+        cgroup_make_modest(f->spare_cgroup_root);
     auto_close int scratch = open_scratch(m, cancel, err);
     if (scratch < 0)
         return -1;
@@ -363,7 +374,8 @@ static int boot_steps(struct machine *m, const struct machine_spec *spec,
     if (f->transport == TRANSPORT_VSOCK &&
         (m->record.cid = machine_cid_find(f, m->record.uid, err)) == 0)
         return -1;
-    m->record.cgroup = cgroup_path(spec->cgroup_parent, f->config.cgroup_root, m->id, err);
+    m->record.cgroup = cgroup_path(spec->spare ? f->spare_cgroup_root : spec->cgroup_parent,
+                                   f->config.cgroup_root, m->id, err);
     if (m->record.cgroup == NULL)
         return -1;
     if (start_hv(m, spec, how, cancel, err) < 0 || start_link(m, cancel, err) < 0)
@@ -393,7 +405,7 @@ static void explain_failure(struct machine *m, int64_t timeout_ns, struct cancel
     }
 }
 
-static int destroy(struct machine *m, bool ask_agent, struct cancel *cancel, struct err *err);
+static int destroy(struct machine *m, struct cancel *cancel, struct err *err);
 
 struct machine *machine_boot(struct machine_factory *f, const struct machine_spec *spec,
                              const struct machine_how *how, const struct machine_callbacks *cb,
@@ -413,7 +425,7 @@ struct machine *machine_boot(struct machine_factory *f, const struct machine_spe
     if (!ok) {
         explain_failure(m, how->timeout_ns, cancel, &e);
         auto_err struct err undo = ERR_INIT;
-        if (destroy(m, false, NULL, &undo) < 0)
+        if (destroy(m, NULL, &undo) < 0)
             (void)err_append(&e, " (and cleaning up: %s)", err_msg(&undo));
         machine_free(m);
         (void)err_move(err, &e);
@@ -455,8 +467,10 @@ static struct machine *clone_template(struct machine_factory *f, const struct ma
     cleanup_closep(&files.ram_fd);
     cleanup_closep(&files.state_fd);
     if (m != NULL)
+        m->tpl = take(t);
+    if (m != NULL)
         template_worked(f->templates);
-    else if (cancel_check(cancel, NULL) == 0)
+    else if (cancel_check(cancel, NULL) == 0 && !spec->spare) /* which may just have had no time */
         template_suspect(f->templates, t, err_msg(&err));
     return m;
 }
@@ -503,11 +517,67 @@ struct machine *machine_start(struct machine_factory *f, const struct machine_sp
     struct machine_how how = {.accel = f->accel, .timeout_ns = f->config.boot_timeout_ns};
     (void)pthread_mutex_unlock(&f->lock);
     struct machine *m = clone_template(f, spec, how.accel, cb, cancel);
-    if (m == NULL && cancel_check(cancel, err) == 0)
-        m = machine_boot(f, spec, &how, cb, cancel, err);
+    if (m == NULL && cancel_check(cancel, err) == 0) {
+        if (spec->spare)
+            (void)err_set(err, ERR_UNAVAILABLE, "there is no template to clone");
+        else
+            m = machine_boot(f, spec, &how, cb, cancel, err);
+    }
     if (m == NULL)
         (void)err_wrap(err, "start machine");
     return m;
+}
+
+/* --- spares --- */
+
+void machine_on_template(struct machine_factory *f, void (*fn)(void *arg), void *arg)
+{
+    template_pool_notify(f->templates, fn, arg);
+}
+
+bool machine_is_current(struct machine *m)
+{
+    (void)pthread_mutex_lock(&m->f->lock);
+    enum accel accel = m->f->accel;
+    (void)pthread_mutex_unlock(&m->f->lock);
+    struct machine_size size = machine_base_size(m->f);
+    auto_template struct template *now = template_take(m->f->templates, accel, &size);
+    return now != NULL && now == m->tpl && machine_alive(m);
+}
+
+struct new_callbacks {
+    struct machine *m;
+    struct machine_callbacks cb;
+};
+
+/* On the control loop, where callbacks run: none of the old ones is under way after that. */
+static void set_callbacks(void *arg)
+{
+    const struct new_callbacks *n = arg;
+    n->m->cb = n->cb;
+}
+
+int machine_claim(struct machine *m, const struct machine_spec *spec,
+                  const struct machine_callbacks *cb, struct cancel *cancel, struct err *err)
+{
+    struct new_callbacks n = {.m = m, .cb = *cb};
+    loop_call(m->f->control, set_callbacks, &n);
+    auto_free char *path = cgroup_path(spec->cgroup_parent, m->f->config.cgroup_root, m->id, err);
+    if (path == NULL || FAILPOINT("machine.claim", err) < 0 || check_alive(m, err) < 0 ||
+        check_room(m->f, spec, err) < 0 ||
+        cgroup_move(m->record.cgroup, path, m->f->spare_cgroup_root, cancel, err) < 0)
+        return err_wrap(err, "claim a spare machine");
+    share_move(m->share, path);
+    (void)pthread_mutex_lock(&m->lock);
+    free(m->record.cgroup);
+    m->record.cgroup = take(path);
+    strv_clear(&m->cgroup_dirs);
+    (void)pthread_mutex_unlock(&m->lock);
+    if (lock_within(&m->sizing, cancel, "another change of the vm's size", err) < 0)
+        return -1;
+    int ret = machine_fit(m, spec, cancel, err);
+    (void)pthread_mutex_unlock(&m->sizing);
+    return ret;
 }
 
 /* --- adoption --- */
@@ -651,16 +721,6 @@ const char *machine_process_state(struct machine *m)
 
 /* --- disks --- */
 
-static int check_alive(struct machine *m, struct err *err)
-{
-    int ret = 0;
-    (void)pthread_mutex_lock(&m->lock);
-    if (m->dead)
-        ret = err_set(err, ERR_UNAVAILABLE, "the vm is gone: %s", m->reason);
-    (void)pthread_mutex_unlock(&m->lock);
-    return ret;
-}
-
 int machine_attach_image(struct machine *m, const char *serial, const struct disk_part *parts,
                          size_t n_parts, struct cancel *cancel, struct err *err)
 {
@@ -721,31 +781,14 @@ int machine_remove_volumes(struct machine *m, const char *owner, struct cancel *
 
 /* --- the end --- */
 
-/* Lets the guest unmount; a guest that does not answer is not waited for. */
-static void ask_to_shut_down(struct machine *m, struct cancel *cancel)
-{
-    Aspis__Agent__V1__Empty req;
-    aspis__agent__v1__empty__init(&req);
-    auto_cancel struct cancel *c = cancel_child(cancel, mono_ns() + SHUTDOWN_CALL_NS, NULL);
-    auto_arena struct arena *arena = arena_new(LIMIT_RPC_MESSAGE);
-    const ProtobufCMessage *r =
-        c != NULL ? link_call(m->link, "Shutdown", &req.base, &aspis__agent__v1__empty__descriptor,
-                              arena, c, NULL)
-                  : NULL;
-    if (r == NULL)
-        return;
-    auto_cancel struct cancel *w = cancel_child(cancel, mono_ns() + SHUTDOWN_WAIT_NS, NULL);
-    if (w != NULL)
-        (void)m->ops->wait(m->hv, w, NULL);
-}
-
 /* The files, groups and uid of a pod whose process is gone. */
 static int sweep(struct machine_factory *f, const char *id, const char *cgroup, uint32_t uid,
                  struct cancel *cancel, struct err *err)
 {
     auto_free char *run = machine_run_path(f, id);
     auto_free char *state = machine_state_path(f, id);
-    if (!str_empty(cgroup) && cgroup_remove(cgroup, f->config.cgroup_root, cancel, err) < 0)
+    if (!str_empty(cgroup) &&
+        cgroup_remove(cgroup, machine_cgroup_root(f, cgroup), cancel, err) < 0)
         return -1;
     if (fs_rm_rf(run, err) < 0 || fs_rm_rf(state, err) < 0)
         return -1;
@@ -754,15 +797,12 @@ static int sweep(struct machine_factory *f, const char *id, const char *cgroup, 
     return 0;
 }
 
-static int destroy(struct machine *m, bool ask_agent, struct cancel *cancel, struct err *err)
+/* The guest is not asked: its disk dies with it, and what it wrote to volumes was on the host
+ * before write(2) or munmap(2) returned there. */
+static int destroy(struct machine *m, struct cancel *cancel, struct err *err)
 {
     (void)pthread_mutex_lock(&m->lock);
     m->silent = true;
-    bool ask = ask_agent && !m->dead && m->link != NULL;
-    (void)pthread_mutex_unlock(&m->lock);
-    if (ask)
-        ask_to_shut_down(m, cancel);
-    (void)pthread_mutex_lock(&m->lock);
     if (!m->dead) {
         m->dead = true;
         m->reason = xstrdup("the vm was stopped");
@@ -786,7 +826,7 @@ int machine_destroy(struct machine *m, struct cancel *cancel, struct err *err)
         return -1;
     int ret = FAILPOINT("machine.destroy", err);
     if (ret == 0)
-        ret = destroy(m, true, cancel, err);
+        ret = destroy(m, cancel, err);
     (void)pthread_mutex_unlock(&m->ending);
     return ret < 0 ? err_wrap(err, "destroy machine") : 0;
 }

@@ -108,6 +108,7 @@ struct machine_spec {
     uint64_t memory_needed_bytes; /* what its containers may use together where they have limits */
     int64_t cpu_quota;            /* of the pod; <= 0: none */
     uint64_t cpu_period;
+    bool spare;                /* for a pod that is not known yet: see machine_claim() */
     int tap_fd;                /* borrowed (dup'ed); -1: no NIC */
     const char *mac;           /* of the NIC; NULL: any, see machine_guest_mac() */
     struct timeline *timeline; /* NULL, or gets the steps of the start */
@@ -152,6 +153,18 @@ struct machine_callbacks {
 struct machine *machine_start(struct machine_factory *f, const struct machine_spec *spec,
                               const struct machine_callbacks *cb, struct cancel *cancel,
                               struct err *err);
+/* A VM can be started before its pod is known: with spec.spare it is a clone in any case
+ * (UNAVAILABLE when there is no template), and modest about processor time. To
+ * be told when there is a template: fn comes from a thread of the pool and must not block, and
+ * comes no more once another, or NULL, has been set. */
+void machine_on_template(struct machine_factory *f, void (*fn)(void *arg), void *arg);
+/* Is the spare alive, and a clone of what is the template now? */
+bool machine_is_current(struct machine *m);
+/* Makes a spare the machine of the spec's pod, whose id it has had from the beginning: its cgroup,
+ * its size, and its callbacks from now on; none of the earlier ones runs once this has returned.
+ * After a failure it can only be destroyed. */
+int machine_claim(struct machine *m, const struct machine_spec *spec,
+                  const struct machine_callbacks *cb, struct cancel *cancel, struct err *err);
 /* Takes over a VM of an earlier daemon: pidfd, QMP query-status, agent Hello. NOT_FOUND when it is
  * gone. */
 struct machine *machine_adopt(struct machine_factory *f, const struct machine_spec *spec,
@@ -234,8 +247,8 @@ int machine_usage(struct machine *m, struct machine_usage *out, struct err *err)
  * why a guest is silent. */
 const char *machine_process_state(struct machine *m);
 
-/* Ends the VM: agent Shutdown with a short grace when the agent answers, then QMP quit, then
- * SIGKILL; frees cgroup, jail, uid, sockets, scratch disk; keeps nothing. Works on a dead machine.
+/* Kills the VM, which nothing of it outlives; frees cgroup, jail, uid, sockets, scratch disk; keeps
+ * nothing. Works on a dead machine.
  */
 int machine_destroy(struct machine *m, struct cancel *cancel, struct err *err);
 /* The same for a machine known only from its record (VM not adoptable), or, with record NULL, only

@@ -123,7 +123,8 @@ static int remove_cgroups(struct machine_factory *f, const char *const *ids, siz
                           const char *only, const struct strv *killed, struct cancel *cancel,
                           struct err *err)
 {
-    const char *places[] = {f->config.cgroup_root, "/kubepods", "/kubepods.slice"};
+    const char *places[] = {f->config.cgroup_root, f->spare_cgroup_root, "/kubepods",
+                            "/kubepods.slice"};
     auto_strv struct strv found = {0};
     int ret = 0;
     for (size_t i = 0; i < ARRAY_LEN(places); i++)
@@ -134,7 +135,7 @@ static int remove_cgroups(struct machine_factory *f, const char *const *ids, siz
             (!listed(name, (const char *const *)killed->v, killed->n) &&
              cgroup_populated(found.v[i])))
             continue;
-        if (cgroup_remove(found.v[i], f->config.cgroup_root, cancel, err) < 0)
+        if (cgroup_remove(found.v[i], machine_cgroup_root(f, found.v[i]), cancel, err) < 0)
             ret = -1;
     }
     return ret;

@@ -32,7 +32,6 @@
 #include "sandbox/sockets.h"
 
 #define LINGER_NS INT64_C(1000000000)
-#define QUIT_GRACE_NS INT64_C(1000000000)
 #define QEMU_NOFILE 16384 /* 31 disks of up to 129 descriptors, each opened twice */
 
 /* --- the end --- */
@@ -540,27 +539,12 @@ static int qemu_quit(struct hv *hv, struct cancel *cancel, struct err *err)
         qemu_vsock_end(hv);
         return 0;
     }
-    (void)pthread_mutex_lock(&hv->lock);
-    bool over = hv->exited;
-    (void)pthread_mutex_unlock(&hv->lock);
-    if (!over && hv->qmp != NULL && cancel_check(cancel, NULL) == 0) {
-        auto_cancel struct cancel *c = cancel_child(cancel, mono_ns() + QUIT_GRACE_NS, NULL);
-        if (c != NULL && qmp_run(hv->qmp, "quit", NULL, -1, c, NULL) == 0)
-            (void)cancel_poll(c, hv->gone, POLLIN, -1, NULL);
-    }
-    kill_process(hv);
+    kill_process(hv); /* QMP's quit would only be slower: no disk of it outlives the VM */
     /* a killed process is gone in a moment unless the kernel holds it in uninterruptible I/O */
     if (cancel_poll(cancel, hv->gone, POLLIN, -1, err) < 0)
         return err_wrap(err, "wait for qemu's end");
     qemu_vsock_end(hv);
     return 0;
-}
-
-static int qemu_wait(struct hv *hv, struct cancel *cancel, struct err *err)
-{
-    if (hv->proc.pidfd < 0)
-        return 0;
-    return cancel_poll(cancel, hv->gone, POLLIN, -1, err) < 0 ? -1 : 0;
 }
 
 static struct hv_process qemu_process(struct hv *hv)
@@ -605,7 +589,6 @@ const struct hv_ops qemu_hv = {
     .save = qemu_save,
     .query = qemu_query,
     .quit = qemu_quit,
-    .wait = qemu_wait,
     .process = qemu_process,
     .console_tail = qemu_console_tail,
     .free = qemu_free,
