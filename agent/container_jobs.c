@@ -29,6 +29,11 @@ char *job_volume_path(const char *state_dir, const char *container_id, uint32_t 
     return fs_format("%s/.volumes/%s/%u", state_dir, container_id, id);
 }
 
+char *job_mirror_path(const char *state_dir, uint32_t id)
+{
+    return fs_format("%s/.mirrors/%u", state_dir, id);
+}
+
 static char *bundle_path(const struct job_paths *at, const char *name)
 {
     return fs_format("%s/%s%s", at->state_dir, at->id, name);
@@ -109,7 +114,9 @@ static const char *source_of(void *arg, const char *name)
     for (size_t i = 0; i < job->req->n_volumes; i++) {
         if (job->req->volumes[i]->id == id) {
             free(job->volume_path);
-            job->volume_path = job_volume_path(job->at.state_dir, job->at.id, (uint32_t)id);
+            job->volume_path = job->req->volumes[i]->mirrored
+                                   ? job_mirror_path(job->at.state_dir, (uint32_t)id)
+                                   : job_volume_path(job->at.state_dir, job->at.id, (uint32_t)id);
             return job->volume_path;
         }
     }

@@ -135,6 +135,8 @@ static int mount_volumes(struct container *c, struct err *err)
     if (req->n_volumes > 0 && t->volumes == NULL)
         return err_set(err, ERR_UNIMPLEMENTED, "this agent has no volumes");
     for (size_t i = 0; i < req->n_volumes; i++) {
+        if (req->volumes[i]->mirrored)
+            continue;
         auto_free char *path = job_volume_path(t->state_dir, c->id, req->volumes[i]->id);
         if (volumes_mount(t->volumes, c->id, req->volumes[i]->id, req->volumes[i]->file, path,
                           err) < 0)

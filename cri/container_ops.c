@@ -192,6 +192,7 @@ static int put_volumes(Aspis__Agent__V1__CreateContainerRequest *req,
         aspis__agent__v1__volume__init(out);
         out->id = v[i].id;
         out->file = v[i].file;
+        out->mirrored = v[i].mirrored;
         req->volumes[req->n_volumes++] = out;
     }
     return arena_exhausted(a) ? err_sys(err, ENOMEM, "volumes") : 0;

@@ -169,7 +169,8 @@ int machine_attach_image(struct machine *m, const char *serial, const struct dis
 int machine_detach_image(struct machine *m, const char *serial, struct cancel *cancel,
                          struct err *err);
 
-/* A directory or file of the host that containers see live, over the `fs` channel. */
+/* A directory or file of the host that containers see live: over the `fs` channel, or small ones
+ * that kubelet writes as a copy that follows within milliseconds. */
 struct machine_volume {
     const char *source; /* absolute; links are followed; missing: a directory is made */
     bool readonly;
@@ -177,6 +178,7 @@ struct machine_volume {
     bool slave;     /* what the host mounts below it later shows up too */
     /* filled in */
     uint32_t id;       /* what the agent calls it */
+    bool mirrored;     /* a copy in the guest's memory */
     bool file;         /* no directory */
     bool all_readonly; /* nothing below it can be written to */
 };

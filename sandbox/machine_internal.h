@@ -8,6 +8,7 @@
 
 #include "sandbox/hypervisor.h"
 #include "sandbox/machine.h"
+#include "sandbox/mirror_watch.h"
 
 #define SCRATCH_SERIAL "scratch"
 
@@ -30,6 +31,7 @@ struct machine_factory {
     pthread_mutex_t deciding;   /* held by who probes */
 
     struct template_pool *templates; /* NULL: none are wanted */
+    struct mirror_watch *mirror_watch;
 };
 
 /* One pod's VM size, from what CRI says (units as in machine_spec) and the configuration. */
