@@ -26,10 +26,9 @@ static char *path_of(const struct mirrors *m, uint32_t id)
 /* Room for two versions and the pages' ends. */
 static int make(const char *path, struct err *err)
 {
-    auto_free char *options =
-        fs_format("size=%zu,nr_inodes=%d,mode=0755",
-                  2 * (LIMIT_MIRROR_BYTES + LIMIT_MIRROR_ENTRIES * KiB(4)),
-                  4 * LIMIT_MIRROR_ENTRIES + 16);
+    auto_free char *options = fs_format("size=%zu,nr_inodes=%d,mode=0755",
+                                        2 * (LIMIT_MIRROR_BYTES + LIMIT_MIRROR_ENTRIES * KiB(4)),
+                                        4 * LIMIT_MIRROR_ENTRIES + 16);
     if (fs_mkdir_p(path, 0700, err) < 0)
         return -1;
     if (mount("aspis-mirror", path, "tmpfs", MS_NOSUID | MS_NODEV, options) < 0) {
@@ -75,15 +74,15 @@ static void answer(struct rpc_call *call, int r, const struct err *err)
 static void handle_sync(struct rpc_call *call, const ProtobufCMessage *request, void *arg)
 {
     auto_err struct err err = ERR_INIT;
-    int r = sync_volume(
-        arg, (const Aspis__Agent__V1__SyncVolumeRequest *)(const void *)request, &err);
+    int r =
+        sync_volume(arg, (const Aspis__Agent__V1__SyncVolumeRequest *)(const void *)request, &err);
     answer(call, r, &err);
 }
 
 static void handle_drop(struct rpc_call *call, const ProtobufCMessage *request, void *arg)
 {
-    auto_free char *path = path_of(
-        arg, ((const Aspis__Agent__V1__DropVolumeRequest *)(const void *)request)->id);
+    auto_free char *path =
+        path_of(arg, ((const Aspis__Agent__V1__DropVolumeRequest *)(const void *)request)->id);
     destroy(path);
     answer(call, 0, NULL);
 }

@@ -1,6 +1,6 @@
 /*
- * mirror - in the guest: copies of small volumes in memory, one tmpfs each, that the daemon keeps up
- * to date (SyncVolume, DropVolume). Containers bind them read-only.
+ * mirror - in the guest: copies of small volumes in memory, one tmpfs each, that the daemon keeps
+ * up to date (SyncVolume, DropVolume). Containers bind them read-only.
  *
  * Single-threaded, on the agent's loop: a tmpfs never makes it wait. At its end they stay, as their
  * guest does.

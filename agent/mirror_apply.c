@@ -92,9 +92,9 @@ static int open_below(int dir, const char *path, int flags)
 static int set_attributes(int fd, const Entry *e, bool written, struct err *err)
 {
     struct stat st;
-    struct timespec times[2] = {
-        {.tv_nsec = UTIME_OMIT},
-        {.tv_sec = (time_t)(e->mtime_ns / 1000000000), .tv_nsec = (long)(e->mtime_ns % 1000000000)}};
+    struct timespec times[2] = {{.tv_nsec = UTIME_OMIT},
+                                {.tv_sec = (time_t)(e->mtime_ns / 1000000000),
+                                 .tv_nsec = (long)(e->mtime_ns % 1000000000)}};
     if (fstat(fd, &st) < 0)
         return err_sys(err, errno, "%s", e->path);
     if ((st.st_uid != e->uid || st.st_gid != e->gid) && fchown(fd, e->uid, e->gid) < 0)

@@ -11,7 +11,8 @@
 #include "base/err.h"
 #include "proto/agent.pb-c.h"
 
-/* INVALID for what no daemon sends: names that lead elsewhere, children before their parents, ... */
+/* INVALID for what no daemon sends: names that lead elsewhere, children before their parents, ...
+ */
 int mirror_check(const Aspis__Agent__V1__SyncVolumeRequest *req, struct err *err);
 /* After a failure `..data` is the old version or the whole of the new one. */
 int mirror_apply(const char *path, const Aspis__Agent__V1__SyncVolumeRequest *req, struct err *err);

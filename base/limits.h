@@ -63,12 +63,13 @@
 #define LIMIT_FS_INODES 500000  /* that one pod's guest may know: a descriptor each */
 #define LIMIT_FS_HANDLES 65536  /* open files and directories of one volume */
 
-/* Volumes that are copied into the guest: at first, and what they may grow to; a ConfigMap or Secret
- * has at most 1 MiB. */
+/* Volumes that are copied into the guest: at first, and what they may grow to; a ConfigMap or
+ * Secret has at most 1 MiB. */
 #define LIMIT_MIRROR_FIRST MiB(1)
 #define LIMIT_MIRROR_BYTES MiB(3)
-#define LIMIT_MIRROR_POD MiB(8) /* all of one pod, as they were at first */
-#define LIMIT_MIRROR_ENTRIES 1000 /* files and directories of one; the same for names at its top */
+#define LIMIT_MIRROR_POD MiB(8)   /* all of one pod, as they were at first */
+#define LIMIT_MIRROR_ENTRIES 1000 /* files and directories of one; the same for names at its top   \
+                                   */
 #define LIMIT_MIRROR_DEPTH 16
 #define LIMIT_MIRROR_VOLUMES 64 /* in one pod */
 

@@ -71,8 +71,7 @@ static int save_locked(struct mirror *m, struct err *err)
                                                   (json_int_t)e->bytes, "owners", owners)) < 0)
             return err_set(err, ERR_INVALID, "volume path is not valid UTF-8");
     }
-    json_auto_t *v =
-        json_pack("{s:I, s:O}", "last_id", (json_int_t)m->last_id, "volumes", list);
+    json_auto_t *v = json_pack("{s:I, s:O}", "last_id", (json_int_t)m->last_id, "volumes", list);
     auto_free char *text = v != NULL ? json_dumps(v, JSON_COMPACT) : NULL;
     if (text == NULL)
         return err_sys(err, ENOMEM, "record of mirrored volumes");

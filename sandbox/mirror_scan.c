@@ -29,9 +29,9 @@ static int odd(struct err *err, const char *name)
 /* Below dir, no link followed, no other file system entered, nothing waited for. */
 static int open_below(int dir, const char *name, int flags, struct err *err)
 {
-    struct open_how how = {.flags = (uint64_t)(flags | O_RDONLY | O_CLOEXEC | O_NOFOLLOW |
-                                               O_NONBLOCK | O_NOCTTY),
-                           .resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_XDEV};
+    struct open_how how = {
+        .flags = (uint64_t)(flags | O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY),
+        .resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_XDEV};
     int fd = (int)syscall(SYS_openat2, dir, name, &how, sizeof(how));
     if (fd >= 0)
         return fd;
@@ -53,7 +53,8 @@ static Aspis__Agent__V1__TreeEntry *entry_new(struct scan *s, const char *path,
     e->mode = st->st_mode;
     e->uid = st->st_uid;
     e->gid = st->st_gid;
-    e->mtime_ns = (uint64_t)st->st_mtim.tv_sec * UINT64_C(1000000000) + (uint64_t)st->st_mtim.tv_nsec;
+    e->mtime_ns =
+        (uint64_t)st->st_mtim.tv_sec * UINT64_C(1000000000) + (uint64_t)st->st_mtim.tv_nsec;
     return e;
 }
 
@@ -70,8 +71,8 @@ static Aspis__Agent__V1__TreeEntry *add(struct scan *s, const char *path, const 
     return e;
 }
 
-static int read_file(struct scan *s, int fd, const struct stat *st,
-                     Aspis__Agent__V1__TreeEntry *e, struct err *err)
+static int read_file(struct scan *s, int fd, const struct stat *st, Aspis__Agent__V1__TreeEntry *e,
+                     struct err *err)
 {
     /* one byte more than it said: a file that is being written to is read as it was */
     size_t room = (size_t)st->st_size;
