@@ -26,7 +26,7 @@ char *cgroup_spec_path(const char *id)
     return fs_format("/pod/%s", id);
 }
 
-static char *cgroup_file(const char *id, const char *name)
+char *cgroup_file(const char *id, const char *name)
 {
     return fs_format(CGROUP_MOUNT "/pod/%s/%s", id, name);
 }

@@ -12,6 +12,9 @@
 
 /* "/pod/<id>" as the spec names it. The caller's to free. */
 char *cgroup_spec_path(const char *id);
+/* Path of a file of the group; "": the group's directory; id "": the group above all containers'.
+ * The caller's to free. */
+char *cgroup_file(const char *id, const char *name);
 /* SIGKILL to every process in it and below. A missing cgroup is fine. */
 int cgroup_kill(const char *id, struct err *err);
 /* Any signal to every process in it and below. */

@@ -59,18 +59,19 @@ static int copy_root_attributes(const char *image, const char *upper, struct err
 static int mount_rootfs(const struct create_job *job, const char *rootfs, struct err *err)
 {
     const struct job_paths *at = &job->at;
+    const char *image = job->images[0].mountpoint;
 
     if (str_empty(at->scratch_dir))
         return err_set(err, ERR_PRECONDITION, "the pod is not configured");
     auto_free char *upper = scratch_path(at, "/upper");
     auto_free char *work = scratch_path(at, "/work");
     if (fs_mkdir_p(upper, 0755, err) < 0 || fs_mkdir_p(work, 0700, err) < 0 ||
-        fs_mkdir_p(rootfs, 0755, err) < 0 || copy_root_attributes(job->image_mount, upper, err) < 0)
+        fs_mkdir_p(rootfs, 0755, err) < 0 || copy_root_attributes(image, upper, err) < 0)
         return -1;
     /* volatile: what a pod writes outside its volumes does not outlive its VM, so nobody needs
      * fsync to reach the disk. */
     auto_free char *options =
-        fs_format("lowerdir=%s,upperdir=%s,workdir=%s,volatile", job->image_mount, upper, work);
+        fs_format("lowerdir=%s,upperdir=%s,workdir=%s,volatile", image, upper, work);
     if (mount("overlay", rootfs, "overlay", 0, options) == 0)
         return 0;
     if (errno != EINVAL)
@@ -100,13 +101,37 @@ static int resolve_user(const struct create_job *job, const char *rootfs, struct
     return user_resolve(fd, &req, ids, err);
 }
 
+/* "SERIAL/path": a directory of one of the container's images, bound where libcrun can name it
+ * without following a link of the image's. */
+static const char *image_dir(struct create_job *job, const char *name, struct err *err)
+{
+    size_t n = strcspn(name, "/");
+
+    if (name[n] != '/')
+        return NULL;
+    for (size_t i = 1; i < job->n_images; i++) {
+        const struct image_mount *im = &job->images[i];
+        if (strlen(im->serial) != n || memcmp(im->serial, name, n) != 0)
+            continue;
+        free(job->volume_path);
+        job->volume_path =
+            fs_format("%s/.volumes/%s/image-%u", job->at.state_dir, job->at.id, job->image_binds++);
+        return image_volume_bind(im->mountpoint, name + n + 1, job->volume_path, err) < 0
+                   ? NULL
+                   : job->volume_path;
+    }
+    return NULL;
+}
+
 /* "volume:7" is the seventh volume of the pod, mounted for this container; else a file of the pod.
  */
-static const char *source_of(void *arg, const char *name)
+static const char *source_of(void *arg, const char *name, struct err *err)
 {
     struct create_job *job = arg;
     uint64_t id;
 
+    if (str_starts(name, "image:"))
+        return image_dir(job, name + strlen("image:"), err);
     if (!str_starts(name, "volume:"))
         return pod_file(job->pod, name);
     if (str_to_u64(name + strlen("volume:"), &id) < 0)

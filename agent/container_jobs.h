@@ -6,7 +6,7 @@
  * pointers need to live until op_start() returned. Paths of a container:
  *     <state_dir>/<id>/config.json   the spec as libcrun got it
  *     <state_dir>/<id>/rootfs        overlay mount: image below, <scratch>/<id>/upper above
- *     <state_dir>/.volumes/<id>/<volume>  its volumes
+ *     <state_dir>/.volumes/<id>/<volume>  its volumes; of images: image-<n>
  *     <state_dir>/.mirrors/<volume>  mirrored volumes, the pod's (mirror.h)
  *     <state_dir>/.crun/<id>/        libcrun's own state
  */
@@ -14,6 +14,7 @@
 #define ASPIS_AGENT_CONTAINER_JOBS_H
 
 #include "agent/container_op.h"
+#include "agent/image_volume.h"
 #include "agent/pod.h"
 #include "base/err.h"
 #include "proto/agent.pb-c.h"
@@ -27,10 +28,12 @@ struct job_paths {
 struct create_job {
     struct job_paths at;
     const Aspis__Agent__V1__CreateContainerRequest *req;
-    const char *image_mount;
+    const struct image_mount *images; /* the root's, then those of image volumes */
+    size_t n_images;
     const char *pidns; /* NULL: the container's own */
     struct pod *pod;
-    char *volume_path; /* for the child's own use */
+    char *volume_path;    /* for the child's own use, as the next */
+    unsigned image_binds; /* made so far */
 };
 
 struct exec_job {

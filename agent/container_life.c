@@ -153,7 +153,7 @@ static void create_run(struct container *c)
     int child_fds[3] = {-1, -1, -1};
     int trace = -1;
     struct create_job job = {
-        .at = paths_of(c), .req = req, .image_mount = c->image_mount, .pod = t->pod};
+        .at = paths_of(c), .req = req, .images = c->images, .n_images = c->n_images, .pod = t->pod};
 
     if (mount_volumes(c, &err) < 0) {
         create_failed(c, &err);
@@ -192,14 +192,15 @@ static void image_ready(void *arg, const char *mountpoint, const struct err *err
         create_failed(c, err);
         return;
     }
-    c->has_image = true;
-    c->image_mount = xstrdup(mountpoint);
+    c->images[c->n_held++].mountpoint = xstrdup(mountpoint);
     if (c->remove_wanted) {
         err_set(&local, ERR_ABORTED, "the container is being removed");
         create_failed(c, &local);
-        return;
+    } else if (c->n_held < c->n_images) {
+        pod_image_acquire(c->table->pod, c->images[c->n_held].serial, image_ready, c);
+    } else {
+        create_run(c);
     }
-    create_run(c);
 }
 
 void handle_create(struct rpc_call *call, const ProtobufCMessage *request, void *arg)
@@ -220,10 +221,18 @@ void handle_create(struct rpc_call *call, const ProtobufCMessage *request, void 
         fail_call(call, ERR_EXHAUSTED, "too many containers in one pod");
         return;
     }
+    if (req->n_volume_disks > LIMIT_IMAGE_VOLUMES) {
+        fail_call(call, ERR_INVALID, "too many image volumes");
+        return;
+    }
     struct container *c = xcalloc(1, sizeof(*c));
     c->table = t;
     c->id = xstrdup(req->container_id);
-    c->image = xstrdup(req->image_disk);
+    c->n_images = 1 + req->n_volume_disks;
+    c->images = xcalloc(c->n_images, sizeof(*c->images));
+    c->images[0].serial = xstrdup(req->image_disk);
+    for (size_t i = 0; i < req->n_volume_disks; i++)
+        c->images[1 + i].serial = xstrdup(req->volume_disks[i]);
     c->oom_watch = -1;
     c->create_call = call;
     c->create_req = req;
@@ -233,7 +242,7 @@ void handle_create(struct rpc_call *call, const ProtobufCMessage *request, void 
     TAILQ_INSERT_TAIL(&t->list, c, link);
     t->n++;
     t->n_processes++;
-    pod_image_acquire(t->pod, c->image, image_ready, c);
+    pod_image_acquire(t->pod, c->images[0].serial, image_ready, c);
 }
 
 /* The init either executed its command or said why not. */

@@ -212,10 +212,17 @@ static int set_mounts(json_t *root, const struct spec_changes *c, struct err *er
         if (source == NULL || !str_starts(source, "aspis:"))
             continue;
         const char *name = source + strlen("aspis:");
-        const char *path = c->pod_file != NULL ? c->pod_file(c->pod_file_arg, name) : NULL;
-        if (path == NULL)
-            return err_set(err, ERR_INVALID, "mount source \"%s\": the pod has no such file",
-                           source);
+        auto_err struct err why = ERR_INIT;
+        const char *path = c->pod_file != NULL ? c->pod_file(c->pod_file_arg, name, &why) : NULL;
+        if (path == NULL && why.code == ERR_OK)
+            err_set(&why, ERR_INVALID, "mount source \"%s\": the pod has no such file", source);
+        if (path == NULL) {
+            const char *at = json_string_value(json_object_get(m, "destination"));
+            (void)err_move(err, &why);
+            /* The daemon tells image volumes by these words. */
+            return err_wrap(err, "%s at %s", str_starts(name, "image:") ? "image volume" : "mount",
+                            at != NULL ? at : "?");
+        }
         if (set(m, "source", json_string(path), err) < 0)
             return -1;
     }

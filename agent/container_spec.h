@@ -27,8 +27,8 @@ struct spec_changes {
     uint32_t cols;
     const char *pidns;        /* path of the namespace to join; NULL: as the spec says */
     const char *cgroups_path; /* "/pod/<id>" */
-    /* Path of a file of the pod, NULL when unknown. */
-    const char *(*pod_file)(void *arg, const char *name);
+    /* Path of a file of the pod; NULL when unknown, then with or without *err. */
+    const char *(*pod_file)(void *arg, const char *name, struct err *err);
     void *pod_file_arg;
 };
 

@@ -15,12 +15,13 @@
 #include "agent/container_op.h"
 #include "agent/containers.h"
 #include "agent/events.h"
+#include "agent/image_volume.h"
 #include "agent/process.h"
 #include "agent/volumes.h"
 #include "proto/agent.pb-c.h"
 
 enum container_phase {
-    CONTAINER_IMAGE,    /* waits for its image disk */
+    CONTAINER_IMAGE,    /* waits for its image disks */
     CONTAINER_CREATING, /* create operation */
     CONTAINER_CREATED,
     CONTAINER_STARTING, /* released, exec not seen yet */
@@ -39,9 +40,8 @@ struct container {
     struct containers *table;
     char *id;
     enum container_phase phase;
-    char *image;    /* serial */
-    bool has_image; /* a reference is held */
-    char *image_mount;
+    struct image_mount *images; /* the root's first, then those of image volumes */
+    size_t n_images, n_held;    /* of the first n_held a reference is held */
     struct process *init;
     TAILQ_HEAD(, process) execs;
     struct op *op; /* create or remove */
@@ -83,7 +83,7 @@ struct containers {
 
     int inotify_fd;
     struct loop_source *inotify_source;
-    struct rpc_method methods[12];
+    struct rpc_method methods[13];
 };
 
 /* Table. */
@@ -113,6 +113,9 @@ void handle_exec(struct rpc_call *call, const ProtobufCMessage *request, void *a
 void handle_remove_process(struct rpc_call *call, const ProtobufCMessage *request, void *arg);
 /* Frees an exec's record and answers who waits for that. */
 void exec_forget(struct process *p);
+
+/* container_limits.c */
+void handle_set_limits(struct rpc_call *call, const ProtobufCMessage *request, void *arg);
 
 /* container_oom.c */
 int container_oom_init(struct containers *t, struct err *err);

@@ -90,8 +90,8 @@ void container_free(struct container *c)
     t->n_processes--;
     if (t->volumes != NULL && !t->closing)
         volumes_release(t->volumes, c->id);
-    if (c->has_image)
-        pod_image_release(t->pod, c->image);
+    for (size_t i = 0; i < c->n_held; i++)
+        pod_image_release(t->pod, c->images[i].serial);
     op_abandon(c->op);
     while (!STAILQ_EMPTY(&c->removers)) {
         struct waiting_call *w = STAILQ_FIRST(&c->removers);
@@ -102,8 +102,11 @@ void container_free(struct container *c)
     TAILQ_REMOVE(&t->list, c, link);
     t->n--;
     err_clear(&c->create_err);
-    free(c->image_mount);
-    free(c->image);
+    for (size_t i = 0; i < c->n_images; i++) {
+        free(c->images[i].serial);
+        free(c->images[i].mountpoint);
+    }
+    free(c->images);
     free(c->id);
     free(c);
 }
@@ -367,6 +370,7 @@ const struct rpc_method *containers_methods(struct containers *t)
         {"RemoveProcess", &aspis__agent__v1__remove_process_request__descriptor,
          handle_remove_process, t},
         {"ResizeTty", &aspis__agent__v1__resize_tty_request__descriptor, handle_resize, t},
+        {"SetLimits", &aspis__agent__v1__set_limits_request__descriptor, handle_set_limits, t},
         {"ListState", &aspis__agent__v1__empty__descriptor, handle_list, t},
         {"Events", &aspis__agent__v1__events_request__descriptor, handle_events, t},
         {"AckEvents", &aspis__agent__v1__ack_events_request__descriptor, handle_ack, t},
@@ -400,6 +404,11 @@ struct containers *containers_new(struct loop *loop, struct pod *pod, struct std
 void containers_use_volumes(struct containers *t, struct volumes *volumes)
 {
     t->volumes = volumes;
+}
+
+struct events *containers_events(struct containers *t)
+{
+    return t->events;
 }
 
 void containers_free(struct containers *t)

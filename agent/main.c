@@ -14,6 +14,7 @@
 
 #include "agent/boot.h"
 #include "agent/channels.h"
+#include "agent/container_stats.h"
 #include "agent/containers.h"
 #include "agent/forward.h"
 #include "agent/mirror.h"
@@ -21,6 +22,7 @@
 #include "agent/pod.h"
 #include "agent/rpc.h"
 #include "agent/service.h"
+#include "agent/size.h"
 #include "agent/stdio.h"
 #include "agent/uevent.h"
 #include "agent/volumes.h"
@@ -41,8 +43,10 @@ struct agent {
     struct volumes *volumes;
     struct mirrors *mirrors;
     struct containers *containers;
+    struct container_stats *stats;
     struct forwards *forwards;
     struct service *service;
+    struct size *size;
     struct rpc_method methods[MAX_METHODS];
     struct rpc_server *rpc;
     struct channels *channels;
@@ -91,6 +95,7 @@ static void on_uevent(void *arg, const struct uevent *event)
 {
     struct agent *a = arg;
     if (event == NULL) {
+        size_changed(a->size);
         channels_rescan(a->channels);
         pod_device_appeared(a->pod);
         return;
@@ -103,6 +108,8 @@ static void on_uevent(void *arg, const struct uevent *event)
         pod_device_appeared(a->pod);
     else if (strcmp(event->subsystem, "cpu") == 0 && strcmp(event->action, "add") == 0)
         boot_cpu_added(event->devpath);
+    if (strcmp(event->subsystem, "cpu") == 0 || strcmp(event->subsystem, "memory") == 0)
+        size_changed(a->size);
 }
 
 /* Signals are blocked rather than ignored or handled: an ignored SIGPIPE would pass on to
@@ -160,12 +167,20 @@ static int set_up(struct agent *a, struct err *err)
     if (a->containers == NULL)
         return -1;
     containers_use_volumes(a->containers, a->volumes);
+    a->stats = container_stats_new(a->loop, a->containers, a->pod, err);
+    if (a->stats == NULL)
+        return -1;
     a->forwards = forwards_new(a->loop, a->io);
     a->service = service_new(a->loop, a->pod, shut_down, a, err);
     if (a->service == NULL)
         return -1;
+    a->size = size_new(a->loop, containers_events(a->containers), err);
+    if (a->size == NULL)
+        return -1;
+    add_methods(a, size_methods(a->size));
     add_methods(a, service_methods(a->service));
     add_methods(a, containers_methods(a->containers));
+    add_methods(a, container_stats_methods(a->stats));
     add_methods(a, forwards_methods(a->forwards));
     a->mirrors = mirrors_new(state_dir);
     add_methods(a, mirrors_methods(a->mirrors));
@@ -194,7 +209,9 @@ static void tear_down(struct agent *a)
     if (a->rpc != NULL)
         rpc_server_free(a->rpc);
     service_free(a->service);
+    size_free(a->size);
     forwards_free(a->forwards);
+    container_stats_free(a->stats);
     if (a->containers != NULL)
         containers_free(a->containers);
     volumes_free(a->volumes);

@@ -24,6 +24,9 @@
 #define LIMIT_STREAM_STALL_NS (10LL * 1000000000) /* no progress for so long ends a stream */
 #define LIMIT_STATUS_TEXT KiB(4)   /* of an error in a gRPC status: a header, which clients bound */
 #define LIMIT_CONFIG_FILE KiB(256) /* /etc/aspis/config.toml */
+#define LIMIT_STATS_AT_ONCE 64     /* guests asked for their numbers at the same time */
+#define LIMIT_EVENT_SUBSCRIBERS 64 /* GetContainerEvents calls at once */
+#define LIMIT_EVENT_QUEUE MiB(4)   /* packed events waiting for one of them */
 
 /* Link between daemon and agent. */
 #define LIMIT_RPC_MESSAGE MiB(4)       /* ttrpc's own limit */
@@ -42,6 +45,7 @@
 #define LIMIT_POD_FILE KiB(256)    /* resolv.conf, hosts */
 #define LIMIT_GUEST_ERROR KiB(4)   /* of a guest's error text put into ours */
 #define LIMIT_AGENT_CONTAINERS 512 /* in one guest */
+#define LIMIT_IMAGE_VOLUMES 64     /* of one container */
 #define LIMIT_AGENT_PROCESSES 4096 /* in one guest, ended ones not yet removed included */
 #define LIMIT_CONTAINER_ID 128     /* container and exec ids */
 #define LIMIT_USER_FILE MiB(4)     /* /etc/passwd or /etc/group of an image */
@@ -107,6 +111,9 @@
 #define LIMIT_TREE_DEPTH 512      /* directories in one another */
 #define LIMIT_HOSTS_TOML KiB(256)
 #define LIMIT_TOKEN_REPLY KiB(256) /* of a registry's token service */
+#define LIMIT_TOKENS 256           /* of token services, kept in memory */
+#define LIMIT_TOKEN_LIFE_S 3600    /* a token is not used longer, whatever its service says */
+#define LIMIT_CLIENT_CERTS 16      /* for one registry host */
 #define LIMIT_REGISTRY_TEXT 1024   /* of a registry's error text put into ours */
 #define LIMIT_REGISTRY_HOSTS 32    /* mirrors in one hosts.toml */
 #define LIMIT_REFERENCE 1024       /* an image reference */

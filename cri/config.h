@@ -32,7 +32,9 @@ struct config {
     int log_level;  /* enum log_level */
     int log_target; /* enum log_target; AUTO: the journal when stderr is connected to it */
     const char *run_root, *state_root;
-    int accel, transport; /* of machine, as the parser fills them */
+    int accel, transport;     /* of machine, as the parser fills them */
+    int64_t guest_silence_ns; /* 0: guests may be silent for ever */
+    bool metrics;             /* serve them at <run_root>/metrics.sock */
     struct machine_config machine;
     struct image_options images;
     struct cni_options cni;

@@ -8,6 +8,7 @@
 #include "base/log.h"
 #include "base/str.h"
 #include "cri/container_ops.h"
+#include "cri/events.h"
 #include "cri/sandbox_ops.h"
 
 /* A full disk may keep a log from completing for ever; the end is shown after this. The rest of the
@@ -30,6 +31,10 @@ static bool mark_exited(struct container *c, uint32_t code, const char *reason, 
     free(c->rec.message);
     c->rec.reason = xstrdup(reason);
     c->rec.message = xstrdup(message);
+    /* one that ended before StartContainer's answer came back did start */
+    if (c->starting && c->exit_seen)
+        events_container(c, RUNTIME__V1__CONTAINER_EVENT_TYPE__CONTAINER_STARTED_EVENT);
+    events_container(c, RUNTIME__V1__CONTAINER_EVENT_TYPE__CONTAINER_STOPPED_EVENT);
     return true;
 }
 

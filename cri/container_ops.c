@@ -15,7 +15,11 @@
 #include "base/str.h"
 #include "cri/agent_call.h"
 #include "cri/container_end.h"
+#include "cri/container_images.h"
 #include "cri/container_input.h"
+#include "cri/events.h"
+#include "cri/inspect.h"
+#include "cri/resources.h"
 #include "cri/sandbox_ops.h"
 #include "cri/spec.h"
 
@@ -38,6 +42,10 @@ static void set_text(struct container *c, char **field, const char *text)
 static int set_phase(struct container *c, enum container_phase phase, struct err *err)
 {
     (void)pthread_mutex_lock(&c->rt->lock);
+    if (phase == CONTAINER_CREATED && c->rec.phase == CONTAINER_CREATING) {
+        c->rec.phase = phase;
+        events_container(c, RUNTIME__V1__CONTAINER_EVENT_TYPE__CONTAINER_CREATED_EVENT);
+    }
     c->rec.phase = phase;
     (void)pthread_mutex_unlock(&c->rt->lock);
     return container_save(c, err);
@@ -139,32 +147,11 @@ int container_resume_log(struct container *c, struct link *link, struct err *err
     return container_log_attach(log, link, c->rec.stdout_id, c->rec.stderr_id, err);
 }
 
-/* The image, its disk in the VM, and what the record says of it. */
-static int bring_image(struct container *c, struct machine *m, struct image *image, char serial[21],
-                       struct cancel *cancel, struct err *err)
-{
-    set_text(c, &c->rec.image_id, image->id);
-    set_text(c, &c->rec.image_ref,
-             image->repo_digests.n > 0 ? image->repo_digests.v[0] : image->id);
-    struct image_disk disk = {0};
-    if (image_disk_open(c->rt->deps.images, image->id, &disk, err) < 0)
-        return err_wrap(err, "open image %.19s", image->id);
-    struct disk_part *parts = xcalloc(disk.n_parts, sizeof(*parts));
-    for (size_t i = 0; i < disk.n_parts; i++)
-        parts[i] = (struct disk_part){.fd = disk.parts[i].fd, .size = disk.parts[i].size};
-    int rc = FAILPOINT("container.disk", err);
-    if (rc == 0)
-        rc = machine_attach_image(m, disk.serial, parts, disk.n_parts, cancel, err);
-    (void)snprintf(serial, 21, "%s", disk.serial);
-    free(parts);
-    image_disk_clear(&disk);
-    return rc < 0 ? err_wrap(err, "attach image %.19s", image->id) : 0;
-}
-
 static void keep_reply(struct container *c, const Aspis__Agent__V1__CreateContainerResponse *r)
 {
     auto_buf struct buf groups = BUF_INIT(KiB(16));
     (void)pthread_mutex_lock(&c->rt->lock);
+    c->pid = r->pid;
     if (r->streams != NULL) {
         c->rec.stdin_id = r->streams->stdin_id;
         c->rec.stdout_id = r->streams->stdout_id;
@@ -199,18 +186,21 @@ static int put_volumes(Aspis__Agent__V1__CreateContainerRequest *req,
 }
 
 static int create_in_guest(struct container *c, struct machine *m, struct image *image,
-                           const char *serial, struct cancel *cancel, struct err *err)
+                           struct cancel *cancel, struct err *err)
 {
     auto_arena struct arena *a = arena_new(LIMIT_CALL_ARENA);
     if (a == NULL)
         return err_sys(err, ENOMEM, "create in guest");
-    auto_free struct machine_volume *volumes = spec_volumes(c->config);
-    size_t n_volumes = c->config->n_mounts;
+    size_t n_volumes = 0;
+    auto_free struct machine_volume *volumes = spec_volumes(c->config, &n_volumes);
+    auto_strv struct strv disks = {0};
+    char serial[21];
     if (machine_add_volumes(m, c->rec.id, volumes, n_volumes, cancel, err) < 0)
         return err_wrap(err, "volumes");
     auto_free char *spec = spec_make(c->config, c->sandbox->config, &image->config, volumes, err);
     if (spec == NULL)
         return -1;
+    inspect_keep_spec(c, spec);
     Aspis__Agent__V1__User user;
     aspis__agent__v1__user__init(&user);
     if (spec_user(c->config, &image->config, &user, err) < 0)
@@ -221,7 +211,11 @@ static int create_in_guest(struct container *c, struct machine *m, struct image 
         return -1;
     req.container_id = c->rec.id;
     req.oci_spec = (ProtobufCBinaryData){strlen(spec), (uint8_t *)spec};
-    req.image_disk = arena_strdup(a, serial);
+    image_disk_serial(image->id, serial);
+    req.image_disk = serial;
+    container_images_volume_disks(c, &disks);
+    req.n_volume_disks = disks.n;
+    req.volume_disks = disks.v;
     req.user = &user;
     req.tty = c->config->tty;
     req.stdin = c->config->stdin;
@@ -248,7 +242,6 @@ static int create_in_guest(struct container *c, struct machine *m, struct image 
 
 static int build(struct container *c, struct image *image, struct cancel *cancel, struct err *err)
 {
-    char serial[21];
     char signal_name[16];
     (void)spec_stop_signal(c->config, &image->config, signal_name);
     set_text(c, &c->rec.stop_signal, signal_name);
@@ -258,9 +251,11 @@ static int build(struct container *c, struct image *image, struct cancel *cancel
     struct machine *m = sandbox_use_machine(c->sandbox, err);
     if (m == NULL)
         return -1;
-    int rc = bring_image(c, m, image, serial, cancel, err);
+    int rc = resources_fit(c->sandbox, m, cancel, err);
     if (rc == 0)
-        rc = create_in_guest(c, m, image, serial, cancel, err);
+        rc = container_images_attach(c, m, cancel, err);
+    if (rc == 0)
+        rc = create_in_guest(c, m, image, cancel, err);
     /* the ids of the streams must be on record before a byte of them is acknowledged */
     if (rc == 0)
         rc = container_save(c, err);
@@ -296,30 +291,50 @@ static void undo_create(struct container *c)
         log_warn("cannot remove failed container from guest", LOG_STR("container", c->rec.id),
                  LOG_STR("error", err_msg(&err)));
     (void)drop_volumes(c, own, NULL);
+    inspect_drop_spec(c);
+    container_images_detach(c, own);
     container_close_log(c, true);
     (void)container_delete(c, NULL);
     model_remove_container(c->rt, c);
+}
+
+/* In the model and with its images on record, which keeps them from being removed; *image (the
+ * caller's) is its own. */
+static struct container *begin(struct sandbox *s, const Runtime__V1__ContainerConfig *config,
+                               struct image **image, struct err *err)
+{
+    char title[200];
+    char id[65];
+    struct container_images images;
+    fs_random_hex(id, 64);
+    if (container_images_find(s->rt->deps.images, config, &images, err) < 0) {
+        (void)err_wrap(err, "create container %.64s in %s", config->metadata->name,
+                       sandbox_title(s, title));
+        return NULL;
+    }
+    auto_container struct container *c = container_new(s, id, images.config, err);
+    if (c != NULL) {
+        set_text(c, &c->rec.image_id, images.own->id);
+        set_text(c, &c->rec.image_ref, container_images_ref(images.own));
+    }
+    if (c != NULL && model_add_container(s->rt, c, err) < 0) {
+        (void)err_wrap(err, "create %s", container_title(c, title));
+        container_unref(take(c));
+    }
+    if (c != NULL)
+        *image = take(images.own);
+    container_images_let_go(&images);
+    return take(c);
 }
 
 struct container *container_create(struct sandbox *s, const Runtime__V1__ContainerConfig *config,
                                    struct cancel *cancel, struct err *err)
 {
     char title[200];
-    char id[65];
-    fs_random_hex(id, 64);
-    auto_image struct image *image = image_find(s->rt->deps.images, config->image->image, err);
-    if (image == NULL) {
-        (void)err_wrap(err, "create container %.64s in %s", config->metadata->name,
-                       sandbox_title(s, title));
-        return NULL;
-    }
-    auto_container struct container *c = container_new(s, id, config, err);
+    auto_image struct image *image = NULL;
+    auto_container struct container *c = begin(s, config, &image, err);
     if (c == NULL)
         return NULL;
-    if (model_add_container(s->rt, c, err) < 0) {
-        (void)err_wrap(err, "create %s", container_title(c, title));
-        return NULL;
-    }
     if (build(c, image, cancel, err) < 0) {
         (void)err_wrap(err, "create %s", container_title(c, title));
         undo_create(c);
@@ -343,6 +358,9 @@ static int start_locked(struct container *c, struct cancel *cancel, struct err *
     Aspis__Agent__V1__StartContainerRequest req;
     aspis__agent__v1__start_container_request__init(&req);
     req.container_id = c->rec.id;
+    (void)pthread_mutex_lock(&c->rt->lock);
+    c->starting = true;
+    (void)pthread_mutex_unlock(&c->rt->lock);
     const ProtobufCMessage *reply =
         a == NULL || FAILPOINT("container.start", err) < 0
             ? NULL
@@ -354,8 +372,10 @@ static int start_locked(struct container *c, struct cancel *cancel, struct err *
     (void)pthread_mutex_lock(&c->rt->lock);
     c->rec.started_at = wall_ns();
     /* a process that ended before this reply has its end recorded already */
-    if (c->rec.phase == CONTAINER_CREATED)
+    if (c->rec.phase == CONTAINER_CREATED) {
         c->rec.phase = CONTAINER_RUNNING;
+        events_container(c, RUNTIME__V1__CONTAINER_EVENT_TYPE__CONTAINER_STARTED_EVENT);
+    }
     (void)pthread_mutex_unlock(&c->rt->lock);
     return container_save(c, err);
 }
@@ -473,6 +493,8 @@ int container_remove(struct container *c, struct cancel *cancel, struct err *err
     }
     if (drop_volumes(c, cancel, err) < 0)
         return err_wrap(err, "remove %s", container_title(c, title));
+    inspect_drop_spec(c);
+    container_images_detach(c, cancel);
     container_close_log(c, true);
     if (container_delete(c, err) < 0)
         return err_wrap(err, "remove %s", container_title(c, title));

@@ -5,6 +5,7 @@
 #include "base/limits.h"
 #include "base/log.h"
 #include "cri/message.h"
+#include "cri/telemetry.h"
 
 const struct method *dispatch_find(const struct method *list, size_t n, const char *path,
                                    size_t len)
@@ -63,6 +64,7 @@ int dispatch_run(struct call *call, const ProtobufCMessage *req, ProtobufCMessag
     if (rc < 0 && err->code == ERR_OK)
         (void)err_set(err, ERR_INTERNAL, "%s: failed without a reason", m->name);
     log_end(m, start, rc, err);
+    telemetry_call(m->name, rc < 0 ? err->code : ERR_OK, mono_ns() - start);
     return rc < 0 ? -1 : 0;
 }
 

@@ -16,6 +16,7 @@
 #include <systemd/sd-daemon.h>
 
 #include "base/cancel.h"
+#include "base/fs.h"
 #include "base/log.h"
 #include "base/loop.h"
 #include "cri/check.h"
@@ -25,6 +26,7 @@
 #include "cri/runtime.h"
 #include "cri/socket.h"
 #include "cri/streaming/server.h"
+#include "cri/telemetry_http.h"
 
 /* Descriptors per pod: QMP, two channels, streams, tap, disks; and some per call. */
 #define WANTED_FDS 65536
@@ -39,6 +41,7 @@ struct parts {
     bool control_runs, io_runs, accel_runs;
     struct daemon daemon;
     struct gserver *server;
+    struct telemetry_server *telemetry;
 };
 
 static void usage(FILE *out)
@@ -177,9 +180,11 @@ static int open_stores(struct parts *p, struct err *err)
         .images = d->images,
         .run_root = c->run_root,
         .state_root = c->state_root,
+        .guest_silence_ns = c->guest_silence_ns,
     };
     d->runtime = runtime_new(&deps, err);
-    if (d->runtime == NULL || runtime_recover(d->runtime, p->stop, err) < 0)
+    if (d->runtime == NULL || runtime_recover(d->runtime, p->stop, err) < 0 ||
+        runtime_watch(d->runtime, err) < 0)
         return err_wrap(err, "runtime");
     struct stream_server_options streaming = {
         .runtime = d->runtime,
@@ -192,6 +197,11 @@ static int open_stores(struct parts *p, struct err *err)
     d->streams = stream_server_start(&streaming, err);
     if (d->streams == NULL)
         return err_wrap(err, "streaming server");
+    auto_free char *metrics = fs_format("%s/" TELEMETRY_SOCKET, c->run_root);
+    if (c->metrics)
+        p->telemetry = telemetry_server_start(metrics, d->runtime, err);
+    if (c->metrics && p->telemetry == NULL)
+        return err_wrap(err, "metrics");
     return 0;
 }
 
@@ -217,6 +227,7 @@ static void shut_down(struct parts *p)
 {
     cancel_fire(p->stop);
     gserver_stop(p->server);
+    telemetry_server_stop(p->telemetry);
     if (p->accel_runs)
         (void)pthread_join(p->accel_thread, NULL);
     struct daemon *d = &p->daemon;

@@ -7,6 +7,7 @@
 
 #include "base/fs.h"
 #include "base/str.h"
+#include "cri/events.h"
 
 #define ID_LENGTH 64
 
@@ -39,12 +40,12 @@ static struct sandbox *sandbox_bare(struct runtime *rt, struct err *err)
     struct sandbox *s = xcalloc(1, sizeof(*s));
     atomic_init(&s->refs, 1);
     s->rt = rt;
-    s->op.fd = -1;
+    s->op.fd = s->disks.fd = -1;
     (void)pthread_mutex_init(&s->save, NULL);
     TAILQ_INIT(&s->containers);
     TAILQ_INIT(&s->execs);
     s->settled_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (s->settled_fd < 0 || oplock_init(&s->op, err) < 0) {
+    if (s->settled_fd < 0 || oplock_init(&s->op, err) < 0 || oplock_init(&s->disks, err) < 0) {
         (void)err_sys(err, errno, "new sandbox");
         sandbox_unref(s);
         return NULL;
@@ -128,10 +129,14 @@ void sandbox_unref(struct sandbox *s)
         return;
     netinfo_clear(&s->net);
     free_message(s->config);
+    free_message(s->resources);
     sandbox_record_clear(&s->rec);
     free(s->name_key);
     free(s->timeline);
+    free(s->silence);
+    stats_cache_clear(&s->stats);
     oplock_destroy(&s->op);
+    oplock_destroy(&s->disks);
     cleanup_closep(&s->settled_fd);
     (void)pthread_mutex_destroy(&s->save);
     free(s);
@@ -161,6 +166,8 @@ void model_remove_sandbox(struct runtime *rt, struct sandbox *s)
     if (found == s) {
         HASH_DELETE(hh, rt->sandboxes, s);
         HASH_DELETE(hh_name, rt->names, s);
+        if (s->rec.phase != SANDBOX_CREATING)
+            events_sandbox(s, RUNTIME__V1__CONTAINER_EVENT_TYPE__CONTAINER_DELETED_EVENT);
     }
     (void)pthread_mutex_unlock(&rt->lock);
     if (found == s)
@@ -242,10 +249,17 @@ int sandbox_set_phase(struct sandbox *s, enum sandbox_phase phase, const char *r
                       struct err *err)
 {
     (void)pthread_mutex_lock(&s->rt->lock);
+    enum sandbox_phase before = s->rec.phase;
     s->rec.phase = phase;
     if (reason != NULL) {
         free(s->rec.reason);
         s->rec.reason = xstrdup(reason);
+    }
+    if (phase == SANDBOX_READY && before == SANDBOX_CREATING) {
+        events_sandbox(s, RUNTIME__V1__CONTAINER_EVENT_TYPE__CONTAINER_CREATED_EVENT);
+        events_sandbox(s, RUNTIME__V1__CONTAINER_EVENT_TYPE__CONTAINER_STARTED_EVENT);
+    } else if (phase == SANDBOX_NOTREADY && before == SANDBOX_READY) {
+        events_sandbox(s, RUNTIME__V1__CONTAINER_EVENT_TYPE__CONTAINER_STOPPED_EVENT);
     }
     (void)pthread_mutex_unlock(&s->rt->lock);
     return sandbox_save(s, err);
@@ -364,6 +378,7 @@ void container_unref(struct container *c)
     if (c == NULL || atomic_fetch_sub(&c->refs, 1) != 1)
         return;
     free_message(c->config);
+    free_message(c->resources);
     container_record_clear(&c->rec);
     oplock_destroy(&c->op);
     oplock_destroy(&c->input_turn);
@@ -408,6 +423,8 @@ void model_remove_container(struct runtime *rt, struct container *c)
     if (found == c) {
         HASH_DELETE(hh, rt->containers, c);
         TAILQ_REMOVE(&c->sandbox->containers, c, link);
+        if (c->rec.phase != CONTAINER_CREATING)
+            events_container(c, RUNTIME__V1__CONTAINER_EVENT_TYPE__CONTAINER_DELETED_EVENT);
     }
     (void)pthread_mutex_unlock(&rt->lock);
     if (found == c)

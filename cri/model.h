@@ -29,11 +29,14 @@
 #include "cri/oplock.h"
 #include "cri/records.h"
 #include "cri/runtime.h"
+#include "cri/stats.h"
 #include "netplugin/netinfo.h"
 #include "proto/cri/v1/api.pb-c.h"
 #include "sandbox/machine.h"
 
 struct sandbox;
+struct events;
+struct heartbeat;
 
 /* A process started by ExecSync or Exec: waits for its Exit event. */
 struct exec {
@@ -46,9 +49,10 @@ struct exec {
 
 struct container {
     atomic_uint refs;
-    struct runtime *rt;                   /* constant */
-    struct sandbox *sandbox;              /* constant, counted */
-    Runtime__V1__ContainerConfig *config; /* constant */
+    struct runtime *rt;                              /* constant */
+    struct sandbox *sandbox;                         /* constant, counted */
+    Runtime__V1__ContainerConfig *config;            /* constant */
+    Runtime__V1__LinuxContainerResources *resources; /* NULL: config's (resources.h) */
     struct container_record rec;
     struct oplock op;
     pthread_mutex_t save;
@@ -59,6 +63,9 @@ struct container {
     struct stream *input;      /* its stdin (container_input.h) */
     int exited_fd;             /* eventfd: readable once EXITED is visible */
     bool stopping; /* a StopContainer was asked for: tells a kill from a crash in the log */
+    uint32_t pid;  /* of its init in the guest; 0: not known */
+    bool starting, told_started; /* StartContainer was sent; GetContainerEvents said so */
+    bool disks_left;             /* it uses its images' disks no more (container_images.h) */
     /* the end, put together from the exit event and the log's completion */
     bool exit_seen, log_done, finishing;
     struct loop_source *late; /* worker loop: the log takes too long to complete */
@@ -72,11 +79,13 @@ struct container {
 
 struct sandbox {
     atomic_uint refs;
-    struct runtime *rt;                    /* constant */
-    Runtime__V1__PodSandboxConfig *config; /* constant */
-    char *name_key;                        /* constant: namespace/name/uid/attempt */
+    struct runtime *rt;                              /* constant */
+    Runtime__V1__PodSandboxConfig *config;           /* constant */
+    char *name_key;                                  /* constant: namespace/name/uid/attempt */
+    Runtime__V1__LinuxContainerResources *resources; /* NULL: config's (resources.h) */
     struct sandbox_record rec;
     struct oplock op;
+    struct oplock disks; /* one change to the VM's image disks at a time; innermost but for lock */
     pthread_mutex_t save;
     bool deleted; /* under save: the record is gone and stays gone */
     struct netinfo net;
@@ -85,7 +94,10 @@ struct sandbox {
     bool stopping;
     char *timeline;    /* of RunPodSandbox, in this daemon's memory only; NULL: not known */
     uint64_t last_seq; /* of the agent's events */
-    int settled_fd;    /* eventfd: readable once RunPodSandbox has ended, either way */
+    struct stats_cache stats;
+    char *silence;    /* the guest does not answer: why it is shown as not ready; else NULL */
+    unsigned unheard; /* heartbeats in a row without an answer; control loop */
+    int settled_fd;   /* eventfd: readable once RunPodSandbox has ended, either way */
     TAILQ_HEAD(, container) containers;
     TAILQ_HEAD(, exec) execs;
     UT_hash_handle hh;
@@ -103,6 +115,9 @@ struct runtime {
     struct sandbox *names;        /* by name_key */
     struct container *containers; /* by id */
     char *boot_id;
+    struct stats *stats;
+    struct events *events;
+    struct heartbeat *heartbeat;
 };
 
 /* --- sandboxes --- */

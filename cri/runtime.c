@@ -10,7 +10,10 @@
 #include "base/log.h"
 #include "base/str.h"
 #include "cri/container_end.h"
+#include "cri/container_images.h"
 #include "cri/container_ops.h"
+#include "cri/events.h"
+#include "cri/heartbeat.h"
 #include "cri/model.h"
 #include "cri/sandbox_ops.h"
 #include "netplugin/cni.h"
@@ -38,7 +41,10 @@ struct runtime *runtime_new(const struct runtime_deps *deps, struct err *err)
     auto_free char *moved = NULL;
     if (fs_mkdir_p(deps->state_root, 0700, err) == 0 && fs_mkdir_p(deps->run_root, 0700, err) == 0)
         rt->boot_id = fs_boot_id(err);
+    rt->events = events_new();
     if (rt->boot_id != NULL)
+        rt->stats = stats_new(rt, err);
+    if (rt->stats != NULL)
         rt->records = records_open(db, &moved, err);
     if (rt->records != NULL)
         rt->worker = loop_new(err);
@@ -84,6 +90,8 @@ void runtime_free(struct runtime *rt)
 {
     if (rt == NULL)
         return;
+    heartbeat_free(rt->heartbeat);
+    stats_free(rt->stats);
     forget_sandboxes(rt);
     if (rt->worker != NULL) {
         loop_stop(rt->worker);
@@ -91,6 +99,7 @@ void runtime_free(struct runtime *rt)
         loop_free(rt->worker);
     }
     records_close(rt->records);
+    events_free(rt->events);
     free(rt->boot_id);
     char *run_root = __extension__(char *)(uintptr_t) rt->deps.run_root;
     char *state_root = __extension__(char *)(uintptr_t) rt->deps.state_root;
@@ -101,13 +110,19 @@ void runtime_free(struct runtime *rt)
     free(rt);
 }
 
+int runtime_watch(struct runtime *rt, struct err *err)
+{
+    rt->heartbeat = heartbeat_new(rt, rt->deps.control, rt->deps.guest_silence_ns, err);
+    return rt->heartbeat == NULL ? -1 : 0;
+}
+
 bool runtime_image_in_use(void *arg, const char *image_id)
 {
     struct runtime *rt = arg;
     bool used = false;
     (void)pthread_mutex_lock(&rt->lock);
     for (struct container *c = rt->containers; c != NULL && !used; c = c->hh.next)
-        used = strcmp(c->rec.image_id, image_id) == 0;
+        used = container_images_uses(c, image_id);
     (void)pthread_mutex_unlock(&rt->lock);
     return used;
 }
@@ -159,6 +174,7 @@ static void adopt_container(struct container *c, struct link *link,
     enum container_phase phase = container_phase(c);
     if (phase == CONTAINER_EXITED)
         return;
+    c->pid = p->pid; /* nobody else is here yet */
     /* StartContainer had reached the guest, its answer not us */
     if (phase == CONTAINER_CREATED && p->state != ASPIS__AGENT__V1__PROCESS_STATE__STATE__CREATED) {
         (void)pthread_mutex_lock(&c->rt->lock);

@@ -25,8 +25,9 @@ struct runtime_deps {
     struct machine_factory *factory;
     struct cni *cni;
     struct image_store *images;
-    const char *run_root;   /* "/run/aspis" */
-    const char *state_root; /* "/var/lib/aspis" */
+    const char *run_root;     /* "/run/aspis" */
+    const char *state_root;   /* "/var/lib/aspis" */
+    int64_t guest_silence_ns; /* heartbeat.h; 0: none */
 };
 
 struct runtime *runtime_new(const struct runtime_deps *deps, struct err *err);
@@ -35,6 +36,9 @@ struct runtime *runtime_new(const struct runtime_deps *deps, struct err *err);
  * never fails the whole. */
 int runtime_recover(struct runtime *rt, struct cancel *cancel, struct err *err);
 void runtime_free(struct runtime *rt);
+
+/* Begins to listen for guests that fall silent; once, after recovery. */
+int runtime_watch(struct runtime *rt, struct err *err);
 
 /* For image_remove(): arg is the struct runtime. */
 bool runtime_image_in_use(void *arg, const char *image_id);

@@ -12,8 +12,10 @@
 #include "base/log.h"
 #include "base/str.h"
 #include "cri/container_ops.h"
+#include "cri/resources.h"
 #include "cri/sandbox_net.h"
 #include "cri/spec.h"
+#include "cri/telemetry.h"
 
 /* What undoing may take: longer than a CNI plugin's own timeout, shorter than a client's patience.
  */
@@ -29,20 +31,13 @@ void sandbox_set_text(struct sandbox *s, char **field, char *owned)
 
 /* --- machine --- */
 
-struct machine_spec sandbox_machine_spec(const struct sandbox *s)
+struct machine_spec sandbox_machine_spec(struct sandbox *s)
 {
     struct machine_spec spec = {.sandbox_id = s->rec.id, .cgroup_parent = "", .tap_fd = -1};
     const Runtime__V1__LinuxPodSandboxConfig *l = s->config->linux;
-    if (l != NULL) {
+    if (l != NULL)
         spec.cgroup_parent = l->cgroup_parent;
-        if (l->resources != NULL) {
-            if (l->resources->memory_limit_in_bytes > 0)
-                spec.memory_limit_bytes = (uint64_t)l->resources->memory_limit_in_bytes;
-            spec.cpu_quota = l->resources->cpu_quota;
-            if (l->resources->cpu_period > 0)
-                spec.cpu_period = (uint64_t)l->resources->cpu_period;
-        }
-    }
+    resources_of_pod(s, &spec);
     return spec;
 }
 
@@ -66,6 +61,7 @@ static void bury_machine(void *arg)
     (void)pthread_mutex_unlock(&s->rt->lock);
     if (!expected) {
         auto_err struct err err = ERR_INIT;
+        telemetry_machine_death();
         log_error("machine of sandbox died", LOG_STR("sandbox", s->rec.id),
                   LOG_STR("reason", d->reason));
         if (sandbox_set_phase(s, SANDBOX_NOTREADY, d->reason, &err) < 0)
@@ -101,11 +97,15 @@ static int machine_up(struct sandbox *s, int tap, struct timeline *t, struct can
     cb.arg = s;
     if (FAILPOINT("sandbox.machine", err) < 0)
         return -1;
+    int64_t begin = mono_ns();
     struct machine *m = machine_start(s->rt->deps.factory, &spec, &cb, cancel, err);
-    if (m == NULL)
+    if (m == NULL) {
+        telemetry_machine_start(TELEMETRY_FAILED, 0);
         return -1;
+    }
     struct machine_record record = {0};
     machine_get_record(m, &record);
+    telemetry_machine_start(record.cloned ? TELEMETRY_CLONED : TELEMETRY_BOOTED, mono_ns() - begin);
     char *text = machine_record_encode(&record);
     machine_record_clear(&record);
     (void)pthread_mutex_lock(&s->rt->lock);

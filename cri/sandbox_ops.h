@@ -26,7 +26,7 @@ extern const struct machine_callbacks sandbox_machine_callbacks;
 #define SANDBOX_NETNS_FILE "netns"
 
 /* For recovery. */
-struct machine_spec sandbox_machine_spec(const struct sandbox *s);
+struct machine_spec sandbox_machine_spec(struct sandbox *s);
 /* sandbox_config.c: what ConfigurePod says of the pod. */
 int sandbox_configure_pod(struct sandbox *s, struct machine *m, struct cancel *cancel,
                           struct err *err);

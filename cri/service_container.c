@@ -1,12 +1,13 @@
-#include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/limits.h"
 #include "base/str.h"
+#include "cri/container_images.h"
 #include "cri/container_ops.h"
 #include "cri/convert.h"
 #include "cri/daemon.h"
+#include "cri/inspect.h"
 #include "cri/service_runtime.h"
 #include "cri/spec.h"
 
@@ -31,8 +32,8 @@ static int check_config(const Runtime__V1__ContainerConfig *c, struct err *err)
     return 0;
 }
 
-int cri_create_container(struct call *call, const ProtobufCMessage *message,
-                         ProtobufCMessage **reply, struct err *err)
+static int create_container(struct call *call, const ProtobufCMessage *message,
+                            ProtobufCMessage **reply, struct err *err)
 {
     const Runtime__V1__CreateContainerRequest *req =
         (const Runtime__V1__CreateContainerRequest *)message;
@@ -51,6 +52,12 @@ int cri_create_container(struct call *call, const ProtobufCMessage *message,
     r->container_id = call_string(call, c->rec.id, err);
     *reply = &r->base;
     return r->container_id == NULL ? -1 : 0;
+}
+
+int cri_create_container(struct call *call, const ProtobufCMessage *message,
+                         ProtobufCMessage **reply, struct err *err)
+{
+    return create_container(call, message, reply, err) < 0 ? container_images_mark_error(err) : 0;
 }
 
 int cri_start_container(struct call *call, const ProtobufCMessage *message,
@@ -152,14 +159,10 @@ static int name_image(struct call *call, Runtime__V1__ContainerStatus *s, struct
     return s->image->image == NULL ? -1 : 0;
 }
 
-static int add_info(struct call *call, const struct container *c,
-                    Runtime__V1__ContainerStatusResponse *r, struct err *err)
+static int add_info(struct call *call, struct container *c, Runtime__V1__ContainerStatusResponse *r,
+                    struct err *err)
 {
-    json_auto_t *j = json_pack("{s:s, s:s, s:{s:i, s:i, s:i}, s:b}", "sandboxID", c->rec.sandbox_id,
-                               "imageID", c->rec.image_id, "streams", "stdin", (int)c->rec.stdin_id,
-                               "stdout", (int)c->rec.stdout_id, "stderr", (int)c->rec.stderr_id,
-                               "oomKilled", c->oom_killed);
-    auto_free char *text = j != NULL ? json_dumps(j, JSON_INDENT(2)) : NULL;
+    auto_free char *text = inspect_container(c);
     const char *pairs[] = {"info", text != NULL ? text : "{}"};
     r->n_info = 1;
     r->info = convert_pairs(call, pairs, 1,
@@ -181,9 +184,9 @@ int cri_container_status(struct call *call, const ProtobufCMessage *message,
     (void)pthread_mutex_lock(&rt->lock);
     r->status = convert_container_status(call, c, err);
     int rc = r->status == NULL ? -1 : 0;
+    (void)pthread_mutex_unlock(&rt->lock);
     if (rc == 0 && req->verbose)
         rc = add_info(call, c, r, err);
-    (void)pthread_mutex_unlock(&rt->lock);
     *reply = &r->base;
     return rc < 0 ? -1 : name_image(call, r->status, err);
 }
@@ -227,6 +230,29 @@ static Runtime__V1__Container *item_of(struct call *call, const struct container
     i->annotations = convert_map(call, config->annotations, config->n_annotations,
                                  &runtime__v1__container__annotations_entry__descriptor, err);
     return err->code == ERR_OK ? i : NULL;
+}
+
+int cri_stream_containers(struct call *call, const ProtobufCMessage *message,
+                          ProtobufCMessage **reply, struct err *err)
+{
+    const Runtime__V1__StreamContainersRequest *req =
+        (const Runtime__V1__StreamContainersRequest *)message;
+    Runtime__V1__ListContainersRequest all = RUNTIME__V1__LIST_CONTAINERS_REQUEST__INIT;
+    all.filter = req->filter;
+    if (cri_list_containers(call, &all.base, reply, err) < 0)
+        return -1;
+    const Runtime__V1__ListContainersResponse *r =
+        (const Runtime__V1__ListContainersResponse *)*reply;
+    *reply = NULL;
+    for (size_t at = 0; at < r->n_containers; at += CRI_STREAM_BATCH) {
+        Runtime__V1__StreamContainersResponse out = RUNTIME__V1__STREAM_CONTAINERS_RESPONSE__INIT;
+        out.containers = r->containers + at;
+        out.n_containers =
+            r->n_containers - at < CRI_STREAM_BATCH ? r->n_containers - at : CRI_STREAM_BATCH;
+        if (call_send(call, &out.base, err) < 0)
+            return -1;
+    }
+    return 0;
 }
 
 int cri_list_containers(struct call *call, const ProtobufCMessage *message,

@@ -10,6 +10,7 @@
 #include "cri/daemon.h"
 #include "cri/image/image.h"
 #include "cri/service_runtime.h"
+#include "cri/telemetry.h"
 #include "proto/cri/v1/api.pb-c.h"
 
 /* --- images as CRI sees them --- */
@@ -259,8 +260,13 @@ int cri_pull_image(struct call *call, const ProtobufCMessage *req, ProtobufCMess
         auth = (struct image_auth){a->username,       a->password,       a->auth,
                                    a->server_address, a->identity_token, a->registry_token};
     auto_free char *id = NULL;
+    auto_image struct image *before = image_find(d->images, name, NULL);
+    int64_t begin = mono_ns();
     int rc =
         image_pull(d->images, name, a != NULL ? &auth : NULL, NULL, NULL, call->cancel, &id, err);
+    bool brought = rc == 0 && (before == NULL || strcmp(before->id, id) != 0);
+    auto_image struct image *now = brought ? image_find(d->images, id, NULL) : NULL;
+    telemetry_pull(rc == 0, mono_ns() - begin, now != NULL ? now->size : 0);
     if (a != NULL) {
         wipe(a->password);
         wipe(a->auth);

@@ -10,6 +10,10 @@
 #define ASPIS_CRI_SERVICE_RUNTIME_H
 
 #include "cri/call.h"
+#include "proto/cri/v1/api.pb-c.h"
+
+/* Items in one message of a streamed list. */
+#define CRI_STREAM_BATCH 64
 
 #define DECLARE_HANDLER(name)                                                                      \
     int name(struct call *call, const ProtobufCMessage *req, ProtobufCMessage **reply,             \
@@ -17,6 +21,17 @@
 
 /* INVALID when there is no such runtime handler ("" is the default one). service_sandbox.c */
 int cri_check_handler(const char *handler, struct err *err);
+
+/* For others who show sandboxes; the runtime's lock is held, results live in the call's arena.
+ * service_sandbox.c */
+struct sandbox;
+struct container;
+Runtime__V1__PodSandboxState cri_sandbox_state(const struct sandbox *s);
+Runtime__V1__PodSandboxStatus *cri_sandbox_status(struct call *call, const struct sandbox *s,
+                                                  struct err *err);
+/* Of all containers but those still being made; *n of them. */
+Runtime__V1__ContainerStatus **cri_container_statuses(struct call *call, struct sandbox *s,
+                                                      size_t *n, struct err *err);
 
 /* service_status.c */
 DECLARE_HANDLER(cri_version);
@@ -29,6 +44,10 @@ DECLARE_HANDLER(cri_stop_pod_sandbox);
 DECLARE_HANDLER(cri_remove_pod_sandbox);
 DECLARE_HANDLER(cri_pod_sandbox_status);
 DECLARE_HANDLER(cri_list_pod_sandbox);
+DECLARE_HANDLER(cri_stream_pod_sandboxes);
+/* service_resources.c */
+DECLARE_HANDLER(cri_update_container_resources);
+DECLARE_HANDLER(cri_update_pod_sandbox_resources);
 /* service_container.c */
 DECLARE_HANDLER(cri_create_container);
 DECLARE_HANDLER(cri_start_container);
@@ -36,11 +55,25 @@ DECLARE_HANDLER(cri_stop_container);
 DECLARE_HANDLER(cri_remove_container);
 DECLARE_HANDLER(cri_container_status);
 DECLARE_HANDLER(cri_list_containers);
+DECLARE_HANDLER(cri_stream_containers);
 DECLARE_HANDLER(cri_reopen_container_log);
 DECLARE_HANDLER(cri_exec_sync);
 /* service_streaming.c */
 DECLARE_HANDLER(cri_exec);
 DECLARE_HANDLER(cri_attach);
 DECLARE_HANDLER(cri_port_forward);
+/* service_stats.c */
+DECLARE_HANDLER(cri_container_stats);
+DECLARE_HANDLER(cri_list_container_stats);
+DECLARE_HANDLER(cri_stream_container_stats);
+DECLARE_HANDLER(cri_pod_sandbox_stats);
+DECLARE_HANDLER(cri_list_pod_sandbox_stats);
+DECLARE_HANDLER(cri_stream_pod_sandbox_stats);
+/* metrics.c */
+DECLARE_HANDLER(cri_list_metric_descriptors);
+DECLARE_HANDLER(cri_list_pod_sandbox_metrics);
+DECLARE_HANDLER(cri_stream_pod_sandbox_metrics);
+/* events.c */
+DECLARE_HANDLER(cri_get_container_events);
 
 #endif

@@ -1,4 +1,3 @@
-#include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -7,6 +6,7 @@
 #include "base/str.h"
 #include "cri/convert.h"
 #include "cri/daemon.h"
+#include "cri/inspect.h"
 #include "cri/sandbox_ops.h"
 #include "cri/service_runtime.h"
 #include "cri/spec.h"
@@ -56,6 +56,9 @@ static int check_config(const Runtime__V1__PodSandboxConfig *c, struct err *err)
             p->container_port > 65535)
             return err_set(err, ERR_INVALID, "config.port_mappings[%zu] is out of range", i);
     }
+    if (c->linux != NULL && c->linux->resources != NULL &&
+        spec_check_resources(c->linux->resources, err) < 0)
+        return -1;
     return spec_check_sandbox(c, err);
 }
 
@@ -120,9 +123,9 @@ int cri_remove_pod_sandbox(struct call *call, const ProtobufCMessage *message,
     return s == NULL ? 0 : sandbox_remove(s, call->cancel, err);
 }
 
-static Runtime__V1__PodSandboxState state_of(const struct sandbox *s)
+Runtime__V1__PodSandboxState cri_sandbox_state(const struct sandbox *s)
 {
-    return s->rec.phase == SANDBOX_READY && !s->stopping
+    return s->rec.phase == SANDBOX_READY && !s->stopping && s->silence == NULL
                ? RUNTIME__V1__POD_SANDBOX_STATE__SANDBOX_READY
                : RUNTIME__V1__POD_SANDBOX_STATE__SANDBOX_NOTREADY;
 }
@@ -165,8 +168,8 @@ static Runtime__V1__LinuxPodSandboxStatus *linux_of(struct call *call, const str
     return l;
 }
 
-static Runtime__V1__PodSandboxStatus *status_of(struct call *call, const struct sandbox *s,
-                                                struct err *err)
+Runtime__V1__PodSandboxStatus *cri_sandbox_status(struct call *call, const struct sandbox *s,
+                                                  struct err *err)
 {
     Runtime__V1__PodSandboxStatus *st =
         call_message(call, &runtime__v1__pod_sandbox_status__descriptor, err);
@@ -175,7 +178,7 @@ static Runtime__V1__PodSandboxStatus *status_of(struct call *call, const struct 
     const Runtime__V1__PodSandboxConfig *c = s->config;
     st->id = call_string(call, s->rec.id, err);
     st->metadata = convert_copy(call, &c->metadata->base, err);
-    st->state = state_of(s);
+    st->state = cri_sandbox_state(s);
     st->created_at = s->rec.created_at;
     st->network = network_of(call, s, err);
     st->linux = linux_of(call, s, err);
@@ -190,24 +193,11 @@ static Runtime__V1__PodSandboxStatus *status_of(struct call *call, const struct 
     return err->code == ERR_OK ? st : NULL;
 }
 
-/* What an operator asks first about a pod. The record is the daemon's own text, so parsing it
- * cannot surprise. */
-static char *verbose_info(const struct sandbox *s, const char *console)
-{
-    json_auto_t *machine = json_loads(s->rec.machine, 0, NULL);
-    json_auto_t *j =
-        json_pack("{s:s, s:s, s:s, s:s, s:s, s:s*, s:O}", "backend", "vm", "console", console,
-                  "netns", s->rec.netns, "reason", s->rec.reason, "runtimeHandler", s->rec.handler,
-                  "timeline", s->timeline, "machine", machine != NULL ? machine : json_null());
-    return j != NULL ? json_dumps(j, JSON_INDENT(2)) : NULL;
-}
-
 static int add_info(struct call *call, struct sandbox *s, Runtime__V1__PodSandboxStatusResponse *r,
                     struct err *err)
 {
-    auto_free char *dir = sandbox_run_dir(s);
-    auto_free char *console = fs_format("%s/console.log", dir);
-    auto_free char *text = verbose_info(s, console);
+    auto_free char *console = inspect_console_path(s);
+    auto_free char *text = inspect_sandbox(s);
     const char *pairs[] = {"info", text != NULL ? text : "{}", "console", console};
     r->n_info = 2;
     r->info = convert_pairs(call, pairs, 2,
@@ -215,26 +205,27 @@ static int add_info(struct call *call, struct sandbox *s, Runtime__V1__PodSandbo
     return r->info == NULL ? -1 : 0;
 }
 
-static int add_containers(struct call *call, struct sandbox *s,
-                          Runtime__V1__PodSandboxStatusResponse *r, struct err *err)
+Runtime__V1__ContainerStatus **cri_container_statuses(struct call *call, struct sandbox *s,
+                                                      size_t *n, struct err *err)
 {
     struct container *c;
-    size_t n = 0;
+    size_t room = 0;
+    *n = 0;
     TAILQ_FOREACH(c, &s->containers, link)
-    n++;
-    r->containers_statuses = call_array(call, n, sizeof(void *), err);
-    if (r->containers_statuses == NULL)
-        return -1;
+    room++;
+    Runtime__V1__ContainerStatus **list = call_array(call, room, sizeof(*list), err);
+    if (list == NULL)
+        return NULL;
     TAILQ_FOREACH(c, &s->containers, link)
     {
         if (c->rec.phase == CONTAINER_CREATING)
             continue;
         Runtime__V1__ContainerStatus *cs = convert_container_status(call, c, err);
         if (cs == NULL)
-            return -1;
-        r->containers_statuses[r->n_containers_statuses++] = cs;
+            return NULL;
+        list[(*n)++] = cs;
     }
-    return 0;
+    return list;
 }
 
 int cri_pod_sandbox_status(struct call *call, const ProtobufCMessage *message,
@@ -249,12 +240,13 @@ int cri_pod_sandbox_status(struct call *call, const ProtobufCMessage *message,
     if (r == NULL || s == NULL)
         return -1;
     (void)pthread_mutex_lock(&rt->lock);
-    r->status = status_of(call, s, err);
+    r->status = cri_sandbox_status(call, s, err);
     r->timestamp = wall_ns();
-    int rc = r->status == NULL ? -1 : add_containers(call, s, r, err);
+    r->containers_statuses = cri_container_statuses(call, s, &r->n_containers_statuses, err);
+    int rc = r->status == NULL || r->containers_statuses == NULL ? -1 : 0;
+    (void)pthread_mutex_unlock(&rt->lock);
     if (rc == 0 && req->verbose)
         rc = add_info(call, s, r, err);
-    (void)pthread_mutex_unlock(&rt->lock);
     *reply = &r->base;
     return rc;
 }
@@ -269,7 +261,7 @@ static bool wanted(const struct sandbox *s, const Runtime__V1__PodSandboxFilter 
         return true;
     if (!str_empty(f->id) && !str_starts(s->rec.id, f->id))
         return false;
-    if (f->state != NULL && f->state->state != state_of(s))
+    if (f->state != NULL && f->state->state != cri_sandbox_state(s))
         return false;
     return convert_selector_matches(s->config->labels, s->config->n_labels, f->label_selector,
                                     f->n_label_selector);
@@ -283,7 +275,7 @@ static Runtime__V1__PodSandbox *item_of(struct call *call, const struct sandbox 
     const Runtime__V1__PodSandboxConfig *c = s->config;
     p->id = call_string(call, s->rec.id, err);
     p->metadata = convert_copy(call, &c->metadata->base, err);
-    p->state = state_of(s);
+    p->state = cri_sandbox_state(s);
     p->created_at = s->rec.created_at;
     p->n_labels = c->n_labels;
     p->labels = convert_map(call, c->labels, c->n_labels,
@@ -293,6 +285,32 @@ static Runtime__V1__PodSandbox *item_of(struct call *call, const struct sandbox 
                                  &runtime__v1__pod_sandbox__annotations_entry__descriptor, err);
     p->runtime_handler = call_string(call, s->rec.handler, err);
     return err->code == ERR_OK ? p : NULL;
+}
+
+/* StreamPodSandboxes: as many as fit well into one message at a time. The list is made once, so
+ * that every sandbox comes once. */
+int cri_stream_pod_sandboxes(struct call *call, const ProtobufCMessage *message,
+                             ProtobufCMessage **reply, struct err *err)
+{
+    const Runtime__V1__StreamPodSandboxesRequest *req =
+        (const Runtime__V1__StreamPodSandboxesRequest *)message;
+    Runtime__V1__ListPodSandboxRequest all = RUNTIME__V1__LIST_POD_SANDBOX_REQUEST__INIT;
+    all.filter = req->filter;
+    if (cri_list_pod_sandbox(call, &all.base, reply, err) < 0)
+        return -1;
+    const Runtime__V1__ListPodSandboxResponse *r =
+        (const Runtime__V1__ListPodSandboxResponse *)*reply;
+    *reply = NULL;
+    for (size_t at = 0; at < r->n_items; at += CRI_STREAM_BATCH) {
+        Runtime__V1__StreamPodSandboxesResponse out =
+            RUNTIME__V1__STREAM_POD_SANDBOXES_RESPONSE__INIT;
+        out.pod_sandboxes = r->items + at;
+        out.n_pod_sandboxes =
+            r->n_items - at < CRI_STREAM_BATCH ? r->n_items - at : CRI_STREAM_BATCH;
+        if (call_send(call, &out.base, err) < 0)
+            return -1;
+    }
+    return 0;
 }
 
 int cri_list_pod_sandbox(struct call *call, const ProtobufCMessage *message,

@@ -25,7 +25,7 @@ int spec_check_container(const Container *c, const Pod *pod, struct err *err)
     if (c->n_cdi_devices > 0)
         return err_set(err, ERR_UNIMPLEMENTED, "CDI device %.200s: not supported",
                        c->cdi_devices[0]->name);
-    return spec_check_security(c, err);
+    return spec_check_limits(c, err) < 0 ? -1 : spec_check_security(c, err);
 }
 
 /* --- signals --- */

@@ -16,14 +16,22 @@
 #include "sandbox/machine.h"
 
 /* PRECONDITION/UNIMPLEMENTED/INVALID naming the field that cannot be served by a VM pod. */
+int spec_check_resources(const Runtime__V1__LinuxContainerResources *r, struct err *err);
 int spec_check_sandbox(const Runtime__V1__PodSandboxConfig *pod, struct err *err);
 int spec_check_container(const Runtime__V1__ContainerConfig *c,
                          const Runtime__V1__PodSandboxConfig *pod, struct err *err);
 
-/* The container's mounts as the machine takes them, in the same order; sources are borrowed. The
- * caller's to free; NULL when there are none. */
-struct machine_volume *spec_volumes(const Runtime__V1__ContainerConfig *c);
-/* JSON text, the caller's. `hostname` is the pod's; volumes are spec_volumes(), filled in. */
+/* A mount of an image instead of a path of the host. */
+static inline bool spec_is_image_volume(const Runtime__V1__Mount *m)
+{
+    return m->image != NULL && m->image->image[0] != '\0';
+}
+
+/* The container's mounts of the host's files as the machine takes them, *n of them in the same
+ * order; sources are borrowed. The caller's to free; NULL when there are none. */
+struct machine_volume *spec_volumes(const Runtime__V1__ContainerConfig *c, size_t *n);
+/* JSON text, the caller's. `hostname` is the pod's; volumes are spec_volumes(), filled in; image
+ * volumes name their images by id (container_images.h). */
 char *spec_make(const Runtime__V1__ContainerConfig *c, const Runtime__V1__PodSandboxConfig *pod,
                 const struct image_config *image, const struct machine_volume *volumes,
                 struct err *err);

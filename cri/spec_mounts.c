@@ -6,15 +6,46 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/fs.h"
 #include "base/limits.h"
 #include "base/str.h"
+
+/* kubelet refuses what leaves the volume before it asks us; a symlink of the image's own is
+ * resolved in the guest. */
+static int check_sub_path(const char *path, struct err *err)
+{
+    auto_free char *probe = fs_format("/%s/", path);
+    if (strlen(path) >= LIMIT_PATH)
+        return err_set(err, ERR_INVALID, "the sub path is too long");
+    if (path[0] == '/')
+        return err_set(err, ERR_INVALID, "sub path \"%.200s\" is not relative", path);
+    if (strstr(probe, "/../") != NULL)
+        return err_set(err, ERR_INVALID, "sub path \"%.200s\" leaves the image", path);
+    return 0;
+}
+
+static int check_image_volume(const Runtime__V1__Mount *m, struct err *err)
+{
+    if (m->host_path[0] != '\0')
+        return err_set(err, ERR_INVALID, "the mount names both an image and the host path %.200s",
+                       m->host_path);
+    if (!m->readonly)
+        return err_set(err, ERR_INVALID, "an image can be mounted read-only only");
+    if (m->propagation != RUNTIME__V1__MOUNT_PROPAGATION__PROPAGATION_PRIVATE)
+        return err_set(err, ERR_INVALID, "an image volume has nothing to propagate");
+    return check_sub_path(m->image_sub_path, err);
+}
 
 /* The messages on recursive read-only mounts are containerd's, which kubelet's users know. */
 static int check_mount(const Runtime__V1__Mount *m, struct err *err)
 {
     bool alone = m->propagation == RUNTIME__V1__MOUNT_PROPAGATION__PROPAGATION_PRIVATE;
-    if (m->image != NULL && !str_empty(m->image->image))
-        return err_set(err, ERR_UNIMPLEMENTED, "image volumes are not supported");
+    if (spec_is_image_volume(m)) {
+        if (check_image_volume(m, err) < 0)
+            return -1;
+    } else if (m->image_sub_path[0] != '\0') {
+        return err_set(err, ERR_INVALID, "the mount has an image sub path, but no image");
+    }
     if (m->recursive_read_only && !m->readonly)
         return err_set(err, ERR_INVALID, "recursive read-only mount conflicts with RW mount");
     if (m->recursive_read_only && !alone)
@@ -25,7 +56,7 @@ static int check_mount(const Runtime__V1__Mount *m, struct err *err)
             err, ERR_PRECONDITION,
             "propagation BIDIRECTIONAL is asked for; a mount made in a VM's kernel cannot "
             "appear on the host: it takes the handler aspis-host, which is not built");
-    if (m->host_path[0] != '/' || strlen(m->host_path) >= LIMIT_PATH)
+    if (!spec_is_image_volume(m) && (m->host_path[0] != '/' || strlen(m->host_path) >= LIMIT_PATH))
         return err_set(err, ERR_INVALID, "the host path is no absolute path");
     if (m->container_path[0] == '\0' || strlen(m->container_path) >= LIMIT_PATH ||
         strspn(m->container_path, "/") == strlen(m->container_path))
@@ -44,28 +75,38 @@ int spec_check_mounts(const Container *c, struct err *err)
 {
     if (c->n_mounts > LIMIT_FS_VOLUMES)
         return err_set(err, ERR_INVALID, "more than %d mounts", LIMIT_FS_VOLUMES);
+    size_t images = 0;
     for (size_t i = 0; i < c->n_mounts; i++) {
-        if (check_mount(c->mounts[i], err) < 0)
-            return err_wrap(err, "mount of %.200s at %.200s", c->mounts[i]->host_path,
-                            c->mounts[i]->container_path);
+        const Runtime__V1__Mount *m = c->mounts[i];
+        images += spec_is_image_volume(m);
+        if (check_mount(m, err) == 0)
+            continue;
+        if (spec_is_image_volume(m))
+            return err_wrap(err, "image volume at %.200s", m->container_path);
+        return err_wrap(err, "mount of %.200s at %.200s", m->host_path, m->container_path);
     }
+    if (images > LIMIT_IMAGE_VOLUMES)
+        return err_set(err, ERR_INVALID, "more than %d image volumes", LIMIT_IMAGE_VOLUMES);
     return 0;
 }
 
-struct machine_volume *spec_volumes(const Container *c)
+struct machine_volume *spec_volumes(const Container *c, size_t *n)
 {
+    *n = 0;
     if (c->n_mounts == 0)
         return NULL;
-    struct machine_volume *v = xcalloc(c->n_mounts, sizeof(*v));
+    struct machine_volume *list = xcalloc(c->n_mounts, sizeof(*list));
     for (size_t i = 0; i < c->n_mounts; i++) {
         const Runtime__V1__Mount *m = c->mounts[i];
-        v[i].source = m->host_path;
-        v[i].readonly = m->readonly;
-        v[i].recursive = m->recursive_read_only;
-        v[i].slave =
-            m->propagation == RUNTIME__V1__MOUNT_PROPAGATION__PROPAGATION_HOST_TO_CONTAINER;
+        if (spec_is_image_volume(m))
+            continue;
+        struct machine_volume *v = &list[(*n)++];
+        v->source = m->host_path;
+        v->readonly = m->readonly;
+        v->recursive = m->recursive_read_only;
+        v->slave = m->propagation == RUNTIME__V1__MOUNT_PROPAGATION__PROPAGATION_HOST_TO_CONTAINER;
     }
-    return v;
+    return list;
 }
 
 static void add_mount(json_t *mounts, const char *dst, const char *type, const char *src,
@@ -111,13 +152,12 @@ static const char *destination(const json_t *mount)
 }
 
 /* A mount of the container in the place of ours with the same destination, or behind them. */
-static void add_volume(json_t *mounts, const Runtime__V1__Mount *m, const struct machine_volume *v)
+static void add_own(json_t *mounts, const Runtime__V1__Mount *m, const char *source,
+                    const char *const *options)
 {
     auto_free char *dst = clean_path(m->container_path);
-    char source[40];
     size_t i;
     json_t *item;
-    (void)snprintf(source, sizeof(source), "aspis:volume:%u", v->id);
     json_array_foreach(mounts, i, item)
     {
         if (strcmp(destination(item), dst) == 0) {
@@ -125,9 +165,27 @@ static void add_volume(json_t *mounts, const Runtime__V1__Mount *m, const struct
             break;
         }
     }
+    add_mount(mounts, dst, "bind", source, options);
+}
+
+static void add_volume(json_t *mounts, const Runtime__V1__Mount *m, const struct machine_volume *v)
+{
+    char source[40];
+    (void)snprintf(source, sizeof(source), "aspis:volume:%u", v->id);
     const char *options[] = {v->file ? "bind" : "rbind", "rprivate", v->all_readonly ? "ro" : "rw",
                              NULL};
-    add_mount(mounts, dst, "bind", source, options);
+    add_own(mounts, m, source, options);
+}
+
+/* Kubernetes promises of image volumes that nothing in them can be executed. */
+static void add_image(json_t *mounts, const Runtime__V1__Mount *m)
+{
+    static const char *const options[] = {"bind",  "rprivate", "ro", "nosuid",
+                                          "nodev", "noexec",   NULL};
+    char serial[21];
+    image_disk_serial(m->image->image, serial);
+    auto_free char *source = fs_format("aspis:image:%s/%s", serial, m->image_sub_path);
+    add_own(mounts, m, source, options);
 }
 
 /* Parents before what is mounted in them; otherwise the order stays. Takes the list. */
@@ -173,7 +231,11 @@ json_t *spec_mounts(const Container *c, const struct machine_volume *volumes)
     add_mount(m, "/etc/hosts", "bind", "aspis:hosts", OPTIONS("bind", rw));
     add_mount(m, "/etc/hostname", "bind", "aspis:hostname", OPTIONS("bind", rw));
 #undef OPTIONS
-    for (size_t i = 0; i < c->n_mounts; i++)
-        add_volume(m, c->mounts[i], &volumes[i]);
+    for (size_t i = 0, v = 0; i < c->n_mounts; i++) {
+        if (spec_is_image_volume(c->mounts[i]))
+            add_image(m, c->mounts[i]);
+        else
+            add_volume(m, c->mounts[i], &volumes[v++]);
+    }
     return sort_mounts(m);
 }

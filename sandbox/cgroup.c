@@ -245,6 +245,86 @@ int cgroup_create(const char *path, struct strv *dirs, struct err *err)
     return 0;
 }
 
+/* --- setting --- */
+
+/* Version 1 knows no "as the parent": its value is copied. */
+static int set_cpuset_in(const struct hierarchy *h, const char *dir, const char *file,
+                         const char *value, struct err *err)
+{
+    auto_err struct err e = ERR_INIT;
+    auto_free char *path = fs_format("%s/%s", dir, file);
+    auto_free char *above = NULL;
+    const char *text = value[0] != '\0' ? value : "\n";
+    if (!h->v2 && value[0] == '\0') {
+        auto_free char *parent = xstrdup(dir);
+        *strrchr(parent, '/') = '\0';
+        auto_free char *theirs = fs_format("%s/%s", parent, file);
+        if ((above = fs_read(theirs, KiB(16), NULL, err)) == NULL)
+            return -1;
+        text = above;
+    }
+    if (fs_write_str(path, text, &e) == 0)
+        return 0;
+    if (e.sys_errno == EINVAL || e.sys_errno == ERANGE || e.sys_errno == EACCES)
+        return err_set(err, ERR_INVALID, "the host refuses %s = \"%.64s\": %s", file, value,
+                       strerror(e.sys_errno));
+    return err_move(err, &e);
+}
+
+int cgroup_set_cpuset(const char *path, const char *file, const char *value, struct err *err)
+{
+    auto_hierarchies struct hierarchies h = {.n = 0};
+    if (find_hierarchies(&h, err) < 0)
+        return -1;
+    for (size_t i = 0; i < h.n; i++) {
+        auto_free char *dir = fs_format("%s%s", h.v[i].mount, path);
+        auto_free char *at = fs_format("%s/%s", dir, file);
+        if (!fs_exists(at))
+            continue;
+        /* untouched as long as nobody asks for something else */
+        auto_free char *now = fs_read(at, KiB(16), NULL, err);
+        if (now == NULL)
+            return -1;
+        now[strcspn(now, "\n")] = '\0';
+        return strcmp(now, value) == 0 ? 0 : set_cpuset_in(&h.v[i], dir, file, value, err);
+    }
+    return value[0] == '\0'
+               ? 0
+               : err_set(err, ERR_PRECONDITION, "the host has no cpuset controller for pods");
+}
+
+/* "max" in version 2, a number beyond all memory in version 1: none. */
+static uint64_t limit_of(const char *dir, bool v2)
+{
+    uint64_t n = 0;
+    auto_free char *file = fs_format("%s/%s", dir, v2 ? "memory.max" : "memory.limit_in_bytes");
+    auto_free char *text = fs_read(file, 64, NULL, NULL);
+    if (text == NULL)
+        return UINT64_MAX;
+    text[strcspn(text, "\n")] = '\0';
+    return str_to_u64(text, &n) == 0 ? n : UINT64_MAX;
+}
+
+uint64_t cgroup_memory_limit(const char *path)
+{
+    auto_hierarchies struct hierarchies h = {.n = 0};
+    uint64_t least = UINT64_MAX;
+    if (find_hierarchies(&h, NULL) < 0)
+        return least;
+    for (size_t i = 0; i < h.n; i++) {
+        auto_free char *dir = fs_format("%s%s", h.v[i].mount, path);
+        size_t base = strlen(h.v[i].mount);
+        for (char *slash = strrchr(dir, '/'); slash != NULL && (size_t)(slash - dir) > base;
+             slash = strrchr(dir, '/')) {
+            *slash = '\0';
+            uint64_t n = limit_of(dir, h.v[i].v2);
+            if (n < least)
+                least = n;
+        }
+    }
+    return least;
+}
+
 /* --- removing --- */
 
 /* Kills each process of the group and waits until it is gone. *any tells whether there was one. */
@@ -314,6 +394,19 @@ int cgroup_remove(const char *path, const char *default_parent, struct cancel *c
 }
 
 /* --- finding --- */
+
+int cgroup_dirs(const char *path, struct strv *dirs, struct err *err)
+{
+    auto_hierarchies struct hierarchies h = {.n = 0};
+    if (find_hierarchies(&h, err) < 0)
+        return -1;
+    for (size_t i = 0; i < h.n; i++) {
+        auto_free char *dir = fs_format("%s%s", h.v[i].mount, path);
+        if (fs_exists(dir))
+            strv_add(dirs, dir);
+    }
+    return 0;
+}
 
 bool cgroup_populated(const char *path)
 {

@@ -19,6 +19,7 @@
 
 #include "base/cancel.h"
 #include "base/err.h"
+#include "base/limits.h"
 #include "base/loop.h"
 #include "sandbox/machine.h"
 
@@ -42,11 +43,23 @@ struct hv_template {
                      from the state, with the RAM copied on write */
 };
 
+/* Memory is added in steps of what the guest's kernel takes in at once. */
+#define HV_MEMORY_STEP MiB(128)
+
+/* What a VM has beyond what it started with, and all of its vCPUs. */
+struct hv_size {
+    uint64_t added_bytes;     /* taken in by the guest */
+    uint64_t requested_bytes; /* what it was asked to have; it gives memory back as it can */
+    uint64_t max_added_bytes;
+    uint32_t vcpus;
+};
+
 /* All borrowed for the call. */
 struct hv_spec {
     const char *name;    /* for people: shows in ps */
     const char *run_dir; /* exists, root's */
     const char *binary, *kernel, *initrd, *jail_helper;
+    const char *pages_library;  /* qemu_pages.c; NULL: clones keep the memory that they have used */
     const char *const *cgroups; /* directories to join, NULL-terminated */
     uint32_t uid;
     enum accel accel;      /* KVM or TCG */
@@ -98,6 +111,13 @@ struct hv_ops {
                     size_t n_parts, struct cancel *cancel, struct err *err);
     /* Not there: success. */
     int (*remove_disk)(struct hv *hv, const char *serial, struct cancel *cancel, struct err *err);
+    /* Asks the guest to take in, or to let go of, so much memory that all of it is added_bytes (a
+     * multiple of HV_MEMORY_STEP), and plugs in vCPUs until there are `vcpus` (none are taken
+     * away). Returns before the guest has acted. INVALID: more than the VM was made for. */
+    int (*resize)(struct hv *hv, uint64_t added_bytes, uint32_t vcpus, struct cancel *cancel,
+                  struct err *err);
+    /* What there is now. */
+    int (*size)(struct hv *hv, struct hv_size *out, struct cancel *cancel, struct err *err);
     /* Writes the device state of a VM launched to become a template; it does not run after that and
      * can only be quit. Not for others. */
     int (*save)(struct hv *hv, int state_fd, struct cancel *cancel, struct err *err);

@@ -80,6 +80,13 @@ const ProtobufCMessage *link_call(struct link *l, const char *method,
                                   const ProtobufCMessageDescriptor *reply, struct arena *arena,
                                   struct cancel *cancel, struct err *err);
 
+/* For a heartbeat: has the agent answered anything since the last probe? Sends a Ping that the next
+ * probe will want answered. Never blocks. */
+bool link_probe(struct link *l);
+
+/* How often an agent was connected to again, all links of this process together. */
+uint64_t link_reconnects(void);
+
 void link_ack_events(struct link *l, uint64_t seq);
 
 /* --- stdio --- */

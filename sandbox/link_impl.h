@@ -64,7 +64,7 @@ struct link_chan {
 /* One call; user calls live on the caller's stack. */
 struct call {
     enum { CALL_IDLE, CALL_QUEUED, CALL_SENT, CALL_DONE } state;
-    enum { CALL_USER, CALL_WAIT_UP, CALL_HELLO, CALL_EVENTS, CALL_ACK } kind;
+    enum { CALL_USER, CALL_WAIT_UP, CALL_HELLO, CALL_EVENTS, CALL_ACK, CALL_PING } kind;
     uint32_t stream;  /* while SENT */
     uint8_t *request; /* packed envelope, owned, while QUEUED */
     size_t request_len;
@@ -99,6 +99,8 @@ struct link {
     struct call hello;
     struct call events;
     struct call ack;
+    struct call ping;
+    bool heard;                /* an answer came since the last link_probe() */
     uint64_t ack_want;         /* highest link_ack_events() */
     uint64_t ack_sent;         /* in the last AckEvents */
     uint64_t last_event;       /* delivered */

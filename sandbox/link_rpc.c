@@ -22,6 +22,8 @@
 #define OWN_MESSAGE KiB(64)
 #define OWN_ARENA MiB(1)
 
+static atomic_ullong reconnects;
+
 /* --- envelopes --- */
 
 /* The request envelope around a message, to be freed; NULL with *err. */
@@ -202,6 +204,8 @@ static bool rpc_fill(struct link *l)
         return send_call(l, &l->events);
     if (l->ack.state == CALL_QUEUED)
         return send_call(l, &l->ack);
+    if (l->ping.state == CALL_QUEUED)
+        return send_call(l, &l->ping);
     c = TAILQ_FIRST(&l->queue);
     if (c == NULL)
         return false;
@@ -228,7 +232,8 @@ static void fail_sent(struct link *l, const char *why)
     drop_request(&l->hello);
     drop_request(&l->events);
     drop_request(&l->ack);
-    l->hello.state = l->events.state = l->ack.state = CALL_IDLE;
+    drop_request(&l->ping);
+    l->hello.state = l->events.state = l->ack.state = l->ping.state = CALL_IDLE;
     l->ack_sent = 0;
     l->up = false;
 }
@@ -294,6 +299,8 @@ static int hello_answered(struct link *l, const struct frame *f, struct err *err
         return err_set(err, ERR_PRECONDITION, "the agent speaks version %u.%u of the protocol",
                        hello->major, hello->minor);
     (void)pthread_mutex_lock(&l->rpc.lock);
+    if (l->boot_id != NULL)
+        atomic_fetch_add(&reconnects, 1);
     if (l->boot_id == NULL || strcmp(l->boot_id, hello->boot_id) != 0) {
         /* another boot counts its events from 1 */
         free(l->boot_id);
@@ -360,6 +367,7 @@ static int response_came(struct link *l, const struct frame *f, struct err *err)
     c = find_sent(l, f->stream);
     if (c != NULL) {
         unlist(l, c);
+        l->heard = true;
         if (is_user(c)) {
             user_answered(l, c, f);
         } else if (c->kind == CALL_ACK) {
@@ -400,6 +408,7 @@ void link_rpc_init(struct link *l, struct loop *control)
     l->hello.kind = CALL_HELLO;
     l->events.kind = CALL_EVENTS;
     l->ack.kind = CALL_ACK;
+    l->ping.kind = CALL_PING;
     l->last_stream = UINT32_MAX;
     link_chan_init(&l->rpc, l, LINK_RPC, control, LIMIT_RPC_MESSAGE, LIMIT_RPC_MESSAGE + MiB(1),
                    &ops);
@@ -436,6 +445,7 @@ void link_rpc_clear(struct link *l)
     drop_request(&l->hello);
     drop_request(&l->events);
     drop_request(&l->ack);
+    drop_request(&l->ping);
     free(l->boot_id);
     link_chan_clear(&l->rpc);
 }
@@ -531,6 +541,28 @@ const ProtobufCMessage *link_call(struct link *l, const char *method,
     if (m == NULL)
         (void)err_wrap(err, "%s", method);
     return m;
+}
+
+uint64_t link_reconnects(void)
+{
+    return atomic_load(&reconnects);
+}
+
+bool link_probe(struct link *l)
+{
+    Aspis__Agent__V1__Empty empty;
+
+    aspis__agent__v1__empty__init(&empty);
+    (void)pthread_mutex_lock(&l->rpc.lock);
+    bool heard = l->heard;
+    l->heard = false;
+    if (l->up && l->ping.state == CALL_IDLE) {
+        prepare(&l->ping, "Ping", &empty.base);
+        enqueue(l, &l->ping);
+        link_chan_flush(&l->rpc);
+    }
+    (void)pthread_mutex_unlock(&l->rpc.lock);
+    return heard;
 }
 
 void link_ack_events(struct link *l, uint64_t seq)

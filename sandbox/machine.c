@@ -24,6 +24,7 @@
 #include "base/limits.h"
 #include "base/str.h"
 #include "sandbox/cgroup.h"
+#include "sandbox/cgroup_usage.h"
 #include "sandbox/lock.h"
 #include "sandbox/machine_internal.h"
 #include "sandbox/mirror.h"
@@ -35,28 +36,6 @@
 #define SHUTDOWN_WAIT_NS INT64_C(1000000000)
 /* A clone answers in a twentieth of a second, or never; a busy host gets some patience. */
 #define CLONE_TIMEOUT_NS INT64_C(15000000000)
-
-struct machine {
-    struct machine_factory *f;
-    char *id, *run_dir, *state_dir, *console_path;
-    char *guest_mac; /* fixed once started; NULL: no NIC, or adopted */
-    struct machine_callbacks cb;
-    struct machine_record record; /* fixed once started */
-    struct hv *hv;                /* fixed once started; NULL before */
-    struct share *share;          /* the same */
-    struct mirror *mirror;        /* the same */
-
-    pthread_mutex_t lock; /* guards the fields below */
-    struct link *link;
-    struct cancel *boot; /* fired at death while booting */
-    bool started;
-    bool dead;
-    bool silent; /* machine_destroy() has begun: nobody is told of the death any more */
-    char *reason;
-    bool uid_taken;
-
-    pthread_mutex_t ending; /* held by machine_destroy() */
-};
 
 /* --- death --- */
 
@@ -101,6 +80,8 @@ static void on_link_broken(void *arg, const char *reason)
 static void on_link_event(void *arg, const Aspis__Agent__V1__Event *event)
 {
     struct machine *m = arg;
+    if (event->what_case == ASPIS__AGENT__V1__EVENT__WHAT_MEMORY_LOW)
+        machine_press(m);
     m->cb.on_event(m->cb.arg, event);
 }
 
@@ -134,6 +115,10 @@ static struct machine *make(struct machine_factory *f, const char *id,
     m->console_path = fs_format("%s/" HV_CONSOLE_FILE, m->run_dir);
     (void)pthread_mutex_init(&m->lock, NULL);
     (void)pthread_mutex_init(&m->ending, NULL);
+    if (machine_grow_init(m, err) < 0) {
+        machine_free(m);
+        return NULL;
+    }
     return m;
 }
 
@@ -141,6 +126,7 @@ void machine_free(struct machine *m)
 {
     if (m == NULL)
         return;
+    machine_grow_free(m);
     /* the hypervisor first: once it is silent no callback of its can be closing the link */
     m->f->hv->free(m->hv);
     share_free(m->share);
@@ -151,6 +137,7 @@ void machine_free(struct machine *m)
     }
     cancel_unref(m->boot);
     machine_record_clear(&m->record);
+    strv_clear(&m->cgroup_dirs);
     (void)pthread_mutex_destroy(&m->lock);
     (void)pthread_mutex_destroy(&m->ending);
     free(m->reason);
@@ -191,12 +178,6 @@ static const char *accel_name(enum accel a)
     return a == ACCEL_KVM ? "kvm" : "tcg";
 }
 
-static struct machine_size size_of(const struct machine_factory *f, const struct machine_spec *spec)
-{
-    return machine_size_for(&f->config, f->host_memory_bytes, f->host_vcpus,
-                            spec->memory_limit_bytes, spec->cpu_quota, spec->cpu_period);
-}
-
 struct hv_spec machine_hv_spec(const struct machine_factory *f, enum accel accel,
                                const struct machine_size *size)
 {
@@ -205,6 +186,7 @@ struct hv_spec machine_hv_spec(const struct machine_factory *f, enum accel accel
         .kernel = f->config.kernel,
         .initrd = f->config.initrd,
         .jail_helper = f->config.jail_helper,
+        .pages_library = f->pages_library,
         .accel = accel,
         .tsc_khz = machine_tsc_khz(f),
         .memory_bytes = size->memory_bytes,
@@ -233,7 +215,8 @@ static int start_hv(struct machine *m, const struct machine_spec *spec,
     if (scratch < 0)
         return -1;
     timeline_mark(spec->timeline, "cgroup and scratch disk");
-    struct machine_size size = size_of(f, spec);
+    /* a template's size is fixed: machine_fit() does the rest */
+    struct machine_size size = how->tpl != NULL ? machine_base_size(f) : machine_spec_size(f, spec);
     struct hv_spec hs = machine_hv_spec(f, how->accel, &size);
     hs.name = m->run_dir; /* tells the VMs of two daemons apart */
     hs.run_dir = m->run_dir;
@@ -246,7 +229,7 @@ static int start_hv(struct machine *m, const struct machine_spec *spec,
     hs.tpl = how->tpl;
     hs.user_vsock = uses_user_vsock(m);
     hs.vsock_helper = f->config.vsock_helper;
-    m->record.memory_bytes = size.memory_bytes;
+    m->record.boot_bytes = m->record.memory_bytes = size.memory_bytes;
     m->record.vcpus = size.vcpus;
     struct hv_callbacks cb = {.on_dead = on_hv_dead, .arg = m};
     m->hv = f->hv->launch(&hs, f->control, &cb, cancel, err);
@@ -328,6 +311,9 @@ static int boot_steps(struct machine *m, const struct machine_spec *spec,
     if (start_hv(m, spec, how, cancel, err) < 0 || start_link(m, cancel, err) < 0)
         return -1;
     timeline_mark(spec->timeline, "agent answers");
+    if (machine_fit(m, spec, cancel, err) < 0)
+        return -1;
+    timeline_mark(spec->timeline, "grown");
     return 0;
 }
 
@@ -391,7 +377,7 @@ static struct machine *clone_template(struct machine_factory *f, const struct ma
                                       enum accel accel, const struct machine_callbacks *cb,
                                       struct cancel *cancel)
 {
-    struct machine_size size = size_of(f, spec);
+    struct machine_size size = machine_spec_size(f, spec);
     auto_template struct template *t =
         spec->tap_fd >= 0 ? template_take(f->templates, accel, &size) : NULL;
     struct hv_template files = {-1, -1};
@@ -417,11 +403,28 @@ static struct machine *clone_template(struct machine_factory *f, const struct ma
     return m;
 }
 
+/* The host would kill QEMU before the guest had a chance to end what uses too much. */
+static int check_room(struct machine_factory *f, const struct machine_spec *spec, struct err *err)
+{
+    auto_free char *path =
+        cgroup_path(spec->cgroup_parent, f->config.cgroup_root, spec->sandbox_id, err);
+    if (path == NULL)
+        return -1;
+    uint64_t limit = cgroup_memory_limit(path);
+    uint64_t need = f->config.overhead_memory_bytes;
+    if (limit >= need)
+        return 0;
+    return err_set(err, ERR_PRECONDITION,
+                   "the pod's control group may use %" PRIu64 " bytes of memory; a VM needs at "
+                   "least %" PRIu64 ": a RuntimeClass can add that as overhead",
+                   limit, need);
+}
+
 struct machine *machine_start(struct machine_factory *f, const struct machine_spec *spec,
                               const struct machine_callbacks *cb, struct cancel *cancel,
                               struct err *err)
 {
-    if (machine_decide_accel(f, cancel, err) < 0) {
+    if (check_room(f, spec, err) < 0 || machine_decide_accel(f, cancel, err) < 0) {
         (void)err_wrap(err, "start machine");
         return NULL;
     }
@@ -456,6 +459,7 @@ struct machine *machine_adopt(struct machine_factory *f, const struct machine_sp
         return NULL;
     auto_err struct err e = ERR_INIT;
     copy_record(&m->record, record);
+    m->pinned = true; /* for all we know */
     machine_uid_mark(f, record->uid);
     m->uid_taken = true;
     m->boot = cancel_child(cancel, mono_ns() + f->config.boot_timeout_ns, &e);
@@ -464,6 +468,8 @@ struct machine *machine_adopt(struct machine_factory *f, const struct machine_sp
     if (m->boot != NULL)
         m->hv = f->hv->adopt(&p, m->run_dir, f->config.qemu, f->control, &hcb, m->boot, &e);
     int ret = m->hv != NULL ? start_link(m, m->boot, &e) : -1;
+    if (ret == 0)
+        ret = machine_learn_size(m, spec, m->boot, &e);
     (void)pthread_mutex_lock(&m->lock);
     if (ret == 0 && !m->dead)
         m->started = true;
@@ -483,7 +489,9 @@ struct machine *machine_adopt(struct machine_factory *f, const struct machine_sp
 
 void machine_get_record(struct machine *m, struct machine_record *out)
 {
+    (void)pthread_mutex_lock(&m->lock);
     copy_record(out, &m->record);
+    (void)pthread_mutex_unlock(&m->lock);
 }
 
 struct link *machine_link(struct machine *m)
@@ -510,6 +518,57 @@ const char *machine_scratch_serial(struct machine *m)
 const char *machine_guest_mac(struct machine *m)
 {
     return m->guest_mac;
+}
+
+int machine_set_cpuset(struct machine *m, const char *cpus, const char *mems, struct err *err)
+{
+    int ret = 0;
+    if (lock_within(&m->sizing, NULL, "another change of the vm's size", err) < 0)
+        return -1;
+    bool wanted = *cpus != '\0' || *mems != '\0';
+    if (wanted || m->pinned) {
+        m->pinned = true;
+        if (cgroup_set_cpuset(m->record.cgroup, "cpuset.cpus", cpus, err) < 0 ||
+            cgroup_set_cpuset(m->record.cgroup, "cpuset.mems", mems, err) < 0)
+            ret = err_wrap(err, "cpuset of the vm");
+        else
+            m->pinned = wanted;
+    }
+    (void)pthread_mutex_unlock(&m->sizing);
+    return ret;
+}
+
+int machine_usage(struct machine *m, struct machine_usage *out, struct err *err)
+{
+    *out = (struct machine_usage){0};
+    (void)pthread_mutex_lock(&m->lock);
+    int ret = 0;
+    if (m->cgroup_dirs.n == 0)
+        ret = cgroup_dirs(m->record.cgroup, &m->cgroup_dirs, err);
+    (void)pthread_mutex_unlock(&m->lock);
+    if (ret == 0)
+        cgroup_usage(&m->cgroup_dirs, out); /* once found they stay */
+    return ret;
+}
+
+const char *machine_process_state(struct machine *m)
+{
+    auto_free char *path = fs_format("/proc/%d/stat", (int)m->record.pid);
+    auto_free char *text = fs_read(path, KiB(4), NULL, NULL);
+    const char *after = text != NULL ? strrchr(text, ')') : NULL;
+    if (after == NULL || after[1] == '\0')
+        return "gone";
+    switch (after[2]) {
+    case 'T':
+    case 't':
+        return "stopped";
+    case 'D':
+        return "waiting for a device";
+    case 'Z':
+        return "gone";
+    default:
+        return "running";
+    }
 }
 
 /* --- disks --- */

@@ -59,6 +59,7 @@ struct machine_config {
     uint64_t base_memory_bytes;     /* guest memory of a pod without a limit */
     uint64_t overhead_memory_bytes; /* guest kernel and agent, added to the pod's limit */
     uint64_t max_memory_bytes;      /* 0: the host's memory */
+    uint64_t memory_ceiling_bytes;  /* to which a pod without a limit may grow; 0: the same */
     uint32_t max_vcpus;             /* 0: the host's */
     uint64_t scratch_bytes;         /* virtual size of the scratch disk */
     int64_t boot_timeout_ns;        /* QEMU start to agent's Hello */
@@ -97,9 +98,10 @@ void machine_start_templates(struct machine_factory *f);
 
 struct machine_spec {
     const char *sandbox_id;
-    const char *cgroup_parent;   /* from CRI: "/kubepods/..", "x.slice", or "" */
-    uint64_t memory_limit_bytes; /* of the pod, 0: none */
-    int64_t cpu_quota;           /* of the pod; <= 0: none */
+    const char *cgroup_parent;    /* from CRI: "/kubepods/..", "x.slice", or "" */
+    uint64_t memory_limit_bytes;  /* of the pod, 0: none: then it may grow (memory_ceiling_bytes) */
+    uint64_t memory_needed_bytes; /* what its containers may use together where they have limits */
+    int64_t cpu_quota;            /* of the pod; <= 0: none */
     uint64_t cpu_period;
     int tap_fd;                /* borrowed (dup'ed); -1: no NIC */
     const char *mac;           /* of the NIC; NULL: any, see machine_guest_mac() */
@@ -116,6 +118,7 @@ struct machine_record {
     char *accel;  /* "kvm", "tcg" */
     char *transport;
     char *cgroup;          /* path below each hierarchy */
+    uint64_t boot_bytes;   /* what QEMU was started with */
     uint64_t memory_bytes; /* what the guest really has */
     uint32_t vcpus;
     bool cloned; /* started from a template */
@@ -144,6 +147,13 @@ struct machine *machine_adopt(struct machine_factory *f, const struct machine_sp
                               const struct machine_record *record,
                               const struct machine_callbacks *cb, struct cancel *cancel,
                               struct err *err);
+
+/* Makes the VM as large as a pod of these limits needs, as in machine_spec; returns when the agent
+ * has it. Memory that is no longer needed is asked back; vCPUs stay. */
+int machine_resize(struct machine *m, const struct machine_spec *spec, struct cancel *cancel,
+                   struct err *err);
+/* Host CPUs and memory nodes of the VM ("0-3,8"); "": any. */
+int machine_set_cpuset(struct machine *m, const char *cpus, const char *mems, struct err *err);
 
 void machine_get_record(struct machine *m, struct machine_record *out); /* deep copy */
 struct link *machine_link(struct machine *m);                           /* borrowed */
@@ -188,6 +198,18 @@ int machine_add_volumes(struct machine *m, const char *owner, struct machine_vol
 /* Once the guest has unmounted them. Unknown owner: success. */
 int machine_remove_volumes(struct machine *m, const char *owner, struct cancel *cancel,
                            struct err *err);
+
+/* What the VM with all its helpers has used of the host: guest and hypervisor together. */
+struct machine_usage {
+    bool has_cpu, has_memory;                              /* the host accounts for it */
+    uint64_t cpu_ns;                                       /* since the VM's start */
+    uint64_t memory_usage, memory_working_set, memory_rss; /* bytes */
+    uint64_t page_faults, major_faults;
+};
+int machine_usage(struct machine *m, struct machine_usage *out, struct err *err);
+/* "running", "stopped" (SIGSTOP), ...: the state of the hypervisor's process, for people who wonder
+ * why a guest is silent. */
+const char *machine_process_state(struct machine *m);
 
 /* Ends the VM: agent Shutdown with a short grace when the agent answers, then QMP quit, then
  * SIGKILL; frees cgroup, jail, uid, sockets, scratch disk; keeps nothing. Works on a dead machine.

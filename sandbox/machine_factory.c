@@ -172,6 +172,19 @@ static int check_config(const struct machine_config *c, struct err *err)
     return 0;
 }
 
+/* It is installed beside the jail helper; clones go without it if it is not there. */
+static char *find_pages_library(const char *jail_helper)
+{
+    const char *slash = strrchr(jail_helper, '/');
+    char *path = fs_format("%.*s/aspis-pages.so", slash != NULL ? (int)(slash - jail_helper) : 0,
+                           jail_helper);
+    if (path != NULL && access(path, R_OK) < 0) {
+        free(path);
+        path = NULL;
+    }
+    return path;
+}
+
 struct machine_factory *machine_factory_new(const struct machine_config *config,
                                             struct loop *control, struct loop *io, struct err *err)
 {
@@ -188,6 +201,7 @@ struct machine_factory *machine_factory_new(const struct machine_config *config,
     f->config.initrd = xstrdup(config->initrd);
     f->config.jail_helper = xstrdup(config->jail_helper);
     f->config.share_helper = xstrdup(config->share_helper);
+    f->pages_library = find_pages_library(config->jail_helper);
     f->config.vsock_helper = xstrdup(config->vsock_helper);
     f->config.run_root = xstrdup(config->run_root);
     f->config.state_root = xstrdup(config->state_root);
@@ -236,6 +250,7 @@ void machine_factory_free(struct machine_factory *f)
     free_string(f->config.initrd);
     free_string(f->config.jail_helper);
     free_string(f->config.share_helper);
+    free(f->pages_library);
     free_string(f->config.vsock_helper);
     free_string(f->config.run_root);
     free_string(f->config.state_root);

@@ -6,9 +6,12 @@
 
 #include <pthread.h>
 
+#include "base/str.h"
 #include "sandbox/hypervisor.h"
+#include "sandbox/link.h"
 #include "sandbox/machine.h"
 #include "sandbox/mirror_watch.h"
+#include "sandbox/share.h"
 
 #define SCRATCH_SERIAL "scratch"
 
@@ -18,6 +21,7 @@ struct machine_factory {
     const struct hv_ops *hv;
     uint64_t host_memory_bytes;
     uint32_t host_vcpus;
+    char *pages_library;      /* NULL: not installed */
     enum transport transport; /* decided */
     const char *transport_reason;
     int64_t tsc_sample_ns; /* first reading of both clocks */
@@ -65,6 +69,11 @@ char *machine_state_path(const struct machine_factory *f, const char *id);
 /* Letters, digits and -_. of at most 128 bytes. */
 int machine_check_id(const char *id, struct err *err);
 
+struct machine_size machine_spec_size(const struct machine_factory *f,
+                                      const struct machine_spec *spec);
+/* Of a pod that asks for nothing, which is a template's. */
+struct machine_size machine_base_size(const struct machine_factory *f);
+
 /* What a VM of this size is to QEMU, but for what is made for one pod (uid, descriptors, names). */
 struct hv_spec machine_hv_spec(const struct machine_factory *f, enum accel accel,
                                const struct machine_size *size);
@@ -75,6 +84,52 @@ struct machine_how {
     const struct hv_template *tpl; /* NULL: an ordinary boot */
     const char *guest_mac;         /* of tpl's NIC; NULL: the spec's */
 };
+
+struct machine {
+    struct machine_factory *f;
+    char *id, *run_dir, *state_dir, *console_path;
+    char *guest_mac; /* fixed once started; NULL: no NIC, or adopted */
+    struct machine_callbacks cb;
+    /* Fixed once started, but for memory_bytes and vcpus, which are under lock. */
+    struct machine_record record;
+    struct hv *hv;       /* fixed once started; NULL before */
+    struct share *share; /* the same */
+    struct mirror *mirror;        /* the same */
+
+    pthread_mutex_t lock; /* guards the fields below */
+    struct link *link;
+    struct cancel *boot; /* fired at death while booting */
+    bool started;
+    bool dead;
+    bool silent; /* machine_destroy() has begun: nobody is told of the death any more */
+    char *reason;
+    bool uid_taken;
+    struct strv cgroup_dirs; /* once somebody asked for machine_usage() */
+
+    pthread_mutex_t ending; /* held by machine_destroy() */
+
+    /* machine_grow.c */
+    pthread_mutex_t sizing; /* held while the size changes */
+    struct cancel *stop;    /* fired when the handle goes */
+    pthread_cond_t pressed; /* with lock */
+    pthread_t grower;       /* runs from the first time that the guest ran short; under lock: */
+    bool grower_runs, grower_ends;
+    bool short_of_memory; /* the guest has said so and nothing was done yet */
+    bool pinned;          /* the VM has a cpuset of its own, or may have; under sizing */
+    bool limited;         /* the pod has a memory limit, so its VM does not grow by itself */
+};
+
+/* machine_grow.c: a machine's size after its start. */
+int machine_grow_init(struct machine *m, struct err *err);
+void machine_grow_free(struct machine *m); /* ends what is under way */
+/* After Hello: what the VM did not start with. */
+int machine_fit(struct machine *m, const struct machine_spec *spec, struct cancel *cancel,
+                struct err *err);
+/* Of an adopted VM: learns its size. */
+int machine_learn_size(struct machine *m, const struct machine_spec *spec, struct cancel *cancel,
+                       struct err *err);
+/* Control loop: the guest runs short of memory. */
+void machine_press(struct machine *m);
 
 /* Boots, or clones; machine_start(), templates and the probe are this. */
 struct machine *machine_boot(struct machine_factory *f, const struct machine_spec *spec,

@@ -374,6 +374,10 @@ static int start_process(struct hv *hv, const struct hv_spec *s, const struct en
     binds[n++] = (struct jail_bind){.src = s->binary};
     binds[n++] = (struct jail_bind){.src = "/usr/share/qemu"};
     binds[n++] = (struct jail_bind){.src = "/usr/share/seabios", .optional = true};
+    static const char *const preload[] = {"LD_PRELOAD=" QEMU_JAIL_PAGES, NULL};
+    bool pages = qemu_is_clone(s) && s->pages_library != NULL;
+    if (pages)
+        binds[n++] = (struct jail_bind){.src = s->pages_library, .dst = QEMU_JAIL_PAGES};
     if (!qemu_is_clone(s)) {
         binds[n++] = (struct jail_bind){.src = s->kernel, .dst = QEMU_JAIL_KERNEL};
         binds[n++] = (struct jail_bind){.src = s->initrd, .dst = QEMU_JAIL_INITRD};
@@ -411,6 +415,7 @@ static int start_process(struct hv *hv, const struct hv_spec *s, const struct en
         .n_rlimits = ARRAY_LEN(limits),
         .proc_self = s->tpl != NULL, /* the way to a descriptor by name */
         .argv = (const char *const *)argv.v,
+        .env = pages ? preload : NULL,
         .fds = fds,
         .n_fds = n_fds,
     };
@@ -643,6 +648,8 @@ const struct hv_ops qemu_hv = {
     .adopt = qemu_adopt,
     .add_disk = qemu_add_disk,
     .remove_disk = qemu_remove_disk,
+    .resize = qemu_resize,
+    .size = qemu_size,
     .save = qemu_save,
     .query = qemu_query,
     .quit = qemu_quit,

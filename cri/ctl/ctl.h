@@ -88,6 +88,7 @@ int cmd_rm(struct ctl *ctl, int argc, char **argv, struct err *err);
 int cmd_stopp(struct ctl *ctl, int argc, char **argv, struct err *err);
 int cmd_rmp(struct ctl *ctl, int argc, char **argv, struct err *err);
 int cmd_image(struct ctl *ctl, int argc, char **argv, struct err *err);
+int cmd_stats(struct ctl *ctl, int argc, char **argv, struct err *err);
 int cmd_info(struct ctl *ctl, int argc, char **argv, struct err *err);
 int cmd_console(struct ctl *ctl, int argc, char **argv, struct err *err);
 

@@ -32,6 +32,8 @@ static const struct command {
     {"stopp", "POD...", "stop pods", cmd_stopp},
     {"rmp", "POD...", "stop and remove pods", cmd_rmp},
     {"image", "pull IMAGE | ls | rm IMAGE... | import PATH [NAME]", "images", cmd_image},
+    {"stats", "", "what pods and containers use; (vm): the pod with its machine, on the host",
+     cmd_stats},
     {"info", "", "versions and condition of the daemon", cmd_info},
     {"console", "POD", "what the pod's guest has said on its console", cmd_console},
 };

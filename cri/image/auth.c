@@ -297,13 +297,18 @@ static void put_scopes(struct buf *b, const char *scope)
     }
 }
 
-/* The token in a 200 answer's JSON. */
-static int read_token(const struct buf *body, char **out, struct err *err)
+/* The token in a 200 answer's JSON, and how long it is good: a service that does not say means 60
+ * seconds (distribution's token specification). */
+static int read_token(const struct buf *body, char **out, int64_t *life_s, struct err *err)
 {
     json_t *root = json_loadb(buf_str(body), body->len, 0, NULL);
     const char *token = json_string_value(json_object_get(root, "token"));
+    const json_t *life = json_object_get(root, "expires_in");
     int ret;
 
+    *life_s = json_is_integer(life) ? json_integer_value(life) : 60;
+    if (*life_s > LIMIT_TOKEN_LIFE_S)
+        *life_s = LIMIT_TOKEN_LIFE_S;
     if (str_empty(token))
         token = json_string_value(json_object_get(root, "access_token"));
     if (str_empty(token))
@@ -325,7 +330,8 @@ static int token_status(const struct http_response *r, struct err *err)
 /* POST form (OAuth2). 1: got a token; 0: the service does not want it this way; -1: failed. */
 static int token_post(struct http_client *http, struct http_request *req,
                       const struct auth_credentials *creds, const struct auth_challenge *ch,
-                      const char *scope, struct cancel *cancel, char **out, struct err *err)
+                      const char *scope, struct cancel *cancel, char **out, int64_t *life_s,
+                      struct err *err)
 {
     auto_secret_buf struct buf form = BUF_INIT(SECRET_MAX * 8);
     auto_strv struct strv headers = {0};
@@ -354,7 +360,7 @@ static int token_post(struct http_client *http, struct http_request *req,
     req->headers = NULL;
     if (ret == 0) {
         if (r.status == 200)
-            ret = read_token(&r.body, out, err) < 0 ? -1 : 1;
+            ret = read_token(&r.body, out, life_s, err) < 0 ? -1 : 1;
         else if (r.status != 400 && r.status != 401 && r.status != 404 && r.status != 405)
             ret = token_status(&r, err);
         else if (creds->username == NULL)
@@ -367,7 +373,8 @@ static int token_post(struct http_client *http, struct http_request *req,
 
 static int token_get(struct http_client *http, struct http_request *req,
                      const struct auth_credentials *creds, const struct auth_challenge *ch,
-                     const char *scope, struct cancel *cancel, char **out, struct err *err)
+                     const char *scope, struct cancel *cancel, char **out, int64_t *life_s,
+                     struct err *err)
 {
     auto_buf struct buf query = BUF_INIT(KiB(64));
     auto_secret char *basic = NULL;
@@ -389,7 +396,7 @@ static int token_get(struct http_client *http, struct http_request *req,
     ret = http_perform(http, req, cancel, &r, err);
     req->secret_header = NULL;
     if (ret == 0)
-        ret = r.status == 200 ? read_token(&r.body, out, err) : token_status(&r, err);
+        ret = r.status == 200 ? read_token(&r.body, out, life_s, err) : token_status(&r, err);
     wipe_buf(&r.body);
     http_response_clear(&r);
     return ret;
@@ -397,7 +404,8 @@ static int token_get(struct http_client *http, struct http_request *req,
 
 static int fetch_token(struct http_client *http, const struct http_request *like,
                        const struct auth_credentials *creds, const struct auth_challenge *ch,
-                       const char *scope, struct cancel *cancel, char **out, struct err *err)
+                       const char *scope, struct cancel *cancel, char **out, int64_t *life_s,
+                       struct err *err)
 {
     struct http_request req = {.dial_timeout_ms = like->dial_timeout_ms,
                                .stall_ns = like->stall_ns,
@@ -411,24 +419,25 @@ static int fetch_token(struct http_client *http, const struct http_request *like
         return err_set(err, ERR_UNAUTHENTICATED,
                        "the registry names a token service without TLS; refused");
     if (http_same_origin(like->url, ch->realm)) {
-        req.client_cert = like->client_cert;
-        req.client_key = like->client_key;
+        req.client = like->client;
         req.skip_verify = like->skip_verify;
     }
     if (creds->username != NULL || creds->identity_token != NULL) {
-        r = token_post(http, &req, creds, ch, scope, cancel, out, err);
+        r = token_post(http, &req, creds, ch, scope, cancel, out, life_s, err);
         if (r != 0)
             return r < 0 ? -1 : 0;
     }
-    return token_get(http, &req, creds, ch, scope, cancel, out, err);
+    return token_get(http, &req, creds, ch, scope, cancel, out, life_s, err);
 }
 
 int auth_answer(struct http_client *http, const struct http_request *like,
                 const struct auth_credentials *creds, const struct auth_challenge *challenge,
                 const char *repository, struct cancel *cancel, char **authorization,
-                struct err *err)
+                int64_t *life_s, struct err *err)
 {
     auto_free char *scope = NULL;
+
+    *life_s = 0;
 
     if (challenge->scheme == AUTH_NONE)
         return err_set(err, ERR_UNAUTHENTICATED, "the registry refuses and names no way to log in");
@@ -438,7 +447,7 @@ int auth_answer(struct http_client *http, const struct http_request *like,
         return bearer_value(creds->registry_token, authorization, err);
     scope = !str_empty(challenge->scope) ? xstrdup(challenge->scope)
                                          : fs_format("repository:%s:pull", repository);
-    if (fetch_token(http, like, creds, challenge, scope, cancel, authorization, err) < 0)
+    if (fetch_token(http, like, creds, challenge, scope, cancel, authorization, life_s, err) < 0)
         return err_wrap(err, "log in");
     return 0;
 }

@@ -46,12 +46,13 @@ struct auth_challenge {
 void auth_parse_challenges(const struct strv *headers, struct auth_challenge *out);
 void auth_challenge_clear(struct auth_challenge *c);
 
-/* *authorization becomes "Authorization: ..." (the caller wipes it). `like` gives TLS and timeouts
- * of requests to the registry's own origin; repository is for a challenge without scope.
+/* *authorization becomes "Authorization: ..." (the caller wipes it); *life_s is for how many
+ * seconds a token service's token is good, 0 for anything else. `like` gives TLS and timeouts of
+ * requests to the registry's own origin; repository is for a challenge without scope.
  * ERR_UNAUTHENTICATED when nothing can answer the challenge or the token service refuses. */
 int auth_answer(struct http_client *http, const struct http_request *like,
                 const struct auth_credentials *creds, const struct auth_challenge *challenge,
                 const char *repository, struct cancel *cancel, char **authorization,
-                struct err *err);
+                int64_t *life_s, struct err *err);
 
 #endif

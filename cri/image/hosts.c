@@ -20,8 +20,7 @@ static void host_clear(struct registry_host *h)
     free(h->url);
     free(h->host);
     free(h->ca);
-    free(h->client_cert);
-    free(h->client_key);
+    strv_clear(&h->client);
     strv_clear(&h->headers);
     *h = (struct registry_host){0};
 }
@@ -142,30 +141,47 @@ static int parse_ca(struct registry_host *h, const struct toml_table *t, const c
     return 0;
 }
 
-/* "file", ["file", ...] (certificate and key in one), or [["cert", "key"], ...]. */
+static int add_client(struct registry_host *h, const char *cert, const char *key, struct err *err)
+{
+    if (h->client.n >= 2 * LIMIT_CLIENT_CERTS)
+        return err_set(err, ERR_INVALID, "more than %d client certificates", LIMIT_CLIENT_CERTS);
+    strv_add(&h->client, cert);
+    strv_add(&h->client, key);
+    return 0;
+}
+
+/* "file" (certificate and key in one) or ["cert", "key"]. */
+static int parse_pair(struct registry_host *h, const struct toml_value *v, const char *dir,
+                      struct err *err)
+{
+    const struct toml_value *cert = v, *key = v;
+
+    if (v->type == TOML_ARRAY) {
+        if (v->n_items == 0 || v->n_items > 2)
+            return err_set(err, ERR_INVALID, "line %d: client wants [certificate, key]", v->line);
+        key = &v->items[v->n_items - 1];
+        cert = &v->items[0];
+    }
+    if (cert->type != TOML_STRING || key->type != TOML_STRING || cert->str[0] == '\0')
+        return err_set(err, ERR_INVALID, "line %d: client must name files", v->line);
+    auto_free char *cert_file = in_dir(dir, cert->str);
+    auto_free char *key_file = key->str[0] != '\0' ? in_dir(dir, key->str) : xstrdup(cert_file);
+    return add_client(h, cert_file, key_file, err);
+}
+
+/* "file", ["file", ...], or [["cert", "key"], ...]. */
 static int parse_client(struct registry_host *h, const struct toml_table *t, const char *dir,
                         struct err *err)
 {
-    const struct toml_value *v = toml_get(t, "client"), *cert, *key;
+    const struct toml_value *v = toml_get(t, "client");
 
     if (v == NULL)
         return 0;
-    cert = key = v;
-    if (v->type == TOML_ARRAY) {
-        if (v->n_items == 0)
-            return 0;
-        cert = key = &v->items[0];
-    }
-    if (cert->type == TOML_ARRAY) {
-        if (cert->n_items == 0 || cert->n_items > 2)
-            return err_set(err, ERR_INVALID, "line %d: client wants [certificate, key]", v->line);
-        key = &cert->items[cert->n_items - 1];
-        cert = &cert->items[0];
-    }
-    if (cert->type != TOML_STRING || key->type != TOML_STRING)
-        return err_set(err, ERR_INVALID, "line %d: client must name files", v->line);
-    h->client_cert = in_dir(dir, cert->str);
-    h->client_key = key->str[0] != '\0' ? in_dir(dir, key->str) : xstrdup(h->client_cert);
+    if (v->type != TOML_ARRAY)
+        return parse_pair(h, v, dir, err);
+    for (size_t i = 0; i < v->n_items; i++)
+        if (parse_pair(h, &v->items[i], dir, err) < 0)
+            return -1;
     return 0;
 }
 
@@ -312,7 +328,7 @@ static int parse_server(const struct toml_doc *doc, const char *dir, const char 
         return -1;
     if (server != NULL && *server != '\0')
         return set_url(h, server, override_path, err);
-    set_upstream(h, registry, h->ca != NULL || h->client_cert != NULL || h->skip_verify);
+    set_upstream(h, registry, h->ca != NULL || h->client.n > 0 || h->skip_verify);
     return 0;
 }
 
@@ -365,7 +381,7 @@ static int by_name(const struct dirent **a, const struct dirent **b)
     return strcmp((*a)->d_name, (*b)->d_name);
 }
 
-/* Docker's layout: every *.crt is a CA, the first *.cert with its *.key is ours. */
+/* Docker's layout: every *.crt is a CA, every *.cert with its *.key is ours. */
 static int load_docker(const char *dir, const char *registry, struct registry_hosts *out,
                        struct err *err)
 {
@@ -378,15 +394,16 @@ static int load_docker(const char *dir, const char *registry, struct registry_ho
 
         if (ret == 0 && str_ends(name, ".crt")) {
             ret = add_ca(h, dir, name, err);
-        } else if (ret == 0 && str_ends(name, ".cert") && h->client_cert == NULL) {
-            h->client_cert = fs_format("%s/%s", dir, name);
-            h->client_key =
+        } else if (ret == 0 && str_ends(name, ".cert")) {
+            auto_free char *cert = fs_format("%s/%s", dir, name);
+            auto_free char *key =
                 fs_format("%s/%.*s.key", dir, (int)(strlen(name) - strlen(".cert")), name);
+            ret = add_client(h, cert, key, err);
         }
         free(names[i]);
     }
     free(names);
-    set_upstream(h, registry, h->ca != NULL || h->client_cert != NULL);
+    set_upstream(h, registry, h->ca != NULL || h->client.n > 0);
     return ret;
 }
 

@@ -7,8 +7,7 @@
  * client, skip_verify, override_path, dial_timeout and [host."URL".header]
  *         *.crt, *.cert+.key  Docker's layout, when there is no hosts.toml
  * Without any of these: https://HOST, and http://HOST for loopback. docker.io is
- * registry-1.docker.io. Of several client certificates only the first is used. Keys we do not know
- * are ignored.
+ * registry-1.docker.io. Keys we do not know are ignored.
  *
  * Memory: the list owns everything. Threads: read-only after hosts_load().
  */
@@ -30,9 +29,9 @@ struct registry_host {
     bool can_pull, can_resolve;
     bool skip_verify;
     int64_t dial_timeout_ms;
-    char *ca;                       /* PEM text of extra CAs, or NULL */
-    char *client_cert, *client_key; /* files, or NULL */
-    struct strv headers;            /* "Name: value" */
+    char *ca;            /* PEM text of extra CAs, or NULL */
+    struct strv client;  /* files: certificate, key, certificate, key, ... */
+    struct strv headers; /* "Name: value" */
 };
 
 struct registry_hosts {

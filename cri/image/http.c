@@ -9,6 +9,7 @@
 
 #include "base/fs.h"
 #include "base/limits.h"
+#include "cri/image/client_cert.h"
 #include "cri/image/reference.h"
 
 struct http_client {
@@ -283,7 +284,16 @@ static void set_proxy(CURL *e, const char *url)
         (void)curl_easy_setopt(e, CURLOPT_PROXY, getenv("HTTP_PROXY"));
 }
 
-static void set_tls(CURL *e, const struct http_request *q)
+static CURLcode on_ssl_ctx(CURL *e, void *ssl_ctx, void *arg)
+{
+    struct transfer *t = arg;
+
+    (void)e;
+    return client_certs_use(ssl_ctx, t->req->client, &t->failed) < 0 ? CURLE_SSL_CERTPROBLEM
+                                                                     : CURLE_OK;
+}
+
+static void set_tls(CURL *e, const struct http_request *q, struct transfer *t)
 {
     (void)curl_easy_setopt(e, CURLOPT_SSLVERSION, (long)CURL_SSLVERSION_TLSv1_2);
     if (q->ca != NULL) {
@@ -294,9 +304,9 @@ static void set_tls(CURL *e, const struct http_request *q)
         (void)curl_easy_setopt(e, CURLOPT_CAINFO_BLOB, &blob);
         (void)curl_easy_setopt(e, CURLOPT_CAPATH, "/etc/ssl/certs");
     }
-    if (q->client_cert != NULL) {
-        (void)curl_easy_setopt(e, CURLOPT_SSLCERT, q->client_cert);
-        (void)curl_easy_setopt(e, CURLOPT_SSLKEY, q->client_key);
+    if (q->client != NULL && q->client->n > 0) {
+        (void)curl_easy_setopt(e, CURLOPT_SSL_CTX_FUNCTION, on_ssl_ctx);
+        (void)curl_easy_setopt(e, CURLOPT_SSL_CTX_DATA, t);
     }
     if (q->skip_verify) {
         (void)curl_easy_setopt(e, CURLOPT_SSL_VERIFYPEER, 0L);
@@ -329,7 +339,7 @@ static void set_options(CURL *e, const struct http_request *q, struct curl_slist
     if (q->body != NULL)
         (void)curl_easy_setopt(e, CURLOPT_POSTFIELDS, q->body);
     set_proxy(e, q->url);
-    set_tls(e, q);
+    set_tls(e, q, body->t);
 }
 
 /* Drives the transfer to its end. 0: *result is libcurl's verdict; -1: given up, with *err. */
@@ -382,6 +392,7 @@ static int verdict(struct transfer *t, CURLcode rc, const char *detail, struct c
     case CURLE_COULDNT_RESOLVE_HOST:
     case CURLE_COULDNT_RESOLVE_PROXY:
     case CURLE_COULDNT_CONNECT:
+    case CURLE_PROXY:
     case CURLE_SSL_CONNECT_ERROR:
     case CURLE_PEER_FAILED_VERIFICATION:
     case CURLE_SSL_CERTPROBLEM:

@@ -34,8 +34,8 @@ struct http_request {
     const char *secret_header;  /* one more, wiped afterwards; may be NULL */
     const char *body;           /* POST form, or NULL */
     /* TLS. */
-    const char *ca;                       /* PEM text beside the system's CAs, or NULL */
-    const char *client_cert, *client_key; /* files, or NULL */
+    const char *ca;            /* PEM text beside the system's CAs, or NULL */
+    const struct strv *client; /* client_cert.h; NULL or empty: none */
     bool skip_verify;
     int64_t dial_timeout_ms;
     int64_t stall_ns; /* no byte for so long: give up */

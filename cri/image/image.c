@@ -106,17 +106,42 @@ static struct store_image *find_locked(struct image_store *s, const char *text, 
     return NULL;
 }
 
-struct image *image_find(struct image_store *s, const char *reference, struct err *err)
+static struct image *find(struct image_store *s, const char *reference, bool hold, struct err *err)
 {
     struct image *out = NULL;
-    const struct store_image *i;
+    struct store_image *i;
 
     pthread_mutex_lock(&s->lock);
     i = find_locked(s, reference, err);
     if (i != NULL)
         out = snapshot(s, i);
+    if (i != NULL && hold) {
+        i->holds++;
+        i->last_hold = ++s->hold_serial;
+    }
     pthread_mutex_unlock(&s->lock);
     return out;
+}
+
+struct image *image_find(struct image_store *s, const char *reference, struct err *err)
+{
+    return find(s, reference, false, err);
+}
+
+struct image *image_hold(struct image_store *s, const char *reference, struct err *err)
+{
+    return find(s, reference, true, err);
+}
+
+void image_unhold(struct image_store *s, const char *id)
+{
+    struct store_image *i;
+
+    pthread_mutex_lock(&s->lock);
+    i = store_find_id_locked(s, id);
+    if (i != NULL && i->holds > 0)
+        i->holds--;
+    pthread_mutex_unlock(&s->lock);
 }
 
 int image_list(struct image_store *s, struct image ***images, size_t *n, struct err *err)
@@ -170,23 +195,57 @@ static void remove_locked(struct image_store *s, struct store_image *i)
                  LOG_STR("error", err_msg(&err)));
 }
 
+enum removal { REMOVED, HELD, NEW_HOLDER };
+
+/* Unless somebody holds the image, or has held it since the hold `seen`. */
+static enum removal remove_unless_held(struct image_store *s, const char *id, uint64_t seen)
+{
+    enum removal what = REMOVED;
+    struct store_image *i;
+
+    pthread_mutex_lock(&s->lock);
+    i = store_find_id_locked(s, id);
+    if (i != NULL && i->holds > 0)
+        what = HELD;
+    else if (i != NULL && i->last_hold != seen)
+        what = NEW_HOLDER;
+    else if (i != NULL)
+        remove_locked(s, i);
+    pthread_mutex_unlock(&s->lock);
+    return what;
+}
+
+static uint64_t last_hold(struct image_store *s, const char *id)
+{
+    const struct store_image *i;
+    uint64_t serial = 0;
+
+    pthread_mutex_lock(&s->lock);
+    i = store_find_id_locked(s, id);
+    if (i != NULL)
+        serial = i->last_hold;
+    pthread_mutex_unlock(&s->lock);
+    return serial;
+}
+
 int image_remove(struct image_store *s, const char *reference,
                  bool (*in_use)(void *arg, const char *id), void *arg, struct err *err)
 {
     auto_err struct err e = ERR_INIT;
     auto_free char *id = id_of(s, reference, &e);
-    struct store_image *i;
+    enum removal what;
 
     if (id == NULL)
         return e.code != ERR_OK ? err_move(err, &e) : 0;
-    /* Asked without our lock: the answer takes locks of the daemon's own. */
-    if (in_use != NULL && in_use(arg, id))
+    do {
+        uint64_t seen = last_hold(s, id);
+        /* Asked without our lock: the answer takes locks of the daemon's own. Every user comes by
+         * way of a hold, so the answer counts as long as there was no new one. */
+        bool used = in_use != NULL && in_use(arg, id);
+        what = used ? HELD : remove_unless_held(s, id, seen);
+    } while (what == NEW_HOLDER);
+    if (what == HELD)
         return err_set(err, ERR_PRECONDITION, "image %s is in use by a container", id);
-    pthread_mutex_lock(&s->lock);
-    i = store_find_id_locked(s, id);
-    if (i != NULL)
-        remove_locked(s, i);
-    pthread_mutex_unlock(&s->lock);
     return 0;
 }
 
@@ -252,7 +311,7 @@ static int open_parts_locked(struct image_store *s, const struct store_image *i,
                              struct image_disk *d, struct err *err)
 {
     d->parts = xcalloc(i->rec.layers.n + 1, sizeof(*d->parts));
-    (void)snprintf(d->serial, sizeof(d->serial), "img-%.16s", digest_hex(i->rec.id));
+    image_disk_serial(i->rec.id, d->serial);
     if (add_part(d, store_meta_path(s, i->rec.id), err) < 0)
         return -1;
     for (size_t k = 0; k < i->rec.layers.n; k++)

@@ -15,6 +15,8 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
+#include <string.h>
 
 #include "base/cancel.h"
 #include "base/err.h"
@@ -95,8 +97,13 @@ int image_import(struct image_store *s, const char *path, const char *name,
 struct image *image_find(struct image_store *s, const char *reference, struct err *err);
 /* All images; *n of them; free each and the array. */
 int image_list(struct image_store *s, struct image ***images, size_t *n, struct err *err);
+/* The same as image_find(), and the image is not removed before image_unhold(): for whoever is
+ * about to become a user that in_use() knows of. Held for moments. */
+struct image *image_hold(struct image_store *s, const char *reference, struct err *err);
+void image_unhold(struct image_store *s, const char *id);
 /* Removes the whole image that the reference names, and what only it used; absent: success.
- * in_use(arg, id) says whether a container uses the image: then PRECONDITION. */
+ * in_use(arg, id) says whether a container uses the image: then, or while it is held,
+ * PRECONDITION. */
 int image_remove(struct image_store *s, const char *reference,
                  bool (*in_use)(void *arg, const char *id), void *arg, struct err *err);
 
@@ -118,8 +125,15 @@ struct image_disk {
         uint64_t size; /* multiple of 4096 */
     } * parts;
     size_t n_parts;
-    char serial[21]; /* "img-" and 16 hex digits of the id */
+    char serial[21]; /* image_disk_serial() */
 };
+/* "img-" and 16 hex digits of the id, which is "sha256:...". */
+static inline void image_disk_serial(const char *id, char out[21])
+{
+    const char *colon = strchr(id, ':');
+
+    (void)snprintf(out, 21, "img-%.16s", colon != NULL ? colon + 1 : id);
+}
 int image_disk_open(struct image_store *s, const char *id, struct image_disk *out, struct err *err);
 void image_disk_clear(struct image_disk *d);
 

@@ -119,6 +119,13 @@ static int check_layer_type(const json_t *j, size_t i, struct err *err)
                    type);
 }
 
+static bool is_foreign(const json_t *layer)
+{
+    const char *type = string_of(layer, "mediaType");
+
+    return strstr(type, ".nondistributable.") != NULL || strstr(type, ".foreign.") != NULL;
+}
+
 static int parse_image(const json_t *root, struct manifest *m, struct err *err)
 {
     const json_t *config = json_object_get(root, "config");
@@ -151,6 +158,7 @@ static int parse_image(const json_t *root, struct manifest *m, struct err *err)
         if (parse_descriptor(layer, &m->entries[i], what, err) < 0 ||
             check_layer_type(layer, i, err) < 0)
             return -1;
+        m->entries[i].foreign = is_foreign(layer);
         m->n_entries++;
     }
     return 0;

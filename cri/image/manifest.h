@@ -29,7 +29,8 @@ struct descriptor {
     char digest[DIGEST_MAX];
     uint64_t size;
     struct platform platform; /* of an index entry; empty strings when it names none */
-    bool skip; /* an index entry that is no image (attestation), or a layer we cannot fetch */
+    bool skip;                /* an index entry that is no image (attestation) */
+    bool foreign; /* a layer that the registry need not have; its `urls` are not followed */
 };
 
 enum manifest_kind { MANIFEST_IMAGE, MANIFEST_INDEX };

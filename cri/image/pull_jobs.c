@@ -148,7 +148,7 @@ static struct pull_job *job_new(struct image_store *s, const char *reference, co
         (void)err_sys(err, errno, "eventfd");
     else if (reference_parse(reference, &j->ref, err) == 0 &&
              (j->cancel = cancel_new(0, err)) != NULL &&
-             (j->registry = registry_new(&s->opts, &j->ref, auth, err)) != NULL)
+             (j->registry = registry_new(&s->opts, s->tokens, &j->ref, auth, err)) != NULL)
         return j;
     job_free(j);
     return NULL;

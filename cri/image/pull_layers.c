@@ -178,6 +178,10 @@ static int one_layer(struct work *w, struct http_client **http, size_t i, struct
     tmp = store_tmp_path(w->store);
     if (make_layer(w, http, i, tmp, err) < 0) {
         store_layer_abandon(w->lease, diff_id);
+        /* Where it is said to be is anybody's choice of a URL to have us ask. */
+        if (err->code == ERR_NOT_FOUND && w->m->entries[i].foreign)
+            (void)err_append(err, " (a foreign layer: one that is kept outside of registries; none "
+                                  "is fetched from there)");
         return err_wrap(err, "layer %s", w->m->entries[i].digest);
     }
     return store_layer_done(w->lease, diff_id, tmp, err);

@@ -14,6 +14,7 @@
 #include "base/limits.h"
 #include "base/log.h"
 #include "cri/image/layer.h"
+#include "cri/image/login_tokens.h"
 #include "cri/image/manifest.h"
 #include "cri/image/reference.h"
 #include "cri/image/store_internal.h"
@@ -481,6 +482,7 @@ struct image_store *image_store_open(const struct image_options *opts, struct er
     struct image_store *s = xcalloc(1, sizeof(*s));
 
     copy_options(&s->opts, opts);
+    s->tokens = login_tokens_new();
     s->lock_fd = -1;
     s->download_slots = s->unpack_slots = -1;
     TAILQ_INIT(&s->images);
@@ -524,6 +526,7 @@ void image_store_close(struct image_store *s)
     free((void *)(uintptr_t)s->opts.unpacker);
     free((void *)(uintptr_t)s->opts.hosts_dir);
     strv_clear(&s->pinned);
+    login_tokens_free(s->tokens);
     free(s->damaged);
     free(s);
 }

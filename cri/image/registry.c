@@ -13,6 +13,7 @@
 #define ATTEMPTS 4           /* of one request at one host */
 #define STILL_STANDING 3     /* attempts at a blob in a row that brought no byte */
 #define BACKOFF_MS 300       /* doubles */
+#define TOKEN_SPARE_S 10     /* a token is not used in its last seconds */
 #define RETRY_AFTER_MAX_S 60 /* a registry that wants us to wait longer is unavailable */
 
 #define ACCEPT                                                                                     \
@@ -23,22 +24,45 @@
 
 /* What a host told us to say about ourselves; shared by the threads of a pull. */
 struct host_auth {
-    char *authorization; /* "Authorization: ...", or NULL */
-    unsigned generation; /* counts its changes */
+    char *authorization;  /* "Authorization: ...", or NULL */
+    unsigned generation;  /* counts its changes */
+    char key[DIGEST_MAX]; /* in tokens */
 };
 
 struct registry {
     char *repository, *registry;
     struct auth_credentials creds;
     struct registry_hosts hosts;
+    struct login_tokens *tokens;
     struct host_auth *auth; /* one per host */
     pthread_mutex_t
         lock; /* guards auth; also held while a token is fetched, so that one thread does it */
     int64_t stall_ns;
 };
 
-struct registry *registry_new(const struct image_options *opts, const struct reference *ref,
-                              const struct image_auth *auth, struct err *err)
+/* Mirrors get no credentials. */
+static const struct auth_credentials *creds_for(const struct registry *r, size_t host)
+{
+    static const struct auth_credentials nobody = {0};
+
+    return r->hosts.v[host].upstream ? &r->creds : &nobody;
+}
+
+static int take_tokens(struct registry *r, struct err *err)
+{
+    r->auth = xcalloc(r->hosts.n, sizeof(*r->auth));
+    for (size_t i = 0; i < r->hosts.n; i++) {
+        if (login_tokens_key(r->hosts.v[i].url, r->repository, creds_for(r, i), r->auth[i].key,
+                             err) < 0)
+            return -1;
+        r->auth[i].authorization = login_tokens_get(r->tokens, r->auth[i].key, mono_ns());
+    }
+    return 0;
+}
+
+struct registry *registry_new(const struct image_options *opts, struct login_tokens *tokens,
+                              const struct reference *ref, const struct image_auth *auth,
+                              struct err *err)
 {
     struct registry *r = xcalloc(1, sizeof(*r));
 
@@ -46,12 +70,12 @@ struct registry *registry_new(const struct image_options *opts, const struct ref
     r->repository = xstrdup(ref->repository);
     r->registry = xstrdup(ref->registry);
     r->stall_ns = opts->stall_timeout_ns;
+    r->tokens = tokens;
     if (auth_credentials_set(&r->creds, auth, ref->registry, err) < 0 ||
-        hosts_load(opts->hosts_dir, ref->registry, &r->hosts, err) < 0) {
+        hosts_load(opts->hosts_dir, ref->registry, &r->hosts, err) < 0 || take_tokens(r, err) < 0) {
         registry_free(r);
         return NULL;
     }
-    r->auth = xcalloc(r->hosts.n, sizeof(*r->auth));
     return r;
 }
 
@@ -168,17 +192,22 @@ static int renew_authorization(struct registry *r, struct http_client *http, siz
                                const struct http_response *resp, struct cancel *cancel,
                                struct err *err)
 {
-    static const struct auth_credentials nobody = {0};
     struct auth_challenge challenge;
     char *fresh = NULL;
+    int64_t life_s = 0, asked = mono_ns();
     int ret = 0;
 
     auth_parse_challenges(&resp->challenges, &challenge);
     pthread_mutex_lock(&r->lock);
     if (r->auth[host].generation == generation) {
-        ret = auth_answer(http, like, r->hosts.v[host].upstream ? &r->creds : &nobody, &challenge,
-                          r->repository, cancel, &fresh, err);
+        login_tokens_drop(r->tokens, r->auth[host].key);
+        ret = auth_answer(http, like, creds_for(r, host), &challenge, r->repository, cancel, &fresh,
+                          &life_s, err);
         if (ret == 0) {
+            /* Not to its last moment: clocks differ and requests take time. */
+            if (life_s > TOKEN_SPARE_S)
+                login_tokens_put(r->tokens, r->auth[host].key, fresh,
+                                 asked + (life_s - TOKEN_SPARE_S) * INT64_C(1000000000));
             auth_wipe(r->auth[host].authorization);
             r->auth[host].authorization = fresh;
             r->auth[host].generation++;
@@ -223,8 +252,7 @@ static void fill_request(const struct registry *r, size_t host, const struct wan
         .url = url,
         .headers = headers,
         .ca = h->ca,
-        .client_cert = at_home ? h->client_cert : NULL,
-        .client_key = at_home ? h->client_key : NULL,
+        .client = at_home ? &h->client : NULL,
         .skip_verify = at_home && h->skip_verify,
         .dial_timeout_ms = h->dial_timeout_ms,
         .stall_ns = r->stall_ns,

@@ -24,13 +24,16 @@
 #include "cri/image/digest.h"
 #include "cri/image/http.h"
 #include "cri/image/image.h"
+#include "cri/image/login_tokens.h"
 #include "cri/image/reference.h"
 
 struct registry;
 
-/* Copies what it needs of ref and auth. */
-struct registry *registry_new(const struct image_options *opts, const struct reference *ref,
-                              const struct image_auth *auth, struct err *err);
+/* Copies what it needs of ref and auth; tokens of earlier pulls are taken from `tokens` and new
+ * ones put there. */
+struct registry *registry_new(const struct image_options *opts, struct login_tokens *tokens,
+                              const struct reference *ref, const struct image_auth *auth,
+                              struct err *err);
 void registry_free(struct registry *r); /* wipes the credentials */
 DEFINE_AUTO(struct registry *, registry_free);
 #define auto_registry __attribute__((cleanup(registry_freep)))

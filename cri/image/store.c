@@ -460,6 +460,8 @@ static int commit_locked(struct image_store *s, const struct store_new_image *im
     fresh->rec.size = old != NULL ? old->rec.size : img->size;
     fresh->rec.pinned = img->pinned || (old != NULL && old->rec.pinned);
     if (old != NULL) {
+        fresh->holds = old->holds;
+        fresh->last_hold = old->last_hold;
         add_all(&fresh->rec.tags, &old->rec.tags);
         add_all(&fresh->rec.digests, &old->rec.digests);
         add_all(&fresh->rec.blobs, &old->rec.blobs);

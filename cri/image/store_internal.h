@@ -25,6 +25,8 @@ struct store_image {
     struct catalog_image rec;
     struct image_config config;
     uint64_t disk_size;
+    unsigned holds;     /* image_hold() */
+    uint64_t last_hold; /* serial of the latest; 0: none yet */
     TAILQ_ENTRY(store_image) link;
 };
 
@@ -50,11 +52,13 @@ struct store_lease {
 };
 
 struct pull_job;
+struct login_tokens;
 
 struct image_store {
     struct image_options opts; /* strings owned */
     int lock_fd;
     struct strv pinned;               /* of the options, normalised */
+    struct login_tokens *tokens;      /* locks itself */
     int download_slots, unpack_slots; /* eventfds, semaphores */
     atomic_uint_fast64_t tmp_serial;
     bool rebuild;  /* the catalog was damaged: image_recover() makes it anew from the files */
@@ -66,6 +70,7 @@ struct image_store {
     struct store_layer *layers;  /* hash */
     struct store_making *making; /* hash */
     LIST_HEAD(, store_lease) leases;
+    uint64_t hold_serial;
 
     pthread_mutex_t pulls_lock; /* guards the rest; pull_jobs.c */
     pthread_cond_t pulls_idle;  /* pull_threads fell to 0 */

@@ -1,9 +1,14 @@
-/* The small texts around a pull: references, WWW-Authenticate headers, hosts.toml. */
+/* The small texts around a pull: references, WWW-Authenticate headers, hosts.toml, digests and
+ * URLs.
+ */
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 #include "cri/image/auth.h"
+#include "cri/image/digest.h"
 #include "cri/image/hosts.h"
+#include "cri/image/http.h"
 #include "cri/image/reference.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -48,6 +53,21 @@ static void hosts(const char *text, size_t len)
             abort();
 }
 
+static void digest_or_url(const char *text)
+{
+    auto_free char *shown = http_shown_url(text);
+
+    if (digest_valid(text) && strspn(digest_hex(text), "0123456789abcdef") != strlen(text) - 7)
+        abort(); /* it becomes a file name */
+    if (strchr(shown, '?') != NULL || strchr(shown, '#') != NULL)
+        abort(); /* a signed URL's query is a secret */
+    if (http_url_usable(text) && !str_starts(text, "http://") && !str_starts(text, "https://") &&
+        strncasecmp(text, "http", 4) != 0)
+        abort();
+    if (http_url_usable(text) && !http_same_origin(text, text))
+        abort();
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     auto_free char *text = NULL;
@@ -55,15 +75,18 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (size == 0)
         return 0;
     text = xstrndup((const char *)data + 1, size - 1);
-    switch (data[0] % 3) {
+    switch (data[0] % 4) {
     case 0:
         reference(text);
         break;
     case 1:
         challenge(text);
         break;
-    default:
+    case 2:
         hosts(text, strlen(text));
+        break;
+    default:
+        digest_or_url(text);
     }
     return 0;
 }

@@ -57,6 +57,13 @@ class Client:
 
         return call
 
+    def stream(self, name, deadline=60, **fields):
+        """A server stream: an iterator of replies that can be cancelled."""
+        path, request, reply = METHODS[name]
+        stub = self.channel.unary_stream(path, request_serializer=request.SerializeToString,
+                                         response_deserializer=reply.FromString)
+        return stub(request(**fields), timeout=deadline)
+
     def raw(self, path, data, timeout=30):
         """Any bytes to any path; gives the reply's bytes."""
         stub = self.channel.unary_unary(path, request_serializer=bytes, response_deserializer=bytes)

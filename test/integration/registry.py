@@ -278,6 +278,7 @@ class FaultyRegistry:
     wrong-type         Content-Type contradicts the manifest's own mediaType
     endless            a layer that never ends
     stall              sends half of each layer, then nothing, until stopped
+    trickle            sends each layer a byte at a time, one in a second
     redirect           sends layers from another server, which must not see credentials
     loop               redirects for ever
     busy               answers 429 with Retry-After: 1 to the first three requests
@@ -416,6 +417,14 @@ class FaultyRegistry:
         h.send_header("Content-Length", str(len(data) - start))
         h.end_headers()
         if h.command == "HEAD":
+            return
+        if fault == "trickle":
+            for byte in data[start:]:
+                h.wfile.write(bytes([byte]))
+                h.wfile.flush()
+                if self.stopping.wait(1):
+                    break
+            h.close_connection = True
             return
         if fault in ("short-blob", "short-always", "stall") and not start:
             h.wfile.write(data[:len(data) // 2])

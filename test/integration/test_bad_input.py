@@ -87,7 +87,10 @@ def test_every_unbuilt_method_says_so(daemon):
              "RemovePodSandbox", "PodSandboxStatus", "ListPodSandbox", "CreateContainer", "StartContainer",
              "StopContainer", "RemoveContainer", "ContainerStatus", "ListContainers", "ReopenContainerLog",
              "ExecSync", "Exec", "Attach", "PortForward", "PullImage", "ImageStatus", "ListImages", "RemoveImage", "ImageFsInfo",
-             "StreamImages"}
+             "StreamImages", "StreamPodSandboxes", "StreamContainers",
+             "ContainerStats", "ListContainerStats", "StreamContainerStats", "PodSandboxStats", "ListPodSandboxStats",
+             "StreamPodSandboxStats", "GetContainerEvents", "ListMetricDescriptors", "ListPodSandboxMetrics",
+             "StreamPodSandboxMetrics", "UpdateContainerResources", "UpdatePodSandboxResources"}
     assert len(METHODS) == 43
     for name, (path, _, _) in METHODS.items():
         if name not in built:

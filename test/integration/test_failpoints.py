@@ -37,6 +37,8 @@ STEPS = {
     "container.record": "create", "container.disk": "create", "container.agent": "create",
     "share.spawn": "create", "share.attached": "create",
     "machine.attach.fds": "create", "machine.attach.node": "create", "machine.attach.device": "create",
+    "container.fit": "create",
+    "container.limits": "update", "machine.resize": "update",
     "container.start": "start",
     "container.remove": "remove container",
     "image.resolve": "pull", "image.blob": "pull", "image.layer": "pull", "image.tree": "pull", "image.record": "pull",
@@ -587,3 +589,25 @@ def test_a_pod_never_fails_because_of_a_template(images, name):
     finally:
         points.clear()
         d.destroy()
+
+
+@pytest.mark.parametrize("name", of_step("update"))
+def test_failed_updates_change_nothing(d, name, image):
+    """An error and a crash in the middle of a change of limits: the container has what it had."""
+    pod = d.run_pod(sandbox_config("updates"))
+    config = container_config("c", image, ["sleep", "1000"], resources=dict(memory_limit_in_bytes=100 << 20))
+    c = d.create(pod, config, sandbox_config("updates"))
+    d.client.StartContainer(container_id=c)
+    more = dict(container_id=c, linux=pb.LinuxContainerResources(memory_limit_in_bytes=400 << 20))
+    d.points.set(f"{name}=error")
+    fails(name, d.client.UpdateContainerResources, **more)
+    d.points.clear()
+    limit = lambda: d.client.ContainerStatus(container_id=c).status.resources.linux.memory_limit_in_bytes  # noqa: E731
+    assert limit() == 100 << 20
+    assert d.exec(c, "cat", "/sys/fs/cgroup/memory.max").stdout == b"%d\n" % (100 << 20)
+    dies(d, name, d.client.UpdateContainerResources, **more)
+    assert limit() == 100 << 20
+    d.client.UpdateContainerResources(**more)
+    assert limit() == 400 << 20
+    assert d.exec(c, "cat", "/sys/fs/cgroup/memory.max").stdout == b"%d\n" % (400 << 20)
+    d.remove_all()

@@ -163,7 +163,6 @@ def test_what_is_refused_says_why(daemon, pod, src):
     refused(code=invalid, text="host path", host="relative")
     refused(code=invalid, text="container path", at="/")
     refused(code=unimplemented, text="device", host="/dev/null")
-    refused(code=unimplemented, text="image volume", image=pb.ImageSpec(image="x"), host="")
     r = daemon.client.Status()
     assert all(h.features.recursive_read_only_mounts for h in r.runtime_handlers)
     pod.run("good", "true", mounts=[mount(src, "/data")])

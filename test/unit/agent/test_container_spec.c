@@ -13,9 +13,11 @@
 
 #define auto_json __attribute__((cleanup(json_decrefp)))
 
-static const char *file_of(void *arg, const char *name)
+static const char *file_of(void *arg, const char *name, struct err *err)
 {
     (void)arg;
+    if (strcmp(name, "image:img-1/gone") == 0)
+        err_set(err, ERR_NOT_FOUND, "no such directory in the image");
     return strcmp(name, "hosts") == 0 ? "/run/pod/hosts" : NULL;
 }
 

@@ -22,6 +22,7 @@
 
 #include "agent/container_cgroup.h"
 #include "agent/container_jobs.h"
+#include "agent/container_stats.h"
 #include "agent/containers.h"
 #include "agent/crun.h"
 #include "base/cancel.h"
@@ -44,6 +45,7 @@ struct rpc_call {
     uint32_t pid;
     uint32_t stdout_id;
     size_t n_listed;
+    size_t n_layers; /* of Stats */
     /* events */
     size_t n_events;
     struct {
@@ -67,6 +69,13 @@ void rpc_reply(struct rpc_call *call, const ProtobufCMessage *reply)
         call->pid = ((const Aspis__Agent__V1__ExecResponse *)reply)->pid;
     } else if (reply->descriptor == &aspis__agent__v1__list_state_response__descriptor) {
         call->n_listed = ((const Aspis__Agent__V1__ListStateResponse *)reply)->n_processes;
+    } else if (reply->descriptor == &aspis__agent__v1__stats_response__descriptor) {
+        const Aspis__Agent__V1__StatsResponse *r = (const Aspis__Agent__V1__StatsResponse *)reply;
+        call->n_listed = r->n_containers;
+        call->n_layers = 0;
+        for (size_t i = 0; i < r->n_containers; i++)
+            call->n_layers += r->containers[i]->has_layer;
+        assert_true(r->at_ns > 0 && r->guest->memory_total > 0 && r->pod != NULL);
     }
 }
 
@@ -308,6 +317,10 @@ char *cgroup_memory_events(const char *id)
     (void)id;
     return xstrdup("/nowhere");
 }
+char *cgroup_file(const char *id, const char *name)
+{
+    return fs_format("%s/cgroup-%s/%s", dir, id, name);
+}
 char *cgroup_spec_path(const char *id)
 {
     return xstrdup(id);
@@ -340,7 +353,8 @@ static void reap(void)
 static Aspis__Agent__V1__CreateContainerRequest create_req;
 static char id_buf[32];
 
-static void begin_create(struct rpc_call *call, const char *id, const char *cmd)
+static void begin_create_with(struct rpc_call *call, const char *id, const char *cmd,
+                              char **volume_disks, size_t n)
 {
     static uint8_t spec[256];
     static char disk[16];
@@ -353,7 +367,14 @@ static void begin_create(struct rpc_call *call, const char *id, const char *cmd)
     create_req.oci_spec.len = strlen(cmd);
     create_req.image_disk = disk;
     create_req.shared_pid = strcmp(cmd, "shared") == 0;
+    create_req.volume_disks = volume_disks;
+    create_req.n_volume_disks = n;
     invoke(call, "CreateContainer", &create_req);
+}
+
+static void begin_create(struct rpc_call *call, const char *id, const char *cmd)
+{
+    begin_create_with(call, id, cmd, NULL, 0);
 }
 
 static void create(struct rpc_call *call, const char *id, const char *cmd)
@@ -593,6 +614,34 @@ static void test_remove_while_creating(void **state)
     assert_int_equal(made.code, ERR_ABORTED);
 }
 
+/* Every image of a container is held until the container is gone, or given back when one is not to
+ * be had. */
+static void test_image_volumes(void **state)
+{
+    (void)state;
+    struct rpc_call call;
+    static char *good[] = {(char *)(uintptr_t) "one", (char *)(uintptr_t) "two"};
+    static char *bad[] = {(char *)(uintptr_t) "one", (char *)(uintptr_t) "missing"};
+    static char *many[LIMIT_IMAGE_VOLUMES + 1];
+
+    begin_create_with(&call, "a", "exit 0", good, 2);
+    WAIT(call.answered);
+    assert_int_equal(call.code, ERR_OK);
+    assert_int_equal(image_refs, 3);
+    remove_container("a");
+    assert_int_equal(image_refs, 0);
+    begin_create_with(&call, "a", "exit 0", bad, 2);
+    WAIT(call.answered);
+    assert_int_equal(call.code, ERR_NOT_FOUND);
+    assert_int_equal(image_refs, 0);
+    for (size_t i = 0; i < ARRAY_LEN(many); i++)
+        many[i] = good[0];
+    begin_create_with(&call, "a", "exit 0", many, ARRAY_LEN(many));
+    WAIT(call.answered);
+    assert_int_equal(call.code, ERR_INVALID);
+    assert_int_equal(image_refs, 0);
+}
+
 static void test_hanging_operations(void **state)
 {
     (void)state;
@@ -706,6 +755,55 @@ static void test_many(void **state)
         WAIT(call[i].answered);
 }
 
+static void ask_stats(struct container_stats *s, struct rpc_call *call)
+{
+    const struct rpc_method *m = container_stats_methods(s);
+    Aspis__Agent__V1__StatsRequest req = ASPIS__AGENT__V1__STATS_REQUEST__INIT;
+    req.processes = true;
+    memset(call, 0, sizeof(*call));
+    assert_string_equal(m->name, "Stats");
+    m->handler(call, &req.base, m->arg);
+}
+
+/* The first call waits for the layers to be counted, later ones do not; a second container makes
+ * one wait again. */
+static void test_stats(void **state)
+{
+    struct rpc_call call;
+    struct rpc_call both[2];
+    (void)state;
+    struct container_stats *s = container_stats_new(loop, table, NULL, NULL);
+    ask_stats(s, &call);
+    assert_true(call.answered);
+    assert_int_equal(call.n_listed, 0);
+    create(&call, "s1", "sleep 100");
+    start("s1");
+    ask_stats(s, &both[0]);
+    ask_stats(s, &both[1]);
+    assert_false(both[0].answered);
+    WAIT(both[0].answered && both[1].answered);
+    assert_int_equal(both[0].n_listed, 1);
+    assert_int_equal(both[1].n_layers, 1);
+    ask_stats(s, &call);
+    assert_true(call.answered);
+    create(&call, "s2", "sleep 100");
+    ask_stats(s, &both[0]);
+    assert_false(both[0].answered);
+    WAIT(both[0].answered);
+    assert_int_equal(both[0].n_layers, 2);
+    for (int i = 0; i < 2; i++) {
+        named(&both[i], "RemoveContainer", i == 0 ? "s1" : "s2");
+        WAIT(both[i].answered);
+    }
+    ask_stats(s, &call);
+    assert_int_equal(call.n_listed, 0);
+    create(&call, "s3", "sleep 100");
+    ask_stats(s, &both[0]); /* freed with a call that waits */
+    container_stats_free(s);
+    named(&both[1], "RemoveContainer", "s3");
+    WAIT(both[1].answered);
+}
+
 /* The agent's end with work under way: for leak checkers. */
 static void test_freed_in_the_middle(void **state)
 {
@@ -735,11 +833,13 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_dies_before_start, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_remove_running, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_remove_while_creating, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_image_volumes, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_hanging_operations, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_remove_fails, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_exec, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_background_child, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_many, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_stats, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_freed_in_the_middle, set_up, tear_down),
     };
     assert_non_null(mkdtemp(dir));

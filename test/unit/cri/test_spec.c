@@ -11,6 +11,7 @@
 #include <cmocka.h>
 
 #include "base/cleanup.h"
+#include "base/limits.h"
 #include "base/str.h"
 #include "cri/spec.h"
 
@@ -72,8 +73,9 @@ static void clear(struct box *b)
 /* The spec, which must be made; json_decref() it. */
 static json_t *spec_of(struct box *b)
 {
-    auto_free struct machine_volume *v = spec_volumes(&b->c);
-    for (size_t i = 0; i < b->c.n_mounts; i++)
+    size_t n = 0;
+    auto_free struct machine_volume *v = spec_volumes(&b->c, &n);
+    for (size_t i = 0; i < n; i++)
         v[i].id = (uint32_t)i + 1;
     auto_free char *text = spec_make(&b->c, &b->pod, &b->image, v, &b->err);
     if (text == NULL)
@@ -375,6 +377,9 @@ static void test_refused_containers(void **state)
     mount.recursive_read_only = false;
     mount.propagation = RUNTIME__V1__MOUNT_PROPAGATION__PROPAGATION_BIDIRECTIONAL;
     assert_refused(&b, ERR_PRECONDITION, "aspis-host");
+    mount.propagation = RUNTIME__V1__MOUNT_PROPAGATION__PROPAGATION_PRIVATE;
+    mount.image_sub_path = OWN("x");
+    assert_refused(&b, ERR_INVALID, "no image");
     b.c.n_mounts = 0;
     Runtime__V1__Device device;
     runtime__v1__device__init(&device);
@@ -483,6 +488,58 @@ static void test_resources(void **state)
     clear(&b);
 }
 
+static void test_limits_that_cannot_be(void **state)
+{
+    (void)state;
+    auto_err struct err err = ERR_INIT;
+    struct {
+        Runtime__V1__LinuxContainerResources r;
+        enum err_code code;
+    } cases[12];
+    size_t n = 0;
+#define CASE(want, ...)                                                                            \
+    do {                                                                                           \
+        runtime__v1__linux_container_resources__init(&cases[n].r);                                 \
+        Runtime__V1__LinuxContainerResources *r = &cases[n].r;                                     \
+        cases[n++].code = (want);                                                                  \
+        __VA_ARGS__;                                                                               \
+    } while (0)
+    Runtime__V1__HugepageLimit pages;
+    runtime__v1__hugepage_limit__init(&pages);
+    pages.page_size = OWN("2MB");
+    pages.limit = 1;
+    Runtime__V1__HugepageLimit none = pages;
+    none.limit = 0;
+    Runtime__V1__HugepageLimit *list[] = {&pages};
+    Runtime__V1__HugepageLimit *empty[] = {&none};
+    Runtime__V1__LinuxContainerResources__UnifiedEntry entry;
+    runtime__v1__linux_container_resources__unified_entry__init(&entry);
+    entry.key = OWN("memory.high/../../x");
+    entry.value = OWN("1");
+    Runtime__V1__LinuxContainerResources__UnifiedEntry line = entry;
+    line.key = OWN("memory.high");
+    line.value = OWN("1\n2");
+    Runtime__V1__LinuxContainerResources__UnifiedEntry *climbing[] = {&entry};
+    Runtime__V1__LinuxContainerResources__UnifiedEntry *lines[] = {&line};
+    CASE(ERR_OK, r->memory_limit_in_bytes = -1);
+    CASE(ERR_OK, (r->n_hugepage_limits = 1, r->hugepage_limits = empty));
+    CASE(ERR_OK, (r->cpuset_cpus = OWN("0-3,7"), r->cpuset_mems = OWN("0")));
+    CASE(ERR_INVALID, r->memory_limit_in_bytes = MiB(4) - 1);
+    CASE(ERR_INVALID, r->memory_limit_in_bytes = -2);
+    CASE(ERR_INVALID, r->cpu_shares = -1);
+    CASE(ERR_INVALID, (r->memory_limit_in_bytes = MiB(8), r->memory_swap_limit_in_bytes = MiB(7)));
+    CASE(ERR_UNIMPLEMENTED, (r->n_hugepage_limits = 1, r->hugepage_limits = list));
+    CASE(ERR_INVALID, r->cpuset_cpus = OWN("0;1"));
+    CASE(ERR_INVALID, (r->n_unified = 1, r->unified = climbing));
+    CASE(ERR_INVALID, (r->n_unified = 1, r->unified = lines));
+#undef CASE
+    for (size_t i = 0; i < n; i++) {
+        (void)spec_check_resources(&cases[i].r, &err);
+        assert_int_equal(err.code, cases[i].code);
+        err_clear(&err);
+    }
+}
+
 /* The parts that OCI runtime-spec 1.0 requires, with their types. */
 static void test_shape(void **state)
 {
@@ -535,6 +592,63 @@ static void test_shape(void **state)
     json_t *lists = json_object_get(plain, "linux");
     assert_true(json_array_size(json_object_get(lists, "maskedPaths")) > 5);
     assert_true(json_array_size(json_object_get(lists, "readonlyPaths")) == 5);
+    clear(&b);
+}
+
+#define HEX64 "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+
+static void test_image_volumes(void **state)
+{
+    (void)state;
+    struct box b;
+    init(&b);
+    Runtime__V1__ImageSpec spec;
+    runtime__v1__image_spec__init(&spec);
+    spec.image = OWN("sha256:" HEX64);
+    Runtime__V1__Mount m[2];
+    Runtime__V1__Mount *mounts[2] = {&m[0], &m[1]};
+    for (size_t i = 0; i < 2; i++)
+        runtime__v1__mount__init(&m[i]);
+    m[0].container_path = OWN("/data/");
+    m[0].image = &spec;
+    m[0].image_sub_path = OWN("a b/c");
+    m[1].container_path = OWN("/host");
+    m[1].host_path = OWN("/host");
+    b.c.mounts = mounts;
+    b.c.n_mounts = 2;
+    assert_refused(&b, ERR_INVALID,
+                   "image volume at /data/: an image can be mounted read-only only");
+    m[0].readonly = true;
+    assert_int_equal(spec_check_container(&b.c, &b.pod, &b.err), 0);
+    size_t n = 0;
+    auto_free struct machine_volume *v = spec_volumes(&b.c, &n);
+    assert_int_equal(n, 1); /* images are no files of the host's */
+    assert_string_equal(v[0].source, "/host");
+    json_auto_t *made = spec_of(&b);
+    bool seen = false;
+    size_t i;
+    const json_t *item;
+    json_array_foreach(json_object_get(made, "mounts"), i, item)
+    {
+        if (strcmp(json_string_value(json_object_get(item, "destination")), "/data") != 0)
+            continue;
+        auto_free char *text = json_dumps(item, JSON_COMPACT);
+        assert_string_equal(
+            text, "{\"destination\":\"/data\",\"type\":\"bind\",\"source\":"
+                  "\"aspis:image:img-0123456789abcdef/a b/c\",\"options\":[\"bind\",\"rprivate\","
+                  "\"ro\",\"nosuid\",\"nodev\",\"noexec\"]}");
+        seen = true;
+    }
+    assert_true(seen);
+    static const char *const bad[] = {"..", "../x", "a/../b", "a/..", "/a", "/"};
+    for (i = 0; i < ARRAY_LEN(bad); i++) {
+        m[0].image_sub_path = OWN(bad[i]);
+        assert_refused(&b, ERR_INVALID, "image volume at /data/: sub path");
+    }
+    m[0].image_sub_path = OWN("..a/b..");
+    assert_int_equal(spec_check_container(&b.c, &b.pod, &b.err), 0);
+    m[0].host_path = OWN("/x");
+    assert_refused(&b, ERR_INVALID, "both an image and the host path /x");
     clear(&b);
 }
 
@@ -614,7 +728,9 @@ int main(void)
         cmocka_unit_test(test_refused_containers),
         cmocka_unit_test(test_refused_pods),
         cmocka_unit_test(test_resources),
+        cmocka_unit_test(test_limits_that_cannot_be),
         cmocka_unit_test(test_shape),
+        cmocka_unit_test(test_image_volumes),
         cmocka_unit_test(test_too_large),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -15,6 +15,7 @@ import http.server
 import io
 import json
 import os
+import select
 import shutil
 import signal
 import socket
@@ -101,8 +102,9 @@ class Registry:
     """A registry on a free loopback port. `bend(handler, kind, ref)` sees each request first and may answer
     it (return True)."""
 
-    def __init__(self, tls=None):
+    def __init__(self, tls=None, clients=None, optional=False):
         self.manifests, self.blobs, self.log = {}, {}, []
+        self.shown = []  # by request: the client's certificate, or None
         self.bend = None
         self.lock = threading.Lock()
         outer = self
@@ -128,6 +130,9 @@ class Registry:
         if tls:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(*tls)
+            if clients:
+                context.verify_mode = ssl.CERT_OPTIONAL if optional else ssl.CERT_REQUIRED
+                context.load_verify_locations(clients)
             self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
         self.port = self.server.server_address[1]
         self.host = f"127.0.0.1:{self.port}"
@@ -155,6 +160,7 @@ class Registry:
         length = int(h.headers.get("Content-Length") or 0)
         h.posted = h.rfile.read(length) if length else b""
         with self.lock:
+            self.shown.append(h.connection.getpeercert() if hasattr(h.connection, "getpeercert") else None)
             self.log.append((f"{h.command} {h.path}", dict(h.headers.items()), h.posted))
         path = urllib.parse.urlsplit(h.path).path
         parts = path.split("/")
@@ -469,6 +475,58 @@ def test_schema1(reg, store):
     store.refused(f"{reg.host}/old/x", "INVALID_ARGUMENT", "schema 1")
 
 
+def test_foreign_layers(reg, store):
+    """Fetched where the registry has them; their `urls` are nobody's business."""
+    for kind in (OCI + "layer.nondistributable.v1.tar+gzip", "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"):
+        image = Image([{"a": kind.encode()}, {"b": b"2"}])
+        image.document["layers"][1].update(mediaType=kind, urls=[f"http://{reg.host}/elsewhere/layer"])
+        reg.add("far/x", image)
+        answer = store.pulled(f"{reg.host}/far/x")
+        assert sorted(tree(store, answer["id"])) == ["a", "b"]
+        store.run("remove", answer["id"])
+        del reg.blobs[sha(image.blobs[1])]
+        store.refused(f"{reg.host}/far/x", "NOT_FOUND", "foreign layer")
+        store.empty()
+    assert reg.count("elsewhere") == 0
+
+
+def test_artifacts(reg, store):
+    """What is no container image is refused by its name: a Helm chart, an artifact with an empty config, a signature."""
+    chart = Image([{"Chart.yaml": b"x"}])
+    chart.document["config"].update(mediaType="application/vnd.cncf.helm.config.v1+json")
+    reg.add("art/chart", chart)
+    store.refused(f"{reg.host}/art/chart", "INVALID_ARGUMENT", 'not a container image: its config has the media type '
+                  '"application/vnd.cncf.helm.config.v1+json"')
+    empty = Image([{"a": b"x"}])
+    empty.document["artifactType"] = "application/vnd.example"
+    empty.document["config"] = {"mediaType": OCI.replace("image.", "") + "empty.v1+json", "digest": sha(b"{}"), "size": 2}
+    reg.add("art/empty", empty)
+    store.refused(f"{reg.host}/art/empty", "INVALID_ARGUMENT", "not a container image")
+    layer = Image([{"a": b"x"}])
+    layer.document["layers"][0]["mediaType"] = "application/vnd.in-toto+json"
+    reg.add("art/statement", layer)
+    store.refused(f"{reg.host}/art/statement", "INVALID_ARGUMENT", "application/vnd.in-toto+json")
+    store.empty()
+
+
+def test_huge_config(reg, store):
+    """By what the manifest says, and by what comes."""
+    image = Image([{"a": b"x"}])
+    image.document["config"]["size"] = 9 << 20
+    reg.add("huge/c", image)
+    store.refused(f"{reg.host}/huge/c", "INVALID_ARGUMENT", "config is larger")
+    image = Image([{"a": b"y"}])
+    reg.add("huge/d", image)
+    reg.blobs[sha(image.config)] = b" " * (9 << 20)
+    store.refused(f"{reg.host}/huge/d", "DATA_LOSS", "bytes that the manifest says")
+    deep = Image([{"a": b"z"}])
+    deep.config = b"[" * 200_000 + b"]" * 200_000
+    deep.document["config"].update(digest=sha(deep.config), size=len(deep.config))
+    reg.add("huge/e", deep)
+    store.refused(f"{reg.host}/huge/e", "INVALID_ARGUMENT", "JSON")
+    store.empty()
+
+
 def test_huge_manifest(reg, store):
     reg.add_document("huge/x", b" " * (5 << 20), MANIFEST, "latest")
     store.refused(f"{reg.host}/huge/x", "RESOURCE_EXHAUSTED", "longer than")
@@ -675,6 +733,104 @@ def test_cancel(reg, store):
     store.pulled(f"{reg.host}/c/big")
 
 
+def test_cancel_anywhere(reg, store):
+    """Given up before, in the middle of and at the end of every document of a pull: nothing stays."""
+    image = Image([{"a": noise(300_000, 7)}, {"b": b"2"}])
+    reg.add("c/any", image)
+    documents = ["latest", sha(image.manifest), sha(image.config)] + [sha(b) for b in image.blobs]
+    for ref in documents:
+        body = image.manifest if ref in documents[:2] else (image.config if ref == documents[2] else reg.blobs[ref])
+        for cut in sorted({None, 0, 1, len(body) // 2, len(body) - 1}, key=lambda c: -1 if c is None else c):
+            gate = threading.Event()
+
+            def bend(h, kind, r):
+                if r != ref or h.command != ("HEAD" if ref == "latest" else "GET"):
+                    return False
+                if cut is not None and h.command == "GET":
+                    h.send_response(200)
+                    h.send_header("Content-Type", MANIFEST if kind == "manifests" else "application/octet-stream")
+                    h.send_header("Content-Length", str(len(body)))
+                    h.end_headers()
+                    h.wfile.write(body[:cut])
+                    h.wfile.flush()
+                gate.wait(10)
+                h.close_connection = True
+                return True
+            reg.bend = bend
+            answer = store.refused(f"{reg.host}/c/any", "CANCELLED", cancel_ms=150)
+            gate.set()
+            assert answer["ms"] < 3000, answer
+            store.empty()
+            if ref == "latest":
+                break
+    reg.bend = None
+    store.pulled(f"{reg.host}/c/any")
+
+
+def test_downloads_are_bounded(reg, store):
+    """However many pulls there are, the node has so many connections for layers and no more."""
+    images = [Image([{f"{k}/{i}": noise(2000, 100 * k + i)} for i in range(6)]) for k in range(3)]
+    for k, image in enumerate(images):
+        reg.add(f"b/{k}", image)
+    layers = {sha(b) for image in images for b in image.blobs}
+    busy, most, lock = [0], [0], threading.Lock()
+
+    def bend(h, kind, ref):
+        if ref not in layers:
+            return False
+        with lock:
+            busy[0] += 1
+            most[0] = max(most[0], busy[0])
+        time.sleep(0.05)
+        with lock:
+            busy[0] -= 1
+        return False
+    reg.bend = bend
+    answers = store.run("pull", *[f"{reg.host}/b/{k}" for k in range(3)], downloads=2)
+    assert all(a["ok"] for a in answers), answers
+    assert most[0] == 2, most
+
+
+def test_shared_layers_are_fetched_once(reg, store):
+    """Images that are pulled at once and have layers in common: each blob crosses the wire once."""
+    base = [{"base": noise(200_000, 1)}, {"lib": noise(100_000, 2)}]
+    images = [Image(base + [{f"own{k}": b"x" * k}]) for k in range(4)]
+    for k, image in enumerate(images):
+        reg.add(f"s/{k}", image)
+    answers = store.run("pull", *[f"{reg.host}/s/{k}" for k in range(4)])
+    assert all(a["ok"] for a in answers), answers
+    for image in images:
+        for blob in image.blobs:
+            assert reg.count(f"blobs/{sha(blob)}") == 1, reg.log
+    assert len([f for f in store.files() if f.startswith("layers/")]) == 6
+
+
+def test_content_changes_between_requests(reg, store):
+    """The rest of a blob is another's: what was put together has not the digest, and is nothing."""
+    reg.add("ch/big", BIG)
+    layer = BIG.blobs[0]
+    asked = []
+
+    def bend(h, kind, ref):
+        if ref != sha(layer):
+            return False
+        asked.append(h.headers.get("Range"))
+        if len(asked) == 1:
+            send(h, 200, layer, cut=len(layer) // 2)
+        else:
+            at = int(asked[-1].split("=")[1].rstrip("-"))
+            rest = bytes(len(layer) - at)
+            send(h, 206, rest, {"Content-Range": f"bytes {at}-{len(layer) - 1}/{len(layer)}"})
+        return True
+    reg.bend = bend
+    answer = store.pull(f"{reg.host}/ch/big")
+    assert not answer["ok"] and answer["code"] in ("DATA_LOSS", "INVALID_ARGUMENT"), answer
+    assert len(asked) == 2 and asked[1], asked
+    store.empty()
+    reg.bend = None
+    store.pulled(f"{reg.host}/ch/big")
+
+
 def test_one_of_two_leaves(reg, store):
     """Two callers share a pull; the first gives up, the second gets the image."""
     gate = hang_in(reg, "c/big", BIG)
@@ -859,14 +1015,123 @@ def test_redirect_to_file(reg, store):
         assert not answer["ok"], answer
 
 
-def token_bend(reg, wants, give="T0KEN", uses=None):
+class Proxy:
+    """An HTTP proxy on loopback that does CONNECT: every name leads to `target`. `status` other than 200 refuses."""
+
+    def __init__(self, target, status=200):
+        self.asked = []  # "host:port", headers
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def log_message(self, *args):
+                pass
+
+            def do_CONNECT(self):
+                outer.asked.append((self.path, dict(self.headers.items())))
+                if status != 200:
+                    self.send_error(status)
+                    return
+                with socket.create_connection(target) as up:
+                    self.send_response(200)
+                    self.end_headers()
+                    pair = {self.connection: up, up: self.connection}
+                    while True:
+                        for s in select.select(list(pair), [], [])[0]:
+                            data = s.recv(65536)
+                            if not data:
+                                return
+                            pair[s].sendall(data)
+
+        class Server(http.server.ThreadingHTTPServer):
+            daemon_threads = True
+
+            def handle_error(self, request, address):
+                pass
+
+        self.server = Server(("127.0.0.1", 0), Handler)
+        self.host = f"127.0.0.1:{self.server.server_address[1]}"
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def close(self):
+        self.server.shutdown()
+        self.server.server_close()
+
+
+class Environment:
+    """os.environ with changes, for a while; the proxies that main() sets are out of it."""
+
+    def __init__(self, **more):
+        self.more = more
+
+    def __enter__(self):
+        self.old = dict(os.environ)
+        for name in list(os.environ):
+            if name.lower() in ("http_proxy", "https_proxy", "no_proxy", "all_proxy"):
+                del os.environ[name]
+        os.environ.update(self.more)
+
+    def __exit__(self, *args):
+        os.environ.clear()
+        os.environ.update(self.old)
+
+
+def test_https_proxy(reg, store):
+    """CONNECT, in both spellings; the proxy sees its own credentials and nobody else's, and nobody hears of them."""
+    secure = Registry(tls=issue(store.hosts, "server", authority(store.hosts, "ca"), "DNS:registry.invalid"))
+    proxy = Proxy(("127.0.0.1", secure.port))
+    url = f"http://prox:s3cret%21@{proxy.host}"
+    try:
+        secure.add("lib/small", SMALL)
+        store.toml("registry.invalid", 'server = "https://registry.invalid"\nca = "../ca.pem"\n')
+        token_bend(secure, lambda h, q: 200, realm="https://registry.invalid/token")
+        for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY"):
+            with Environment(**{name: url}):
+                store.pulled("registry.invalid/lib/small", user="me", password="pass-w0rd")
+            store.run("remove", SMALL.id)
+        assert proxy.asked and all(path == "registry.invalid:443" for path, _ in proxy.asked), proxy.asked
+        want = "Basic " + base64.b64encode(b"prox:s3cret!").decode()
+        for _, headers in proxy.asked:
+            assert headers["Proxy-Authorization"] == want and "Authorization" not in headers, headers
+        assert not any("Proxy-Authorization" in headers for _, headers, _ in secure.log)
+        assert any(headers.get("Authorization") == "Bearer T0KEN" for _, headers, _ in secure.log)
+        del proxy.asked[:]
+        with Environment(HTTPS_PROXY=url, NO_PROXY="registry.invalid"):
+            answer = store.refused("registry.invalid/lib/small", "UNAVAILABLE", "RegistryUnavailable: ")
+            assert not proxy.asked and "s3cret" not in json.dumps(answer) + store.stderr
+        # loopback is never asked for by a proxy
+        with Environment(HTTP_PROXY=url, HTTPS_PROXY=url, ALL_PROXY=url):
+            reg.add("lib/small", SMALL)
+            store.pulled(f"{reg.host}/lib/small")
+            assert not proxy.asked
+    finally:
+        proxy.close()
+        secure.close()
+
+
+def test_proxy_refuses(reg, store):
+    """A proxy that does not let us through, or is not there: said, without its credentials."""
+    store.toml("registry.invalid", 'server = "https://registry.invalid"\n')
+    for status in (407, 403, 0):
+        proxy = Proxy(None, status)
+        if status == 0:
+            proxy.close()
+        with Environment(HTTPS_PROXY=f"http://prox:s3cret@{proxy.host}"):
+            answer = store.refused("registry.invalid/lib/small", "UNAVAILABLE", "RegistryUnavailable: ")
+        assert "s3cret" not in answer["msg"] + store.stderr, answer
+        assert status == 0 or str(status) in answer["msg"], answer
+        if status:
+            proxy.close()
+
+
+def token_bend(reg, wants, give="T0KEN", uses=None, realm=None, life=None):
     """401 with a Bearer challenge at every registry path; /token answers as `wants` likes."""
     def bend(h, kind, ref):
         path = urllib.parse.urlsplit(h.path)
         if path.path == "/token":
             query = urllib.parse.parse_qs(path.query or h.posted.decode())
             status = wants(h, query)
-            send(h, status, json.dumps({"token": give}).encode() if status == 200 else b"{}")
+            reply = {"token": give} if life is None else {"token": give, "expires_in": life}
+            send(h, status, json.dumps(reply).encode() if status == 200 else b"{}")
             return True
         ok = h.headers.get("Authorization") == f"Bearer {give}"
         if ok and uses is not None:
@@ -877,7 +1142,7 @@ def token_bend(reg, wants, give="T0KEN", uses=None):
                 uses[0] = 2
             send(h, 401, b'{"errors":[{"code":"UNAUTHORIZED","message":"log in"}]}', {
                 "WWW-Authenticate": f'Basic realm="no, \\"this\\"", Bearer '
-                f'realm="http://{reg.host}/token",service="the service",'
+                f'realm="{realm or f"http://{reg.host}/token"}",service="the service",'
                 f'scope="repository:lib/small:pull"'})
         return not ok
     reg.bend = bend
@@ -930,6 +1195,55 @@ def test_token_expires(reg, store):
     token_bend(reg, lambda h, q: fetched.append(1) or 200, uses=[0])
     store.pulled(f"{reg.host}/lib/small", downloads=1)
     assert len(fetched) >= 2
+
+
+def test_token_is_kept(reg, store):
+    """One log-in for the pulls of a repository within the token's life, and one for each who pulls."""
+    for tag in ("1", "2", "3"):
+        reg.add("lib/small", Image([{"tag": tag.encode()}]), tag)
+    refs = [f"{reg.host}/lib/small:{tag}" for tag in ("1", "2", "3")]
+    for life, times in ((300, 1), (None, 1), (5, 3), (0, 3), (-1, 3), (10**15, 1), ("300", 1)):
+        fetched = []
+        token_bend(reg, lambda h, q: fetched.append(q) or 200, life=life)
+        del reg.log[:]
+        answers = store.run("each", *refs)
+        assert all(a["ok"] for a in answers), answers
+        assert len(fetched) == times, (life, fetched)
+        if times == 1:  # known good from the first request on
+            with reg.lock:
+                asked = [headers.get("Authorization") for path, headers, _ in reg.log if path.startswith("HEAD")]
+            assert asked == [None] + ["Bearer T0KEN"] * 3, asked
+        store.run("remove", *refs)
+    fetched = []
+    token_bend(reg, lambda h, q: (fetched.append(q.get("username")) or 200) if h.command == "POST" or
+               not h.headers.get("Authorization") else 400, life=300)
+    answers = store.run("each", refs[0], "@me:pw", refs[1], "@me:other", refs[2], "@me:pw", refs[2], "@", refs[1])
+    assert all(a["ok"] for a in answers), answers
+    assert fetched == [None, ["me"], ["me"]], fetched
+    for d, _, names in os.walk(store.root):
+        for name in names:
+            with open(os.path.join(d, name), "rb") as f:
+                assert b"T0KEN" not in f.read(), name
+
+
+def test_kept_token_is_refused(reg, store):
+    """A token that the registry no longer wants is got anew, once."""
+    reg.add("lib/small", SMALL)
+    reg.add("lib/small", Image([{"other": b"x"}]), "other")
+    fetched = []
+    token_bend(reg, lambda h, q: fetched.append(1) or 200, life=300)
+    original, revoked = reg.bend, []
+
+    def bend(h, kind, ref):
+        if ref == "other" and not revoked:
+            revoked.append(1)
+            send(h, 401, b"", {"WWW-Authenticate": f'Bearer realm="http://{reg.host}/token",error="invalid_token"'})
+            return True
+        return original(h, kind, ref)
+    reg.bend = bend
+    answers = store.run("each", f"{reg.host}/lib/small", f"{reg.host}/lib/small:other")
+    assert all(a["ok"] for a in answers), answers
+    assert len(fetched) == 2 and revoked, fetched
 
 
 def test_token_never_good(reg, store):
@@ -1037,6 +1351,124 @@ def certificate(directory):
     if done.returncode:
         raise Skip("no openssl program")
     return directory + "/cert.pem", directory + "/key.pem"
+
+
+def openssl(*args):
+    done = subprocess.run(["openssl", *args], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+def authority(directory, name):
+    """A CA of its own: (certificate, key)."""
+    if not shutil.which("openssl"):
+        raise Skip("no openssl program")
+    cert, key = f"{directory}/{name}.pem", f"{directory}/{name}.ca-key"
+    openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+            "-subj", f"/CN=aspis test {name}", "-keyout", key, "-out", cert)
+    return cert, key
+
+
+def issue(directory, name, ca, san="DNS:client"):
+    """A certificate of that CA: (certificate, key)."""
+    cert, key, request = (f"{directory}/{name}.{ext}" for ext in ("cert", "key", "req"))
+    openssl("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", f"/CN={name}",
+            "-addext", f"subjectAltName={san}", "-keyout", key, "-out", request)
+    openssl("x509", "-req", "-in", request, "-CA", ca[0], "-CAkey", ca[1], "-CAcreateserial", "-days", "2",
+            "-copy_extensions", "copy", "-out", cert)
+    return cert, key
+
+
+def test_tls_by_the_system(reg, store):
+    """An authority that the machine trusts needs no configuration; a CA of hosts.toml comes beside, not instead."""
+    if os.geteuid() != 0:
+        raise Skip("wants root")
+    system, own = authority(store.hosts, "system"), authority(store.hosts, "own")
+    bundle = "/etc/ssl/certs/ca-certificates.crt"
+    hashed = subprocess.run(["openssl", "x509", "-hash", "-noout", "-in", system[0]], stdout=subprocess.PIPE).stdout.decode().strip()
+    fake = store.hosts + "/fake-etc-ssl-certs"
+    os.mkdir(fake)
+    shutil.copy(system[0], f"{fake}/{hashed}.0")
+    shutil.copy(system[0], f"{fake}/ca-certificates.crt")
+    secure = Registry(tls=issue(store.hosts, "server", system, "IP:127.0.0.1"))
+    ref = f"{secure.host}/lib/small"
+
+    def pull():
+        argv = ["unshare", "-m", "sh", "-c", f'mount --bind "{fake}" /etc/ssl/certs && exec "$@"', "sh", TOOL, "--unpacker", UNPACK,
+                "--hosts", store.hosts, "--stall", "5", store.root, "pull", ref]
+        done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
+        if b"unshare failed" in done.stderr:
+            raise Skip("no mount namespaces here")
+        return json.loads(done.stdout)
+    try:
+        assert os.path.exists(bundle)
+        secure.add("lib/small", SMALL)
+        store.toml(secure.host, f'server = "https://{secure.host}"\n')
+        store.refused(ref, "UNAVAILABLE", "certificate")
+        answer = pull()
+        assert answer["ok"], answer
+        store.run("remove", ref)
+        store.toml(secure.host, f'server = "https://{secure.host}"\nca = "../own.pem"\n')
+        assert own and pull()["ok"]
+    finally:
+        secure.close()
+
+
+def test_client_certificates(reg, store):
+    """They are shown to the host's own origin only, and files that will not do are named."""
+    ours, theirs = authority(store.hosts, "ours"), authority(store.hosts, "theirs")
+    issue(store.hosts, "one", theirs)
+    issue(store.hosts, "two", ours)
+    secure = Registry(tls=issue(store.hosts, "server", ours, "IP:127.0.0.1"), clients=ours[0])
+    other = Registry(tls=(store.hosts + "/server.cert", store.hosts + "/server.key"), clients=ours[0], optional=True)
+    ref = f"{secure.host}/lib/small"
+    head = f'server = "https://{secure.host}"\nca = "../ours.pem"\n'
+    try:
+        secure.add("lib/small", SMALL)
+        store.toml(secure.host, head + 'client = [["../two.cert", "../two.key"]]\n')
+        store.pulled(ref)
+        store.run("remove", ref)
+        # one file for certificate, key and chain
+        with open(store.hosts + "/both.pem", "w") as f:
+            for name in ("two.cert", "two.key", "ours.pem"):
+                f.write(open(f"{store.hosts}/{name}").read())
+        store.toml(secure.host, head + 'client = ["../both.pem"]\n')
+        store.pulled(ref)
+        store.run("remove", ref)
+        # Docker's layout
+        shutil.rmtree(os.path.join(store.hosts, secure.host))
+        docker = os.path.join(store.hosts, secure.host)
+        os.mkdir(docker)
+        for name in ("two.cert", "two.key"):
+            shutil.copy(f"{store.hosts}/{name}", docker)
+        shutil.copy(ours[0], docker + "/ca.crt")
+        store.pulled(ref)
+        store.run("remove", ref)
+        # a redirect elsewhere takes no certificate along
+        store.toml(secure.host, head + 'client = ["../both.pem"]\n')
+        secure.bend = lambda h, kind, r: kind == "blobs" and not send(
+            h, 307, b"", {"Location": f"https://{other.host}{h.path}"})
+        other.add("lib/small", SMALL)
+        store.pulled(ref)
+        assert other.shown and not any(other.shown) and all(secure.shown), (secure.shown, other.shown)
+        secure.bend = None
+        store.run("remove", ref)
+        store.toml(secure.host, head + 'client = [["../one.cert", "../one.key"]]\n')
+        store.refused(ref, "UNAVAILABLE", "RegistryUnavailable: ")
+        store.toml(secure.host, head)
+        store.refused(ref, "UNAVAILABLE", "RegistryUnavailable: ")
+        # files that will not do are named
+        openssl("ec", "-in", store.hosts + "/two.key", "-aes128", "-passout", "pass:x", "-out", store.hosts + "/locked.key")
+        for pair, words in (('"../two.cert", "../one.key"', "one.key: not the key"),
+                            ('"../two.cert", "../locked.key"', "locked.key: no key in PEM form without"),
+                            ('"../two.key", "../two.key"', "two.key: no certificate"),
+                            ('"../none.cert", "../two.key"', "none.cert")):
+            store.toml(secure.host, head + f"client = [[{pair}]]\n")
+            answer = store.pull(ref)
+            assert not answer["ok"] and words in answer["msg"], answer
+        store.empty()
+    finally:
+        secure.close()
+        other.close()
 
 
 def test_tls(reg, store):
@@ -1206,10 +1638,10 @@ def test_jailed(reg, store):
     assert tree(store, SMALL.id) == {"etc/a": b"one\n", "etc/b": b"two\n"}
 
 
-def push(port, name, image, tag):
+def push(port, name, image, tag, context=None):
     """Plain distribution API, as any client would."""
-    base = f"http://127.0.0.1:{port}/v2/{name}"
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    base = f"http{'s' if context else ''}://127.0.0.1:{port}/v2/{name}"
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context))
 
     def call(method, url, data=b"", kind="application/octet-stream"):
         request = urllib.request.Request(url, data, {"Content-Type": kind}, method=method)
@@ -1221,26 +1653,69 @@ def push(port, name, image, tag):
     call("PUT", f"{base}/manifests/{tag}", image.manifest, image.type)
 
 
-def test_docker_registry(reg, store):
-    if not shutil.which("docker-registry"):
-        raise Skip("docker-registry is not installed")
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    where = store.root + "-registry"
-    os.mkdir(where)
-    with open(where + "/config.yml", "w") as f:
-        f.write(f"version: 0.1\nstorage: {{filesystem: {{rootdirectory: {where}/data}}}}\n"
-                f"http: {{addr: '127.0.0.1:{port}'}}\nlog: {{level: info}}\n")
-    p = subprocess.Popen(["docker-registry", "serve", where + "/config.yml"],
-                         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    try:
-        for line in p.stderr:
+class DockerRegistry:
+    """Debian's docker-registry on a free port; `tls` is more JSON of its http.tls section."""
+
+    def __init__(self, store, tls=None):
+        if not shutil.which("docker-registry"):
+            raise Skip("docker-registry is not installed")
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            self.port = s.getsockname()[1]
+        self.where = store.root + "-registry"
+        os.mkdir(self.where)
+        config = {"version": "0.1", "storage": {"filesystem": {"rootdirectory": self.where + "/data"}},
+                  "http": {"addr": f"127.0.0.1:{self.port}", **({"tls": tls} if tls else {})}, "log": {"level": "info"}}
+        with open(self.where + "/config.yml", "w") as f:
+            json.dump(config, f)  # JSON is YAML
+
+    def __enter__(self):
+        self.process = subprocess.Popen(["docker-registry", "serve", self.where + "/config.yml"],
+                                        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        for line in self.process.stderr:
             if b"listening on" in line:
-                break
-        else:
-            raise AssertionError("docker-registry does not start")
-        threading.Thread(target=p.stderr.read, daemon=True).start()
+                threading.Thread(target=self.process.stderr.read, daemon=True).start()
+                return self
+        self.__exit__()
+        raise AssertionError("docker-registry does not start")
+
+    def __exit__(self, *args):
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(20)
+        shutil.rmtree(self.where)
+
+
+def test_client_certificate_is_chosen(reg, store):
+    """Of several pairs the one is shown that an authority which the registry names has issued, wherever it stands."""
+    ours, theirs = authority(store.hosts, "ours"), authority(store.hosts, "theirs")
+    issue(store.hosts, "one", theirs)
+    issue(store.hosts, "two", ours)
+    server = issue(store.hosts, "server", ours, "IP:127.0.0.1")
+    with DockerRegistry(store, {"certificate": server[0], "key": server[1], "clientcas": [ours[0]]}) as real:
+        context = ssl.create_default_context(cafile=ours[0])
+        context.load_cert_chain(store.hosts + "/two.cert", store.hosts + "/two.key")
+        push(real.port, "team/app", SMALL, "1.0", context)
+        host = f"127.0.0.1:{real.port}"
+        one, two = '["../one.cert", "../one.key"]', '["../two.cert", "../two.key"]'
+        for order in (f"{one}, {two}", f"{two}, {one}", two, f"{one}, {one}, {two}"):
+            store.toml(host, f'server = "https://{host}"\nca = "../ours.pem"\nclient = [{order}]\n')
+            store.pulled(f"{host}/team/app:1.0")
+            store.run("remove", SMALL.id)
+        store.toml(host, f'server = "https://{host}"\nca = "../ours.pem"\nclient = [{one}]\n')
+        store.refused(f"{host}/team/app:1.0", "UNAVAILABLE", "RegistryUnavailable: ")
+        # Docker's layout: the first by name is not the right one
+        shutil.rmtree(os.path.join(store.hosts, host))
+        docker = os.path.join(store.hosts, host)
+        os.mkdir(docker)
+        for name in ("one.cert", "one.key", "two.cert", "two.key"):
+            shutil.copy(f"{store.hosts}/{name}", docker)
+        shutil.copy(ours[0], docker + "/ca.crt")
+        store.pulled(f"{host}/team/app:1.0")
+
+
+def test_docker_registry(reg, store):
+    with DockerRegistry(store) as real:
+        port = real.port
         image = Image([{"bin/x": noise(200_000, 1)}, {"etc/y": b"y"}])
         push(port, "team/app", image, "1.0")
         ref = f"localhost:{port}/team/app"
@@ -1254,10 +1729,6 @@ def test_docker_registry(reg, store):
             packed = Image([{"z": b"zstd"}], "zstd")
             push(port, "team/zstd", packed, "latest")
             assert tree(store, store.pulled(f"localhost:{port}/team/zstd")["id"]) == {"z": b"zstd"}
-    finally:
-        p.send_signal(signal.SIGTERM)
-        p.wait(20)
-        shutil.rmtree(where)
 
 
 def main():

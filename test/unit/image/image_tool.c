@@ -5,6 +5,7 @@
  *                [--user U --password P] [--identity T] [--token T] [--auth B] [--server S]
  *                [--deadline-ms N] [--cancel-ms N] [--first-cancel-ms N] ROOT COMMAND [ARG...]
  *     pull REF...   all at once, on a thread each        list
+ *     each REF...   one after the other; "@USER:PASSWORD" and "@" change who pulls
  *     find REF...   remove REF...   busy REF   fsinfo   disk ID FILE
  */
 #include <errno.h>
@@ -119,6 +120,18 @@ static void pull(char **refs, int n)
     free(threads);
 }
 
+static void become(char *who)
+{
+    char *colon = strchr(who, ':');
+
+    auth = (struct image_auth){0};
+    if (colon == NULL)
+        return;
+    *colon = '\0';
+    auth.username = who;
+    auth.password = colon + 1;
+}
+
 static void list(void)
 {
     struct image **images = NULL;
@@ -215,7 +228,11 @@ static int run(const char *root, const char *command, char **args, int n)
     else if (strcmp(command, "disk") == 0 && n == 2)
         disk(args[0], args[1]);
     for (int i = 0; i < n; i++)
-        if (strcmp(command, "find") == 0)
+        if (strcmp(command, "each") == 0 && args[i][0] == '@')
+            become(args[i] + 1);
+        else if (strcmp(command, "each") == 0)
+            (void)pull_one(args[i]);
+        else if (strcmp(command, "find") == 0)
             find(args[i]);
         else if (strcmp(command, "remove") == 0 || strcmp(command, "busy") == 0)
             remove_one(args[i], command[0] == 'b');

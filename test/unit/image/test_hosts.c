@@ -99,11 +99,14 @@ static void test_client(void **state)
     parse_ok("client = \"/both.pem\"\n[host.\"https://a\"]\nclient = [[\"c.cert\", \"c.key\"]]\n"
              "[host.\"https://b\"]\nclient = [\"x.pem\", \"y.pem\"]\n",
              "r.io", &h);
-    assert_string_equal(h.v[0].client_cert, "/nowhere/c.cert");
-    assert_string_equal(h.v[0].client_key, "/nowhere/c.key");
-    assert_string_equal(h.v[1].client_cert, "/nowhere/x.pem");
-    assert_string_equal(h.v[1].client_key, "/nowhere/x.pem");
-    assert_string_equal(h.v[2].client_key, "/both.pem");
+    assert_int_equal(h.v[0].client.n, 2);
+    assert_string_equal(h.v[0].client.v[0], "/nowhere/c.cert");
+    assert_string_equal(h.v[0].client.v[1], "/nowhere/c.key");
+    assert_int_equal(h.v[1].client.n, 4);
+    assert_string_equal(h.v[1].client.v[0], "/nowhere/x.pem");
+    assert_string_equal(h.v[1].client.v[1], "/nowhere/x.pem");
+    assert_string_equal(h.v[1].client.v[3], "/nowhere/y.pem");
+    assert_string_equal(h.v[2].client.v[1], "/both.pem");
 }
 
 static void test_refused(void **state)

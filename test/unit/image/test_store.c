@@ -219,6 +219,70 @@ static void test_failed_commit(void **state)
     assert_false(exists(f, "layers/" A64 ".erofs"));
 }
 
+/* What a container does on the first question: it is too late for the answer that was given. */
+struct newcomer {
+    struct fixture *f;
+    unsigned asked, comes_at;
+};
+
+static bool ask_newcomer(void *arg, const char *id)
+{
+    struct newcomer *n = arg;
+
+    if (++n->asked == n->comes_at) {
+        image_free(image_hold(n->f->s, id, NULL));
+        image_unhold(n->f->s, id);
+        return false;
+    }
+    return n->asked > n->comes_at && n->comes_at > 0;
+}
+
+static void commit_empty(struct fixture *f, char digest[DIGEST_MAX])
+{
+    static const char config[] =
+        "{\"architecture\":\"amd64\",\"os\":\"linux\",\"rootfs\":{\"type\":"
+        "\"layers\",\"diff_ids\":[]}}";
+    auto_err struct err err = ERR_INIT;
+    auto_lease struct store_lease *l = store_lease_begin(f->s);
+    struct store_new_image img = {.tag = "r.io/x:y"};
+
+    assert_int_equal(digest_of(config, strlen(config), "sha256", digest, NULL), 0);
+    img.config_digest = digest;
+    assert_int_equal(store_blob_put(l, digest, config, strlen(config), &err), 0);
+    if (store_image_commit(l, &img, &err) < 0)
+        fail_msg("%s", err_msg(&err));
+}
+
+static void test_remove_held(void **state)
+{
+    struct fixture *f = *state;
+    struct newcomer n = {.f = f, .comes_at = 1};
+    auto_err struct err err = ERR_INIT;
+    char id[DIGEST_MAX];
+    struct image *held;
+
+    commit_empty(f, id);
+    held = image_hold(f->s, "r.io/x:y", &err);
+    assert_non_null(held);
+    assert_string_equal(held->id, id);
+    assert_int_equal(image_remove(f->s, id, NULL, NULL, &err), -1);
+    assert_int_equal(err.code, ERR_PRECONDITION);
+    commit_empty(f, id); /* pulled anew */
+    assert_int_equal(image_remove(f->s, "r.io/x:y", NULL, NULL, &err), -1);
+    image_unhold(f->s, held->id);
+    image_free(held);
+    /* somebody comes between the question and the removal: asked again */
+    assert_int_equal(image_remove(f->s, id, ask_newcomer, &n, &err), -1);
+    assert_int_equal(err.code, ERR_PRECONDITION);
+    assert_int_equal(n.asked, 2);
+    n = (struct newcomer){.f = f};
+    assert_int_equal(image_remove(f->s, id, ask_newcomer, &n, &err), 0);
+    assert_int_equal(n.asked, 1);
+    assert_null(image_hold(f->s, id, &err));
+    assert_int_equal(err.code, ERR_NOT_FOUND);
+    image_unhold(f->s, id); /* of an image that is gone */
+}
+
 static void test_downloads(void **state)
 {
     struct fixture *f = *state;
@@ -319,6 +383,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_blob_damaged, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_claim, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_failed_commit, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_remove_held, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_downloads, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_second_user, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_catalog, set_up, tear_down),

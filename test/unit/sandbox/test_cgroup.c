@@ -19,6 +19,7 @@
 #include "base/fs.h"
 #include "base/spawn.h"
 #include "sandbox/cgroup.h"
+#include "sandbox/cgroup_usage.h"
 
 static char parent[64];
 
@@ -170,13 +171,70 @@ static void shared_parent(void **state)
     assert_false(group_exists(&two));
 }
 
+static void put(const char *dir, const char *name, const char *text)
+{
+    auto_free char *path = fs_format("%s/%s", dir, name);
+    assert_int_equal(fs_mkdir_p(dir, 0755, NULL), 0);
+    assert_int_equal(fs_write_atomic(path, text, strlen(text), 0644, false, NULL), 0);
+}
+
+/* What the host's files of both versions say, as files. */
+static void usage(void **state)
+{
+    (void)state;
+    char base[] = "/tmp/test_cgroup.XXXXXX";
+    assert_non_null(mkdtemp(base));
+    auto_free char *cpu = fs_format("%s/cpuacct", base);
+    auto_free char *memory = fs_format("%s/memory", base);
+    auto_free char *unified = fs_format("%s/unified", base);
+    auto_free char *v2 = fs_format("%s/v2", base);
+    struct machine_usage u;
+
+    /* a host with both: the unified one accounts for nothing */
+    put(unified, "cpu.stat", "usage_usec 0\nuser_usec 0\n");
+    put(cpu, "cpuacct.usage", "123456789\n");
+    put(memory, "memory.usage_in_bytes", "1000000\n");
+    put(memory, "memory.stat",
+        "inactive_file 1\ntotal_rss 700000\ntotal_inactive_file 100000\ntotal_pgfault 50\n"
+        "total_pgmajfault 5\n");
+    auto_strv struct strv one = {0};
+    strv_add(&one, unified);
+    strv_add(&one, cpu);
+    strv_add(&one, memory);
+    cgroup_usage(&one, &u);
+    assert_true(u.has_cpu && u.has_memory);
+    assert_int_equal(u.cpu_ns, 123456789);
+    assert_int_equal(u.memory_usage, 1000000);
+    assert_int_equal(u.memory_working_set, 900000);
+    assert_int_equal(u.memory_rss, 700000);
+    assert_int_equal(u.page_faults, 50);
+    assert_int_equal(u.major_faults, 5);
+
+    put(v2, "cpu.stat", "usage_usec 5000\nuser_usec 1\n");
+    put(v2, "memory.current", "2000\n");
+    put(v2, "memory.stat", "anon 900\ninactive_file 3000\npgfault 6\npgmajfault 7\n");
+    auto_strv struct strv two = {0};
+    strv_add(&two, v2);
+    cgroup_usage(&two, &u);
+    assert_true(u.has_cpu && u.has_memory);
+    assert_int_equal(u.cpu_ns, 5000000);
+    assert_int_equal(u.memory_usage, 2000);
+    assert_int_equal(u.memory_working_set, 0);
+    assert_int_equal(u.memory_rss, 900);
+    assert_int_equal(u.page_faults, 6);
+
+    auto_strv struct strv none = {0};
+    strv_add(&none, "/nonexistent/group");
+    cgroup_usage(&none, &u);
+    assert_false(u.has_cpu || u.has_memory);
+    assert_int_equal(fs_rm_rf(base, NULL), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(paths),
-        cmocka_unit_test(bad_paths),
-        cmocka_unit_test(real_groups),
-        cmocka_unit_test(shared_parent),
+        cmocka_unit_test(paths),         cmocka_unit_test(bad_paths), cmocka_unit_test(real_groups),
+        cmocka_unit_test(shared_parent), cmocka_unit_test(usage),
     };
     return cmocka_run_group_tests(tests, need_root, NULL);
 }

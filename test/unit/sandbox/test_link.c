@@ -1,5 +1,6 @@
 /* The real guest side against the real host side over unix sockets, also with a wire that gets cut.
  */
+#include <semaphore.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -655,6 +656,52 @@ static void daemon_before_guest(void **state)
     guest_stop(&g);
 }
 
+struct standstill {
+    sem_t stands, go;
+};
+
+static void stand_still(void *arg)
+{
+    struct standstill *s = arg;
+    (void)sem_post(&s->stands);
+    (void)sem_wait(&s->go);
+}
+
+/* A guest that stands still is told from one that answers, whatever was said to it before. */
+static void probes(void **state)
+{
+    (void)state;
+    struct guest g;
+    struct host h;
+    struct standstill s;
+    auto_err struct err err = ERR_INIT;
+
+    guest_start(&g);
+    host_start(&h, g.dir);
+    assert_up(&h);
+    assert_true(link_probe(h.link)); /* Hello */
+    assert_int_equal(ping(h.link, &err), 0);
+    assert_true(eventually_int(&g.pings, 2)); /* the probe's own, and ours */
+    assert_true(link_probe(h.link));
+    assert_int_equal(ping(h.link, &err), 0);
+
+    (void)sem_init(&s.stands, 0, 0);
+    (void)sem_init(&s.go, 0, 0);
+    loop_post(g.run.loop, stand_still, &s);
+    (void)sem_wait(&s.stands);
+    (void)link_probe(h.link); /* what was heard before */
+    for (int i = 0; i < 100; i++)
+        assert_false(link_probe(h.link)); /* and there is only one Ping on its way */
+    (void)sem_post(&s.go);
+    assert_int_equal(ping(h.link, &err), 0);
+    assert_true(link_probe(h.link));
+    assert_true(atomic_load(&g.pings) < 10);
+    host_stop(&h);
+    guest_stop(&g);
+    (void)sem_destroy(&s.stands);
+    (void)sem_destroy(&s.go);
+}
+
 int main(int argc, char **argv)
 {
     (void)signal(SIGPIPE, SIG_IGN); /* as in the agent's main */
@@ -670,6 +717,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(stream_ends),
         cmocka_unit_test(cut_wires),
         cmocka_unit_test(daemon_before_guest),
+        cmocka_unit_test(probes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
