@@ -206,7 +206,8 @@ static bool is_name(const Request *req, const char *name)
     return false;
 }
 
-static int prune_top(int root, const char *path, const Request *req, struct err *err)
+/* Either the names that users know, or versions. */
+static int prune_top(int root, const char *path, bool versions, const Request *req, struct err *err)
 {
     int copy = open_below(root, "", O_RDONLY | O_DIRECTORY);
     auto_closedir DIR *d = copy >= 0 ? fdopendir(copy) : NULL;
@@ -219,7 +220,7 @@ static int prune_top(int root, const char *path, const Request *req, struct err 
     while ((e = readdir(d)) != NULL) {
         if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0 ||
             strcmp(e->d_name, DATA) == 0 || strcmp(e->d_name, req->data) == 0 ||
-            is_name(req, e->d_name))
+            is_name(req, e->d_name) || str_starts(e->d_name, "..") != versions)
             continue;
         auto_free char *sub = fs_format("%s/%s", path, e->d_name);
         if (fs_rm_rf(sub, err) < 0)
@@ -286,7 +287,7 @@ int mirror_apply(const char *path, const Request *req, struct err *err)
         if (put_link(root, req->names[i], target, err) < 0)
             return -1;
     }
-    if (prune_top(root, path, req, err) < 0)
+    if (prune_top(root, path, false, req, err) < 0 || prune_top(root, path, true, req, err) < 0)
         return -1;
     return set_attributes(root, req->root, false, err);
 }

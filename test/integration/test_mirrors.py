@@ -2,16 +2,12 @@
 import json
 import os
 import shutil
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
-from test_volumes import fails, mount, out, servers, src, within  # noqa: F401
-
-
-HERE = Path(__file__).parent
+from test_volumes import fails, mount, out, servers, src, tool, within  # noqa: F401
 
 
 class AtomicDir:
@@ -87,9 +83,8 @@ def test_what_the_container_sees(daemon, pod, config_map):
 
 
 def test_flips_arrive_in_order_and_inotify_tells(daemon, pod, config_map, src):  # noqa: F811
-    subprocess.run(["gcc", "-static", "-O1", "-o", str(src / "tell"), str(HERE / "tell_changes.c")], check=True)
     c = pod.start("x", "/tell", "/etc/config", mounts=[
-        mount(config_map.path, "/etc/config", readonly=True), mount(src / "tell", "/tell", readonly=True)])
+        mount(config_map.path, "/etc/config", readonly=True), mount(tool(src, "tell_changes"), "/tell", readonly=True)])
     log = Path(daemon.status(c).log_path)
     within(5, lambda: log.read_text().endswith("ready\n"))
     slowest = 0
