@@ -185,6 +185,21 @@ static int put_volumes(Aspis__Agent__V1__CreateContainerRequest *req,
     return arena_exhausted(a) ? err_sys(err, ENOMEM, "volumes") : 0;
 }
 
+/* The container whose processes this one is to see is of the same pod and runs. */
+static int check_target(const struct container *c, const char *id, struct err *err)
+{
+    if (str_empty(id))
+        return 0;
+    auto_container struct container *target = model_find_container(c->rt, id, NULL);
+    if (target == NULL || target->sandbox != c->sandbox)
+        return err_set(err, ERR_INVALID, "pid namespace TARGET: the pod has no container %.64s",
+                       id);
+    if (container_phase(target) != CONTAINER_RUNNING)
+        return err_set(err, ERR_PRECONDITION,
+                       "pid namespace TARGET: container %.64s is not running", id);
+    return 0;
+}
+
 static int create_in_guest(struct container *c, struct machine *m, struct image *image,
                            struct cancel *cancel, struct err *err)
 {
@@ -201,6 +216,9 @@ static int create_in_guest(struct container *c, struct machine *m, struct image 
     if (spec == NULL)
         return -1;
     inspect_keep_spec(c, spec);
+    auto_seccomp_filter struct seccomp_filter filter = {0};
+    if (spec_seccomp(c->config, &filter, err) < 0)
+        return -1;
     Aspis__Agent__V1__User user;
     aspis__agent__v1__user__init(&user);
     if (spec_user(c->config, &image->config, &user, err) < 0)
@@ -223,6 +241,9 @@ static int create_in_guest(struct container *c, struct machine *m, struct image 
     const Runtime__V1__LinuxContainerConfig *l = c->config->linux;
     req.readonly_rootfs =
         l != NULL && l->security_context != NULL && l->security_context->readonly_rootfs;
+    if (spec_guest(c->config, &filter, &req, a, err) < 0 ||
+        check_target(c, req.pid_target, err) < 0)
+        return -1;
     const ProtobufCMessage *reply =
         FAILPOINT("container.agent", err) < 0
             ? NULL
@@ -232,6 +253,8 @@ static int create_in_guest(struct container *c, struct machine *m, struct image 
         return -1;
     const Aspis__Agent__V1__CreateContainerResponse *r =
         (const Aspis__Agent__V1__CreateContainerResponse *)reply;
+    if (str_empty(r->start_error) && spec_guest_understood(&req, r->knows, err) < 0)
+        return -1;
     keep_reply(c, r);
     if (!str_empty(r->start_error)) {
         set_text(c, &c->rec.reason, START_ERROR);

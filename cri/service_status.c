@@ -75,13 +75,13 @@ static char *verbose_info(const struct daemon *d)
 {
     auto_free char *cni = cni_info(d->cni);
     json_auto_t *network = cni != NULL ? json_loads(cni, 0, NULL) : NULL;
-    json_auto_t *j = json_pack(
-        "{s:s, s:s, s:s, s:s, s:s, s:s*, s:s*, s:s*, s:O}", "version", ASPIS_VERSION, "accelerator",
-        accel_name(facts.accel), "acceleratorReason", facts.accel_reason ? facts.accel_reason : "",
-        "transport", transport_name(facts.transport),
-        "transportReason", facts.transport_reason ? facts.transport_reason : "", "qemu",
-        facts.qemu_version, "guestKernel", facts.kernel_release, "templates", facts.templates,
-        "cni", network != NULL ? network : json_null());
+    json_auto_t *j = json_pack("{s:s, s:s, s:s, s:s, s:s, s:s*, s:s*, s:s*, s:O}", "version",
+                               ASPIS_VERSION, "accelerator", accel_name(facts.accel),
+                               "acceleratorReason", facts.accel_reason ? facts.accel_reason : "",
+                               "transport", transport_name(facts.transport), "transportReason",
+                               facts.transport_reason ? facts.transport_reason : "", "qemu",
+                               facts.qemu_version, "guestKernel", facts.kernel_release, "templates",
+                               facts.templates, "cni", network != NULL ? network : json_null());
     return j != NULL ? json_dumps(j, JSON_INDENT(2)) : NULL;
 }
 
@@ -100,6 +100,7 @@ static int add_handlers(struct call *call, Runtime__V1__StatusResponse *r, struc
         if (features == NULL)
             return -1;
         features->recursive_read_only_mounts = true; /* by the file server's mounts */
+        features->user_namespaces = true; /* in the guest; the file server maps volumes */
         h->features = features;
         r->runtime_handlers[r->n_runtime_handlers++] = h;
     }

@@ -179,6 +179,14 @@ int machine_attach_image(struct machine *m, const char *serial, const struct dis
 int machine_detach_image(struct machine *m, const char *serial, struct cancel *cancel,
                          struct err *err);
 
+/* Files' ids from 0 on are, in the guest, those from `uid` and `gid` on, and the other way round,
+ * as an id-mapped mount does it: what is outside of them is nobody's, and cannot make files. n_uids
+ * 0: ids are as they are. */
+struct volume_ids {
+    uint32_t uid, n_uids;
+    uint32_t gid, n_gids;
+};
+
 /* A directory or file of the host that containers see live: over the `fs` channel, or small ones
  * that kubelet writes as a copy that follows within milliseconds. */
 struct machine_volume {
@@ -186,6 +194,7 @@ struct machine_volume {
     bool readonly;
     bool recursive; /* read-only with all that is mounted below it */
     bool slave;     /* what the host mounts below it later shows up too */
+    struct volume_ids ids;
     /* filled in */
     uint32_t id;       /* what the agent calls it */
     bool mirrored;     /* a copy in the guest's memory */
