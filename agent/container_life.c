@@ -261,18 +261,20 @@ void handle_create(struct rpc_call *call, const ProtobufCMessage *request, void 
         fail_call(call, ERR_EXHAUSTED, "too many containers in one pod");
         return;
     }
-    if (req->n_volume_disks > LIMIT_IMAGE_VOLUMES) {
-        fail_call(call, ERR_INVALID, "too many image volumes");
+    if (req->n_volume_disks > LIMIT_IMAGE_VOLUMES || req->n_raw_disks > LIMIT_IMAGE_VOLUMES) {
+        fail_call(call, ERR_INVALID, "too many image volumes or disks");
         return;
     }
     struct container *c = xcalloc(1, sizeof(*c));
     c->table = t;
     c->id = xstrdup(req->container_id);
-    c->n_images = 1 + req->n_volume_disks;
+    c->n_images = 1 + req->n_volume_disks + req->n_raw_disks;
     c->images = xcalloc(c->n_images, sizeof(*c->images));
     c->images[0].serial = xstrdup(req->image_disk);
     for (size_t i = 0; i < req->n_volume_disks; i++)
         c->images[1 + i].serial = xstrdup(req->volume_disks[i]);
+    for (size_t i = 0; i < req->n_raw_disks; i++)
+        c->images[1 + req->n_volume_disks + i].serial = xstrdup(req->raw_disks[i]);
     c->oom_watch = -1;
     c->create_call = call;
     c->create_req = req;

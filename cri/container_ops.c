@@ -14,6 +14,7 @@
 #include "base/log.h"
 #include "base/str.h"
 #include "cri/agent_call.h"
+#include "cri/container_disks.h"
 #include "cri/container_end.h"
 #include "cri/container_images.h"
 #include "cri/container_input.h"
@@ -278,6 +279,8 @@ static int build(struct container *c, struct image *image, struct cancel *cancel
     if (rc == 0)
         rc = container_images_attach(c, m, cancel, err);
     if (rc == 0)
+        rc = container_disks_attach(c, m, cancel, err);
+    if (rc == 0)
         rc = create_in_guest(c, m, image, cancel, err);
     /* the ids of the streams must be on record before a byte of them is acknowledged */
     if (rc == 0)
@@ -316,6 +319,7 @@ static void undo_create(struct container *c)
     (void)drop_volumes(c, own, NULL);
     inspect_drop_spec(c);
     container_images_detach(c, own);
+    container_disks_detach(c, own);
     container_close_log(c, true);
     (void)container_delete(c, NULL);
     model_remove_container(c->rt, c);
@@ -518,6 +522,7 @@ int container_remove(struct container *c, struct cancel *cancel, struct err *err
         return err_wrap(err, "remove %s", container_title(c, title));
     inspect_drop_spec(c);
     container_images_detach(c, cancel);
+    container_disks_detach(c, cancel);
     container_close_log(c, true);
     if (container_delete(c, err) < 0)
         return err_wrap(err, "remove %s", container_title(c, title));

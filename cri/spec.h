@@ -63,4 +63,9 @@ int spec_stop_signal(const Runtime__V1__ContainerConfig *c, const struct image_c
 /* The number of "SIGTERM", "TERM", "15", "SIGRTMIN+3"; -1 when it is none. */
 int spec_signal_number(const char *name);
 
+/* Devices that are block devices of the host become disks of the VM (container_disks.h). */
+bool spec_is_disk(const char *host_path); /* now */
+/* Of the container's device number `index`. */
+void spec_disk_serial(const char *container_id, size_t index, char out[21]);
+
 #endif

@@ -3,7 +3,9 @@
  * its kernel, another container's process namespace, user namespaces; and the seccomp filter.
  */
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "base/limits.h"
 #include "base/str.h"
@@ -20,17 +22,29 @@ static const char *const of_the_guest[] = {
     "/dev/random", "/dev/tty",  "/dev/urandom", "/dev/zero",
 };
 
+bool spec_is_disk(const char *host_path)
+{
+    struct stat st;
+    return stat(host_path, &st) == 0 && S_ISBLK(st.st_mode);
+}
+
+void spec_disk_serial(const char *container_id, size_t index, char out[21])
+{
+    (void)snprintf(out, 21, MACHINE_RAW_DISK "%zu-%.12s", index % 1000, container_id);
+}
+
 static int check_device(const char *path, const char *permissions, struct err *err)
 {
     bool known = false;
     for (size_t i = 0; !known && i < ARRAY_LEN(of_the_guest); i++)
         known = strcmp(path, of_the_guest[i]) == 0;
-    if (!known)
-        return err_set(err, ERR_PRECONDITION,
-                       "device %.200s: a VM pod has no devices of the host, which take the handler "
-                       "aspis-host; its own kernel offers full, fuse, kvm, net/tun, null, random, "
-                       "tty, urandom, zero",
-                       path);
+    if (!known && !spec_is_disk(path))
+        return err_set(
+            err, ERR_PRECONDITION,
+            "device %.200s: a VM pod has no devices of the host but disks; others take the handler "
+            "aspis-host; its own kernel offers full, fuse, kvm, net/tun, null, random, "
+            "tty, urandom, zero",
+            path);
     if (strlen(permissions) > 3 || strspn(permissions, "rwm") != strlen(permissions))
         return err_set(err, ERR_INVALID, "device %.200s: permissions \"%.16s\" are not of r, w, m",
                        path, permissions);
@@ -103,6 +117,20 @@ static int put_device(Request *req, const char *path, const char *as, const char
     return arena_exhausted(a) ? err_sys(err, ENOMEM, "devices") : 0;
 }
 
+/* A block device of the host, which the VM has as a disk of this serial. */
+static int put_disk(Request *req, const Runtime__V1__Device *d, size_t index, struct arena *a,
+                    struct err *err)
+{
+    char serial[21];
+    spec_disk_serial(req->container_id, index, serial);
+    req->raw_disks[req->n_raw_disks++] = arena_strdup(a, serial);
+    const char *path = arena_printf(a, "aspis:disk:%s", serial);
+    if (path == NULL)
+        return err_sys(err, ENOMEM, "devices");
+    return put_device(req, path, str_empty(d->container_path) ? d->host_path : d->container_path,
+                      d->permissions, a, err);
+}
+
 static int put_devices(const Container *c, Request *req, struct arena *a, struct err *err)
 {
     auto_cdi_edits struct cdi_edits edits = {0};
@@ -114,11 +142,15 @@ static int put_devices(const Container *c, Request *req, struct arena *a, struct
     if (resolve_cdi(c, &edits, err) < 0)
         return -1;
     req->devices = arena_alloc(a, (c->n_devices + edits.n_nodes + 1) * sizeof(void *));
-    if (req->devices == NULL)
+    req->raw_disks = arena_alloc(a, (c->n_devices + 1) * sizeof(void *));
+    if (req->devices == NULL || req->raw_disks == NULL)
         return err_sys(err, ENOMEM, "devices");
     for (size_t i = 0; i < c->n_devices; i++) {
         const Runtime__V1__Device *d = c->devices[i];
-        if (put_device(req, d->host_path, d->container_path, d->permissions, a, err) < 0)
+        int rc = spec_is_disk(d->host_path)
+                     ? put_disk(req, d, i, a, err)
+                     : put_device(req, d->host_path, d->container_path, d->permissions, a, err);
+        if (rc < 0)
             return -1;
     }
     for (size_t i = 0; i < edits.n_nodes; i++) {

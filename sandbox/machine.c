@@ -591,6 +591,14 @@ int machine_attach_image(struct machine *m, const char *serial, const struct dis
     return m->f->hv->add_disk(m->hv, serial, parts, n_parts, cancel, err);
 }
 
+int machine_attach_device(struct machine *m, const char *serial, int fd, bool writable,
+                          struct cancel *cancel, struct err *err)
+{
+    if (check_alive(m, err) < 0)
+        return -1;
+    return m->f->hv->add_device(m->hv, serial, fd, writable, cancel, err);
+}
+
 int machine_detach_image(struct machine *m, const char *serial, struct cancel *cancel,
                          struct err *err)
 {

@@ -175,6 +175,11 @@ struct disk_part {
 };
 int machine_attach_image(struct machine *m, const char *serial, const struct disk_part *parts,
                          size_t n_parts, struct cancel *cancel, struct err *err);
+/* A block device of the host as a disk; the fd, open for what the guest may do, is borrowed.
+ * Serials of such disks begin so: the guest hands them to containers as they are. */
+#define MACHINE_RAW_DISK "raw"
+int machine_attach_device(struct machine *m, const char *serial, int fd, bool writable,
+                          struct cancel *cancel, struct err *err);
 /* DetachDisk in the guest, device_del, DEVICE_DELETED, blockdev-del. Unknown serial: success. */
 int machine_detach_image(struct machine *m, const char *serial, struct cancel *cancel,
                          struct err *err);
