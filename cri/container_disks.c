@@ -37,7 +37,7 @@ static int attach(struct container *c, struct machine *m, size_t index, struct c
 int container_disks_attach(struct container *c, struct machine *m, struct cancel *cancel,
                            struct err *err)
 {
-    for (size_t i = 0; i < c->config->n_devices; i++) {
+    for (size_t i = 0; machine_backend(m) == BACKEND_VM && i < c->config->n_devices; i++) {
         if (spec_is_disk(c->config->devices[i]->host_path) && attach(c, m, i, cancel, err) < 0)
             return -1;
     }
@@ -52,7 +52,7 @@ void container_disks_detach(struct container *c, struct cancel *cancel)
     struct machine *m = limit != NULL ? sandbox_use_machine(c->sandbox, NULL) : NULL;
     if (m == NULL)
         return; /* they went with it */
-    for (size_t i = 0; i < c->config->n_devices; i++) {
+    for (size_t i = 0; machine_backend(m) == BACKEND_VM && i < c->config->n_devices; i++) {
         auto_err struct err err = ERR_INIT;
         char serial[21];
         spec_disk_serial(c->rec.id, i, serial);

@@ -33,12 +33,13 @@ void spec_disk_serial(const char *container_id, size_t index, char out[21])
     (void)snprintf(out, 21, MACHINE_RAW_DISK "%zu-%.12s", index % 1000, container_id);
 }
 
-static int check_device(const char *path, const char *permissions, struct err *err)
+static int check_device(const char *path, const char *permissions, enum backend backend, bool disk,
+                        struct err *err)
 {
-    bool known = false;
+    bool known = disk || backend == BACKEND_HOST; /* the agent looks */
     for (size_t i = 0; !known && i < ARRAY_LEN(of_the_guest); i++)
         known = strcmp(path, of_the_guest[i]) == 0;
-    if (!known && !spec_is_disk(path))
+    if (!known)
         return err_set(
             err, ERR_PRECONDITION,
             "device %.200s: a VM pod has no devices of the host but disks; others take the handler "
@@ -75,11 +76,12 @@ int spec_cdi_env(const Container *c, struct strv *env, struct err *err)
     return 0;
 }
 
-int spec_check_devices(const Container *c, struct err *err)
+int spec_check_devices(const Container *c, enum backend backend, struct err *err)
 {
     auto_cdi_edits struct cdi_edits edits = {0};
     for (size_t i = 0; i < c->n_devices; i++) {
-        if (check_device(c->devices[i]->host_path, c->devices[i]->permissions, err) < 0)
+        if (check_device(c->devices[i]->host_path, c->devices[i]->permissions, backend,
+                         spec_is_disk(c->devices[i]->host_path), err) < 0)
             return -1;
         if (!str_empty(c->devices[i]->container_path) && c->devices[i]->container_path[0] != '/')
             return err_set(err, ERR_INVALID, "device %.200s: the path in the container is relative",
@@ -88,7 +90,8 @@ int spec_check_devices(const Container *c, struct err *err)
     if (resolve_cdi(c, &edits, err) < 0)
         return -1;
     for (size_t i = 0; i < edits.n_nodes; i++) {
-        if (check_device(edits.nodes[i].host_path, edits.nodes[i].permissions, err) < 0)
+        if (check_device(edits.nodes[i].host_path, edits.nodes[i].permissions, backend, false,
+                         err) < 0)
             return err_wrap(err, "CDI");
     }
     return 0;
@@ -131,15 +134,13 @@ static int put_disk(Request *req, const Runtime__V1__Device *d, size_t index, st
                       d->permissions, a, err);
 }
 
-static int put_devices(const Container *c, Request *req, struct arena *a, struct err *err)
+static int put_devices(const Container *c, enum backend backend, Request *req, struct arena *a,
+                       struct err *err)
 {
     auto_cdi_edits struct cdi_edits edits = {0};
     const Security *s = security_of(c);
-    if (s != NULL && s->privileged) {
-        req->all_devices = true;
-        return 0;
-    }
-    if (resolve_cdi(c, &edits, err) < 0)
+    req->all_devices = s != NULL && s->privileged;
+    if (!req->all_devices && resolve_cdi(c, &edits, err) < 0)
         return -1;
     req->devices = arena_alloc(a, (c->n_devices + edits.n_nodes + 1) * sizeof(void *));
     req->raw_disks = arena_alloc(a, (c->n_devices + 1) * sizeof(void *));
@@ -147,9 +148,11 @@ static int put_devices(const Container *c, Request *req, struct arena *a, struct
         return err_sys(err, ENOMEM, "devices");
     for (size_t i = 0; i < c->n_devices; i++) {
         const Runtime__V1__Device *d = c->devices[i];
-        int rc = spec_is_disk(d->host_path)
-                     ? put_disk(req, d, i, a, err)
-                     : put_device(req, d->host_path, d->container_path, d->permissions, a, err);
+        int rc = 0;
+        if (backend == BACKEND_VM && spec_is_disk(d->host_path))
+            rc = put_disk(req, d, i, a, err);
+        else if (!req->all_devices)
+            rc = put_device(req, d->host_path, d->container_path, d->permissions, a, err);
         if (rc < 0)
             return -1;
     }
@@ -177,8 +180,8 @@ static Aspis__Agent__V1__IdMapping **copy_map(Runtime__V1__IDMapping *const *map
     return out;
 }
 
-int spec_guest(const Container *c, const struct seccomp_filter *filter, Request *req,
-               struct arena *a, struct err *err)
+int spec_guest(const Container *c, enum backend backend, const struct seccomp_filter *filter,
+               Request *req, struct arena *a, struct err *err)
 {
     const Runtime__V1__NamespaceOption *n = namespaces_of(c);
     req->seccomp_filter = (ProtobufCBinaryData){filter->len, filter->program};
@@ -193,7 +196,7 @@ int spec_guest(const Container *c, const struct seccomp_filter *filter, Request 
     }
     if (arena_exhausted(a))
         return err_sys(err, ENOMEM, "create request");
-    return put_devices(c, req, a, err);
+    return put_devices(c, backend, req, a, err);
 }
 
 int spec_guest_understood(const Request *req, uint32_t knows, struct err *err)
