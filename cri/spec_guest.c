@@ -105,10 +105,12 @@ static int put_device(Request *req, const char *path, const char *as, const char
 {
     if (str_empty(as))
         as = path;
-    bool usual = strcmp(path, as) == 0 && strcmp(path, "/dev/fuse") != 0 &&
-                 strcmp(path, "/dev/kvm") != 0 && strcmp(path, "/dev/net/tun") != 0;
-    if (usual)
-        return 0;
+    static const char *const usual[] = {"/dev/full", "/dev/null",    "/dev/random",
+                                        "/dev/tty",  "/dev/urandom", "/dev/zero"};
+    for (size_t i = 0; strcmp(path, as) == 0 && i < ARRAY_LEN(usual); i++) {
+        if (strcmp(path, usual[i]) == 0)
+            return 0;
+    }
     Aspis__Agent__V1__Device *d = arena_alloc(a, sizeof(*d));
     if (d == NULL)
         return err_sys(err, ENOMEM, "devices");
@@ -151,7 +153,8 @@ static int put_devices(const Container *c, enum backend backend, Request *req, s
         int rc = 0;
         if (backend == BACKEND_VM && spec_is_disk(d->host_path))
             rc = put_disk(req, d, i, a, err);
-        else if (!req->all_devices)
+        else if (!req->all_devices || (backend == BACKEND_HOST && !str_empty(d->container_path) &&
+                                       strcmp(d->host_path, d->container_path) != 0))
             rc = put_device(req, d->host_path, d->container_path, d->permissions, a, err);
         if (rc < 0)
             return -1;
