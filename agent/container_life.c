@@ -88,7 +88,10 @@ static void create_reply(struct container *c, const struct op_result *res)
     reply.pid = (uint32_t)res->pid;
     reply.knows = KNOWS;
     c->create_req = NULL;
+    timeline_mark(&c->timeline, "made");
     rpc_reply(call, &reply.base);
+    auto_free char *steps = timeline_text(&c->timeline);
+    log_info("created", LOG_STR("container", c->id), LOG_STR("ms", steps));
 }
 
 static void create_done(void *arg, const struct op_result *res, int fd, const struct err *err)
@@ -138,6 +141,8 @@ static int mount_volumes(struct container *c, struct err *err)
     const Aspis__Agent__V1__CreateContainerRequest *req = c->create_req;
     struct containers *t = c->table;
 
+    if (t->on_host)
+        return 0;
     if (req->n_volumes > 0 && t->volumes == NULL)
         return err_set(err, ERR_UNIMPLEMENTED, "this agent has no volumes");
     for (size_t i = 0; i < req->n_volumes; i++) {
@@ -204,6 +209,7 @@ static void create_run(struct container *c)
     }
     t->ops++;
     process_set_trace(c->init, trace);
+    timeline_mark(&c->timeline, "forked");
 }
 
 static void image_ready(void *arg, const char *mountpoint, const struct err *err)
@@ -216,6 +222,7 @@ static void image_ready(void *arg, const char *mountpoint, const struct err *err
         return;
     }
     c->images[c->n_held++].mountpoint = xstrdup(mountpoint);
+    timeline_mark(&c->timeline, "image");
     if (c->remove_wanted) {
         err_set(&local, ERR_ABORTED, "the container is being removed");
         create_failed(c, &local);
@@ -272,6 +279,7 @@ void handle_create(struct rpc_call *call, const ProtobufCMessage *request, void 
     for (size_t i = 0; i < req->n_volume_disks; i++)
         c->images[1 + i].serial = xstrdup(req->volume_disks[i]);
     c->oom_watch = -1;
+    timeline_begin(&c->timeline);
     c->create_call = call;
     c->create_req = req;
     TAILQ_INIT(&c->execs);
@@ -524,5 +532,8 @@ void handle_remove(struct rpc_call *call, const ProtobufCMessage *request, void 
     w->call = call;
     STAILQ_INSERT_TAIL(&c->removers, w, link);
     c->remove_wanted = true;
-    container_progress(c);
+    if (c->phase == CONTAINER_IMAGE)
+        pod_image_give_up(t->pod, c); /* which ends the creation, and goes on from there */
+    else
+        container_progress(c);
 }

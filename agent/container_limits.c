@@ -9,6 +9,7 @@
 
 #include "agent/container_cgroup.h"
 #include "agent/container_table.h"
+#include "agent/limits_v1.h"
 #include "agent/pod_cgroup.h"
 #include "base/cleanup.h"
 #include "base/fs.h"
@@ -55,6 +56,8 @@ static int set_one(const char *id, const char *key, const char *value, struct er
 {
     auto_err struct err e = ERR_INIT;
     auto_free char *path = cgroup_file(id, key);
+    if (cgroup_is_v1())
+        return limits_v1_set(id, key, value, err);
     if (strcmp(key, "memory.max") == 0 && check_usage(id, value, err) < 0)
         return -1;
     if (fs_write_str(path, value, &e) == 0)
@@ -68,6 +71,8 @@ static int set_one(const char *id, const char *key, const char *value, struct er
 
 static char *read_one(const char *id, const char *key)
 {
+    if (cgroup_is_v1())
+        return limits_v1_read(id, key);
     auto_free char *path = cgroup_file(id, key);
     char *text = fs_read(path, MAX_VALUE, NULL, NULL);
     size_t n = text != NULL ? strlen(text) : 0;

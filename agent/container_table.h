@@ -18,6 +18,7 @@
 #include "agent/image_volume.h"
 #include "agent/process.h"
 #include "agent/volumes.h"
+#include "base/timeline.h"
 #include "proto/agent.pb-c.h"
 
 enum container_phase {
@@ -48,6 +49,7 @@ struct container {
     struct rpc_call *create_call;
     const Aspis__Agent__V1__CreateContainerRequest *create_req; /* lives with create_call */
     struct err create_err;
+    struct timeline timeline; /* of its create call */
     bool remove_wanted;
     STAILQ_HEAD(, waiting_call) removers;
     struct loop_source *patience; /* while a removal waits for operations and processes */
@@ -63,7 +65,8 @@ struct containers {
     struct loop *loop;
     struct pod *pod;
     struct stdio *io;
-    struct volumes *volumes; /* NULL: no volumes */
+    struct volumes *volumes; /* NULL: no volumes, or: */
+    bool on_host;            /* they are there already */
     char *state_dir;
     struct events *events;
     TAILQ_HEAD(, container) list;

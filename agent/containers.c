@@ -102,6 +102,7 @@ void container_free(struct container *c)
     TAILQ_REMOVE(&t->list, c, link);
     t->n--;
     err_clear(&c->create_err);
+    timeline_end(&c->timeline);
     for (size_t i = 0; i < c->n_images; i++) {
         free(c->images[i].serial);
         free(c->images[i].mountpoint);
@@ -404,6 +405,11 @@ struct containers *containers_new(struct loop *loop, struct pod *pod, struct std
 void containers_use_volumes(struct containers *t, struct volumes *volumes)
 {
     t->volumes = volumes;
+}
+
+void containers_use_host(struct containers *t)
+{
+    t->on_host = true;
 }
 
 struct events *containers_events(struct containers *t)

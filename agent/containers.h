@@ -26,6 +26,8 @@ struct containers *containers_new(struct loop *loop, struct pod *pod, struct std
                                   const char *state_dir, struct err *err);
 /* Where volumes come from; borrowed. Without it a container with volumes is refused. */
 void containers_use_volumes(struct containers *t, struct volumes *volumes);
+/* On the host: the daemon has attached a container's volumes before it asks for the container. */
+void containers_use_host(struct containers *t);
 /* Where what happens is told; borrowed. */
 struct events *containers_events(struct containers *c);
 void containers_free(struct containers *c);

@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -24,6 +25,19 @@ int ensure_cloned_binary(void);
 int ensure_cloned_binary(void)
 {
     return 0;
+}
+
+/* libcrun lifts the limit on locked memory before it loads a device filter, which kernels
+ * before 5.11 counted against it, and gives up when it may not: without CAP_SYS_RESOURCE, as where
+ * the host is a container itself. Newer kernels do not care (the linker puts this in setrlimit()'s
+ * place). */
+int __real_setrlimit(int resource, const struct rlimit *limit);
+int __wrap_setrlimit(int resource, const struct rlimit *limit);
+int __wrap_setrlimit(int resource, const struct rlimit *limit)
+{
+    int r = __real_setrlimit(resource, limit);
+    bool lifted = limit->rlim_cur == RLIM_INFINITY && limit->rlim_max == RLIM_INFINITY;
+    return r < 0 && errno == EPERM && resource == RLIMIT_MEMLOCK && lifted ? 0 : r;
 }
 
 /* Warnings are about things the agent decided on purpose. */

@@ -70,7 +70,7 @@ int spec_add_device(json_t *linux_object, const Aspis__Agent__V1__Device *d, str
     auto_close int dev = open("/dev", O_PATH | O_DIRECTORY | O_CLOEXEC);
     auto_close int fd = dev >= 0 ? fs_open_in_root(dev, rest, O_PATH, 0, NULL) : -1;
     if (fd < 0 || fstat(fd, &st) < 0 || !is_device(&st))
-        return err_set(err, ERR_NOT_FOUND, "the guest has no device %.200s", d->path);
+        return err_set(err, ERR_NOT_FOUND, "there is no device %.200s", d->path);
     if (add_node(list_of(linux_object, "devices"), d->container_path, &st, err) < 0)
         return -1;
     return allow(linux_object, &st, d->permissions, err);

@@ -81,13 +81,9 @@ static void copy_key(json_t *to, const char *key, const json_t *from, const char
 /* What runs the pod, and why that was chosen. */
 static void put_backend(json_t *j, const struct sandbox *s, const json_t *machine)
 {
-    (void)json_object_set_new(j, "backend", json_string("vm"));
-    (void)json_object_set_new(j, "backendReason",
-                              json_string(str_empty(s->rec.handler)
-                                              ? "the default for pods that name no handler"
-                                              : "the runtime handler that the pod names"));
-    copy_key(j, "backend", machine, "backend");
-    copy_key(j, "backendReason", machine, "backend_reason");
+    (void)json_object_set_new(j, "backend",
+                              json_string(s->backend.backend == BACKEND_HOST ? "host" : "vm"));
+    (void)json_object_set_new(j, "backendReason", json_string(s->backend.why));
     copy_key(j, "accelerator", machine, "accel");
     copy_key(j, "cid", machine, "cid");
 }

@@ -39,6 +39,12 @@ static void make_resolv_conf(const struct sandbox *s, struct buf *b)
 
 static void make_hosts(const struct sandbox *s, struct buf *b)
 {
+    auto_free char *host =
+        backend_host_network(s->config) ? fs_read("/etc/hosts", KiB(64), NULL, NULL) : NULL;
+    if (host != NULL) {
+        (void)buf_puts(b, host);
+        return;
+    }
     (void)buf_puts(b, "127.0.0.1\tlocalhost\n"
                       "::1\tlocalhost ip6-localhost ip6-loopback\n"
                       "fe00::\tip6-localnet\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n");
@@ -176,9 +182,11 @@ int sandbox_configure_pod(struct sandbox *s, struct machine *m, struct cancel *c
     req.resolv_conf = (ProtobufCBinaryData){resolv.len, (uint8_t *)resolv.data};
     req.hosts = (ProtobufCBinaryData){hosts.len, (uint8_t *)hosts.data};
     req.shm_bytes = SHM_BYTES;
-    auto_free char *scratch = xstrdup(machine_scratch_serial(m));
+    bool vm = s->backend.backend == BACKEND_VM;
+    auto_free char *scratch = vm ? xstrdup(machine_scratch_serial(m)) : NULL;
     req.scratch_disk = text_or_empty(scratch);
-    if (put_network(&req, &s->net, machine_guest_mac(m), a, err) < 0 ||
+    /* on the host the network is as CNI made it */
+    if ((vm && put_network(&req, &s->net, machine_guest_mac(m), a, err) < 0) ||
         put_sysctls(&req, s->config->linux, a, err) < 0)
         return -1;
     req.wall_clock_ns = (uint64_t)wall_ns();

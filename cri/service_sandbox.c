@@ -64,11 +64,7 @@ static int check_config(const Runtime__V1__PodSandboxConfig *c, struct err *err)
 
 int cri_check_handler(const char *handler, struct err *err)
 {
-    if (str_empty(handler) || strcmp(handler, "aspis-vm") == 0)
-        return 0;
-    return err_set(err, ERR_INVALID,
-                   "unknown runtime handler \"%.64s\"; this runtime has \"\" and \"aspis-vm\"",
-                   handler);
+    return backend_check_handler(handler, err);
 }
 
 int cri_run_pod_sandbox(struct call *call, const ProtobufCMessage *message,

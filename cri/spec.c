@@ -14,11 +14,11 @@
 
 #define OPEN_FILES 1048576 /* what containerd's service unit gives its containers */
 
-int spec_check_container(const Container *c, const Pod *pod, struct err *err)
+int spec_check_container(const Container *c, const Pod *pod, enum backend backend, struct err *err)
 {
     if (spec_check_security(c, pod, err) < 0 || spec_check_mounts(c, err) < 0)
         return -1;
-    return spec_check_limits(c, err) < 0 ? -1 : spec_check_devices(c, err);
+    return spec_check_limits(c, err) < 0 ? -1 : spec_check_devices(c, backend, err);
 }
 
 /* --- signals --- */

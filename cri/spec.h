@@ -21,7 +21,8 @@
 int spec_check_resources(const Runtime__V1__LinuxContainerResources *r, struct err *err);
 int spec_check_sandbox(const Runtime__V1__PodSandboxConfig *pod, struct err *err);
 int spec_check_container(const Runtime__V1__ContainerConfig *c,
-                         const Runtime__V1__PodSandboxConfig *pod, struct err *err);
+                         const Runtime__V1__PodSandboxConfig *pod, enum backend backend,
+                         struct err *err);
 
 /* A mount of an image instead of a path of the host. */
 static inline bool spec_is_image_volume(const Runtime__V1__Mount *m)
@@ -37,6 +38,11 @@ struct machine_volume *spec_volumes(const Runtime__V1__ContainerConfig *c, size_
 char *spec_make(const Runtime__V1__ContainerConfig *c, const Runtime__V1__PodSandboxConfig *pod,
                 const struct image_config *image, const struct machine_volume *volumes,
                 struct err *err);
+
+/* What the backend and a privileged container change in the text of spec_make(); the caller's. */
+char *spec_adapt(const char *text, const Runtime__V1__ContainerConfig *c,
+                 const Runtime__V1__PodSandboxConfig *pod, const struct machine_volume *volumes,
+                 size_t n_volumes, enum backend backend, struct err *err);
 
 /* Fills the message's fields; strings are borrowed from c or image. */
 int spec_user(const Runtime__V1__ContainerConfig *c, const struct image_config *image,

@@ -20,9 +20,10 @@ static const char *const of_the_guest[] = {
     "/dev/random", "/dev/tty",  "/dev/urandom", "/dev/zero",
 };
 
-static int check_device(const char *path, const char *permissions, struct err *err)
+static int check_device(const char *path, const char *permissions, enum backend backend,
+                        struct err *err)
 {
-    bool known = false;
+    bool known = backend == BACKEND_HOST; /* the agent looks */
     for (size_t i = 0; !known && i < ARRAY_LEN(of_the_guest); i++)
         known = strcmp(path, of_the_guest[i]) == 0;
     if (!known)
@@ -61,11 +62,11 @@ int spec_cdi_env(const Container *c, struct strv *env, struct err *err)
     return 0;
 }
 
-int spec_check_devices(const Container *c, struct err *err)
+int spec_check_devices(const Container *c, enum backend backend, struct err *err)
 {
     auto_cdi_edits struct cdi_edits edits = {0};
     for (size_t i = 0; i < c->n_devices; i++) {
-        if (check_device(c->devices[i]->host_path, c->devices[i]->permissions, err) < 0)
+        if (check_device(c->devices[i]->host_path, c->devices[i]->permissions, backend, err) < 0)
             return -1;
         if (!str_empty(c->devices[i]->container_path) && c->devices[i]->container_path[0] != '/')
             return err_set(err, ERR_INVALID, "device %.200s: the path in the container is relative",
@@ -74,7 +75,7 @@ int spec_check_devices(const Container *c, struct err *err)
     if (resolve_cdi(c, &edits, err) < 0)
         return -1;
     for (size_t i = 0; i < edits.n_nodes; i++) {
-        if (check_device(edits.nodes[i].host_path, edits.nodes[i].permissions, err) < 0)
+        if (check_device(edits.nodes[i].host_path, edits.nodes[i].permissions, backend, err) < 0)
             return err_wrap(err, "CDI");
     }
     return 0;

@@ -38,6 +38,8 @@ static inline const Runtime__V1__NamespaceOption *namespaces_of(const Container 
 int spec_check_security(const Container *c, const Pod *pod, struct err *err);
 /* process.capabilities; NULL with *err. */
 json_t *spec_capabilities(const Security *s, struct err *err);
+/* All there are. */
+json_t *spec_all_capabilities(void);
 /* What the OCI runtime needs to know of the seccomp filter besides the filter itself. */
 int spec_add_seccomp_flags(json_t *spec, const Container *c, struct err *err);
 /* linux.maskedPaths, linux.readonlyPaths. */
@@ -45,7 +47,7 @@ json_t *spec_masked_paths(const Security *s);
 json_t *spec_readonly_paths(const Security *s);
 
 /* --- spec_guest.c --- */
-int spec_check_devices(const Container *c, struct err *err);
+int spec_check_devices(const Container *c, enum backend backend, struct err *err);
 /* Environment that CDI devices bring. */
 int spec_cdi_env(const Container *c, struct strv *env, struct err *err);
 

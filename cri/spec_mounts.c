@@ -72,11 +72,6 @@ static int check_mount(const Runtime__V1__Mount *m, const Runtime__V1__UserNames
     if (m->recursive_read_only && !alone)
         return err_set(err, ERR_INVALID,
                        "recursive read-only mount must have PROPAGATION_PRIVATE propagation");
-    if (m->propagation == RUNTIME__V1__MOUNT_PROPAGATION__PROPAGATION_BIDIRECTIONAL)
-        return err_set(
-            err, ERR_PRECONDITION,
-            "propagation BIDIRECTIONAL is asked for; a mount made in a VM's kernel cannot "
-            "appear on the host: it takes the handler aspis-host, which is not built");
     if (!spec_is_image_volume(m) && (m->host_path[0] != '/' || strlen(m->host_path) >= LIMIT_PATH))
         return err_set(err, ERR_INVALID, "the host path is no absolute path");
     if (m->container_path[0] == '\0' || strlen(m->container_path) >= LIMIT_PATH ||
@@ -129,6 +124,7 @@ struct machine_volume *spec_volumes(const Container *c, size_t *n)
         v->readonly = m->readonly;
         v->recursive = m->recursive_read_only;
         v->slave = m->propagation == RUNTIME__V1__MOUNT_PROPAGATION__PROPAGATION_HOST_TO_CONTAINER;
+        v->shared = m->propagation == RUNTIME__V1__MOUNT_PROPAGATION__PROPAGATION_BIDIRECTIONAL;
         if (m->n_uidmappings > 0)
             v->ids = (struct volume_ids){.uid = m->uidmappings[0]->host_id,
                                          .n_uids = m->uidmappings[0]->length,

@@ -37,14 +37,6 @@ static int check_namespaces(const Runtime__V1__NamespaceOption *n, struct err *e
 {
     if (n == NULL)
         return 0;
-    static const char why[] = "is asked for; a VM pod cannot share the host's namespaces and the "
-                              "host backend is not built";
-    if (n->network == RUNTIME__V1__NAMESPACE_MODE__NODE)
-        return err_set(err, ERR_PRECONDITION, "network namespace NODE %s", why);
-    if (n->pid == RUNTIME__V1__NAMESPACE_MODE__NODE)
-        return err_set(err, ERR_PRECONDITION, "pid namespace NODE %s", why);
-    if (n->ipc == RUNTIME__V1__NAMESPACE_MODE__NODE)
-        return err_set(err, ERR_PRECONDITION, "ipc namespace NODE %s", why);
     if (n->pid == RUNTIME__V1__NAMESPACE_MODE__TARGET && str_empty(n->target_id))
         return err_set(err, ERR_INVALID, "pid namespace TARGET without a target_id");
     return userns_check_options(n, err);
@@ -83,9 +75,6 @@ int spec_check_sandbox(const Pod *pod, struct err *err)
         return -1;
     if (s == NULL)
         return 0;
-    if (s->privileged)
-        return err_set(err, ERR_PRECONDITION,
-                       "privileged pods run on the host backend, which is not built");
     if (check_selinux(s->selinux_options, err) < 0 || check_sandbox_seccomp(s, err) < 0)
         return -1;
     return check_namespaces(s->namespace_options, err);
@@ -126,9 +115,6 @@ int spec_check_security(const Container *c, const Pod *pod, struct err *err)
         return -1;
     if (s == NULL)
         return 0;
-    if (s->privileged)
-        return err_set(err, ERR_PRECONDITION,
-                       "privileged containers run on the host backend, which is not built");
     if (check_apparmor(s, err) < 0 || check_selinux(s->selinux_options, err) < 0)
         return -1;
     if (s->run_as_group != NULL && s->run_as_user == NULL && str_empty(s->run_as_username))
@@ -209,6 +195,14 @@ json_t *spec_capabilities(const Security *s, struct err *err)
     return json_pack("{s:o, s:o, s:o, s:o, s:o}", "bounding", cap_list(set), "effective",
                      cap_list(set), "permitted", cap_list(set), "inheritable", cap_list(ambient),
                      "ambient", cap_list(ambient));
+}
+
+json_t *spec_all_capabilities(void)
+{
+    uint64_t all = caps_everything();
+    return json_pack("{s:o, s:o, s:o, s:o, s:o}", "bounding", cap_list(all), "effective",
+                     cap_list(all), "permitted", cap_list(all), "inheritable", cap_list(0),
+                     "ambient", cap_list(0));
 }
 
 /* --- seccomp --- */

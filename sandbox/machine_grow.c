@@ -104,7 +104,7 @@ static int set_size(struct machine *m, uint64_t added, uint32_t vcpus, struct ca
                     struct err *err)
 {
     struct hv_size got = {0};
-    if (m->f->hv->resize(m->hv, added, vcpus, cancel, err) < 0)
+    if (m->ops->resize(m->hv, added, vcpus, cancel, err) < 0)
         return -1;
     bool watch = !m->limited && m->record.boot_bytes + added < ceiling(m);
     if (ask_agent(m, added, vcpus, watch, &got, cancel, err) < 0)
@@ -116,7 +116,7 @@ static int set_size(struct machine *m, uint64_t added, uint32_t vcpus, struct ca
                        got.added_bytes / MiB(1), added / MiB(1), got.vcpus, vcpus);
     /* less was asked for: the guest may not have let go of all yet */
     struct hv_size now;
-    if (m->f->hv->size(m->hv, &now, cancel, err) < 0)
+    if (m->ops->size(m->hv, &now, cancel, err) < 0)
         return -1;
     remember(m, now.added_bytes, got.vcpus);
     return 0;
@@ -127,6 +127,8 @@ static int set_size(struct machine *m, uint64_t added, uint32_t vcpus, struct ca
 int machine_fit(struct machine *m, const struct machine_spec *spec, struct cancel *cancel,
                 struct err *err)
 {
+    if (machine_on_host(m))
+        return 0;
     struct machine_size want = machine_spec_size(m->f, spec);
     uint64_t boot = m->record.boot_bytes;
     uint64_t added = want.memory_bytes > boot ? steps(want.memory_bytes - boot) : 0;
@@ -151,8 +153,10 @@ int machine_learn_size(struct machine *m, const struct machine_spec *spec, struc
                        struct err *err)
 {
     struct hv_size now;
+    if (machine_on_host(m))
+        return 0;
     m->limited = spec->memory_limit_bytes != 0;
-    if (m->f->hv->size(m->hv, &now, cancel, err) < 0)
+    if (m->ops->size(m->hv, &now, cancel, err) < 0)
         return err_wrap(err, "learn the vm's size");
     remember(m, now.added_bytes, now.vcpus);
     return 0;
@@ -180,11 +184,11 @@ int machine_resize(struct machine *m, const struct machine_spec *spec, struct ca
 {
     struct machine_size want = machine_spec_size(m->f, spec);
     struct hv_size now;
-    if (fits(m, spec, &want))
+    if (machine_on_host(m) || fits(m, spec, &want))
         return 0;
     if (lock_within(&m->sizing, cancel, "another change of the vm's size", err) < 0)
         return -1;
-    int ret = m->f->hv->size(m->hv, &now, cancel, err);
+    int ret = m->ops->size(m->hv, &now, cancel, err);
     if (ret == 0) {
         uint64_t boot = m->record.boot_bytes;
         uint64_t added = want.memory_bytes > boot ? steps(want.memory_bytes - boot) : 0;
@@ -211,7 +215,7 @@ static int relieve(struct machine *m, struct err *err)
     struct hv_size now;
     if (lock_within(&m->sizing, m->stop, "another change of the vm's size", err) < 0)
         return -1;
-    int ret = m->f->hv->size(m->hv, &now, m->stop, err);
+    int ret = m->ops->size(m->hv, &now, m->stop, err);
     if (ret == 0) {
         uint64_t boot = m->record.boot_bytes;
         uint64_t most = ceiling(m);

@@ -34,6 +34,7 @@ struct machine_factory {
     pthread_mutex_t deciding;   /* held by who probes */
 
     struct template_pool *templates; /* NULL: none are wanted */
+    char *spare_cgroup_root;         /* of the VMs that have no pod yet */
 };
 
 /* One pod's VM size, from what CRI says (units as in machine_spec) and the configuration. */
@@ -62,6 +63,8 @@ uint32_t machine_cid_find(struct machine_factory *f, uint32_t seed, struct err *
 int machine_kill_stray(struct machine_factory *f, const char *id, struct cancel *cancel,
                        struct err *err);
 
+/* The group that holds a pod's, which goes when it is empty. */
+const char *machine_cgroup_root(const struct machine_factory *f, const char *cgroup);
 char *machine_run_path(const struct machine_factory *f, const char *id);
 char *machine_state_path(const struct machine_factory *f, const char *id);
 /* Letters, digits and -_. of at most 128 bytes. */
@@ -83,15 +86,20 @@ struct machine_how {
     const char *guest_mac;         /* of tpl's NIC; NULL: the spec's */
 };
 
+struct template;
+
 struct machine {
     struct machine_factory *f;
     char *id, *run_dir, *state_dir, *console_path;
-    char *guest_mac; /* fixed once started; NULL: no NIC, or adopted */
-    struct machine_callbacks cb;
-    /* Fixed once started, but for memory_bytes and vcpus, which are under lock. */
+    char *guest_mac;             /* fixed once started; NULL: no NIC, or adopted */
+    struct machine_callbacks cb; /* from when it has started: the control loop's */
+    /* Fixed once started (the cgroup of a spare: once claimed), but for memory_bytes and vcpus,
+     * which are under lock. */
     struct machine_record record;
-    struct hv *hv;       /* fixed once started; NULL before */
-    struct share *share; /* the same */
+    struct template *tpl;     /* what it is a clone of, or NULL */
+    const struct hv_ops *ops; /* constant */
+    struct hv *hv;            /* fixed once started; NULL before */
+    struct share *share;      /* the same */
 
     pthread_mutex_t lock; /* guards the fields below */
     struct link *link;
@@ -116,7 +124,12 @@ struct machine {
     bool limited;         /* the pod has a memory limit, so its VM does not grow by itself */
 };
 
-/* machine_grow.c: a machine's size after its start. */
+static inline bool machine_on_host(const struct machine *m)
+{
+    return m->record.backend == BACKEND_HOST;
+}
+
+/* machine_grow.c: a machine's size after its start. On the host there is none: nothing changes. */
 int machine_grow_init(struct machine *m, struct err *err);
 void machine_grow_free(struct machine *m); /* ends what is under way */
 /* After Hello: what the VM did not start with. */

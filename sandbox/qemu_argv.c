@@ -94,7 +94,7 @@ static void machine_args(const struct hv_spec *s, const struct qemu_arch *arch, 
     add_opt(a, "-no-reboot", NULL);
     strv_add(a, "-machine");
     strv_addf(a, "%s%s", arch->machine, s->tpl != NULL ? ",memory-backend=ram" : "");
-    add_opt(a, "-accel", s->accel == ACCEL_KVM ? "kvm" : "tcg,tb-size=32,thread=multi");
+    add_opt(a, "-accel", s->accel == ACCEL_KVM ? "kvm" : "tcg,tb-size=64,thread=multi");
     add_opt(a, "-cpu", s->accel == ACCEL_KVM ? "host" : arch->cpu_tcg);
     strv_add(a, "-smp");
     strv_addf(a, "cpus=%u,maxcpus=%u", s->vcpus, s->max_vcpus);

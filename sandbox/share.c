@@ -518,6 +518,16 @@ struct share *share_new(const struct share_config *config, struct err *err)
     return s;
 }
 
+void share_move(struct share *s, const char *cgroup)
+{
+    if (s == NULL)
+        return;
+    (void)pthread_mutex_lock(&s->lock);
+    free(s->cgroup);
+    s->cgroup = xstrdup(cgroup);
+    (void)pthread_mutex_unlock(&s->lock);
+}
+
 void share_stop(struct share *s)
 {
     if (s == NULL)

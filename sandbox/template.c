@@ -47,9 +47,11 @@ struct template_pool {
     bool making;   /* it is at it */
     bool stopping; /* it is to end */
     struct template *current;
-    unsigned failures;  /* in a row, of boots and clones */
-    int64_t not_before; /* CLOCK_MONOTONIC ns */
-    char *why;          /* of the last failure */
+    unsigned failures;           /* in a row, of boots and clones */
+    int64_t not_before;          /* CLOCK_MONOTONIC ns */
+    char *why;                   /* of the last failure */
+    void (*ready_fn)(void *arg); /* told of a new one; may be NULL */
+    void *ready_arg;
 };
 
 /* --- one template --- */
@@ -278,6 +280,8 @@ static void make_one(struct template_pool *p)
     }
     template_unref(p->current);
     p->current = t;
+    if (p->ready_fn != NULL)
+        p->ready_fn(p->ready_arg);
 }
 
 static void *pool_thread(void *arg)
@@ -314,6 +318,16 @@ void template_pool_start(struct template_pool *p)
     p->runs = rc == 0;
     if (!p->runs)
         log_warn("no templates: pods boot their VMs", LOG_STR("error", strerror(rc)));
+}
+
+void template_pool_notify(struct template_pool *p, void (*fn)(void *arg), void *arg)
+{
+    if (p == NULL)
+        return;
+    (void)pthread_mutex_lock(&p->lock);
+    p->ready_fn = fn;
+    p->ready_arg = arg;
+    (void)pthread_mutex_unlock(&p->lock);
 }
 
 void machine_start_templates(struct machine_factory *f)

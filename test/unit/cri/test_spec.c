@@ -105,7 +105,7 @@ static void assert_at(struct box *b, const char *path, const char *want)
 static void assert_refused(struct box *b, enum err_code code, const char *words)
 {
     err_clear(&b->err);
-    int rc = spec_check_container(&b->c, &b->pod, &b->err);
+    int rc = spec_check_container(&b->c, &b->pod, BACKEND_VM, &b->err);
     char *text = rc == 0 ? spec_make(&b->c, &b->pod, &b->image, NULL, &b->err) : NULL;
     assert_null(text);
     assert_int_equal(b->err.code, code);
@@ -360,7 +360,7 @@ static void test_refused_containers(void **state)
     (void)state;
     struct box b;
     init(&b);
-    assert_int_equal(spec_check_container(&b.c, &b.pod, &b.err), 0);
+    assert_int_equal(spec_check_container(&b.c, &b.pod, BACKEND_VM, &b.err), 0);
     Runtime__V1__Mount mount;
     runtime__v1__mount__init(&mount);
     mount.host_path = OWN("host");
@@ -379,8 +379,6 @@ static void test_refused_containers(void **state)
     mount.propagation = RUNTIME__V1__MOUNT_PROPAGATION__PROPAGATION_HOST_TO_CONTAINER;
     assert_refused(&b, ERR_INVALID, "recursive read-only");
     mount.recursive_read_only = false;
-    mount.propagation = RUNTIME__V1__MOUNT_PROPAGATION__PROPAGATION_BIDIRECTIONAL;
-    assert_refused(&b, ERR_PRECONDITION, "aspis-host");
     mount.propagation = RUNTIME__V1__MOUNT_PROPAGATION__PROPAGATION_PRIVATE;
     mount.image_sub_path = OWN("x");
     assert_refused(&b, ERR_INVALID, "no image");
@@ -394,7 +392,7 @@ static void test_refused_containers(void **state)
     b.c.n_devices = 1;
     assert_refused(&b, ERR_PRECONDITION, "/dev/sda");
     device.host_path = OWN("/dev/kvm");
-    assert_int_equal(spec_check_container(&b.c, &b.pod, &b.err), 0);
+    assert_int_equal(spec_check_container(&b.c, &b.pod, BACKEND_VM, &b.err), 0);
     device.permissions = OWN("rx");
     assert_refused(&b, ERR_INVALID, "/dev/kvm");
     device.permissions = OWN("r");
@@ -411,9 +409,6 @@ static void test_refused_containers(void **state)
     cdi.name = OWN("gpu");
     assert_refused(&b, ERR_INVALID, "gpu");
     b.c.n_cdi_devices = 0;
-    b.security.privileged = true;
-    assert_refused(&b, ERR_PRECONDITION, "privileged");
-    b.security.privileged = false;
     Runtime__V1__SecurityProfile profile;
     runtime__v1__security_profile__init(&profile);
     profile.profile_type = RUNTIME__V1__SECURITY_PROFILE__PROFILE_TYPE__Localhost;
@@ -426,41 +421,33 @@ static void test_refused_containers(void **state)
     profile.profile_type = RUNTIME__V1__SECURITY_PROFILE__PROFILE_TYPE__RuntimeDefault;
     assert_refused(&b, ERR_PRECONDITION, "AppArmor");
     profile.profile_type = RUNTIME__V1__SECURITY_PROFILE__PROFILE_TYPE__Unconfined;
-    assert_int_equal(spec_check_container(&b.c, &b.pod, &b.err), 0);
+    assert_int_equal(spec_check_container(&b.c, &b.pod, BACKEND_VM, &b.err), 0);
     b.security.apparmor = NULL;
     b.security.apparmor_profile = OWN("unconfined");
-    assert_int_equal(spec_check_container(&b.c, &b.pod, &b.err), 0);
+    assert_int_equal(spec_check_container(&b.c, &b.pod, BACKEND_VM, &b.err), 0);
     b.security.apparmor_profile = OWN("localhost/mine");
     assert_refused(&b, ERR_PRECONDITION, "localhost/mine");
     b.security.apparmor_profile = OWN("");
     b.security.run_as_group = &b.group;
     assert_refused(&b, ERR_INVALID, "run_as_group");
     b.security.run_as_group = NULL;
-    b.ns.pid = RUNTIME__V1__NAMESPACE_MODE__NODE;
-    assert_refused(&b, ERR_PRECONDITION, "pid namespace NODE");
     b.ns.pid = RUNTIME__V1__NAMESPACE_MODE__TARGET;
     b.ns.target_id = OWN("");
     assert_refused(&b, ERR_INVALID, "TARGET");
     b.ns.target_id = OWN("abc");
-    assert_int_equal(spec_check_container(&b.c, &b.pod, &b.err), 0);
+    assert_int_equal(spec_check_container(&b.c, &b.pod, BACKEND_VM, &b.err), 0);
     b.ns.pid = RUNTIME__V1__NAMESPACE_MODE__POD;
     assert_true(spec_shared_pid(&b.c));
-    b.ns.network = RUNTIME__V1__NAMESPACE_MODE__NODE;
-    assert_refused(&b, ERR_PRECONDITION, "network namespace NODE");
-    b.ns.network = RUNTIME__V1__NAMESPACE_MODE__POD;
-    b.ns.ipc = RUNTIME__V1__NAMESPACE_MODE__NODE;
-    assert_refused(&b, ERR_PRECONDITION, "ipc namespace NODE");
-    b.ns.ipc = RUNTIME__V1__NAMESPACE_MODE__POD;
     Runtime__V1__UserNamespace userns;
     runtime__v1__user_namespace__init(&userns);
     userns.mode = RUNTIME__V1__NAMESPACE_MODE__POD;
     b.ns.userns_options = &userns;
     assert_refused(&b, ERR_INVALID, "mapping");
     userns.mode = RUNTIME__V1__NAMESPACE_MODE__NODE;
-    assert_int_equal(spec_check_container(&b.c, &b.pod, &b.err), 0);
+    assert_int_equal(spec_check_container(&b.c, &b.pod, BACKEND_VM, &b.err), 0);
     /* a client that sends no linux part at all */
     b.c.linux = NULL;
-    assert_int_equal(spec_check_container(&b.c, &b.pod, &b.err), 0);
+    assert_int_equal(spec_check_container(&b.c, &b.pod, BACKEND_VM, &b.err), 0);
     assert_false(spec_shared_pid(&b.c));
     assert_at(&b, "root", "{\"path\":\"rootfs\",\"readonly\":false}");
     clear(&b);
@@ -497,7 +484,7 @@ static void test_user_namespaces(void **state)
     Runtime__V1__NamespaceOption of_pod = b.ns;
     b.pod_security.namespace_options = &of_pod;
     assert_int_equal(spec_check_sandbox(&b.pod, &b.err), 0);
-    assert_int_equal(spec_check_container(&b.c, &b.pod, &b.err), 0);
+    assert_int_equal(spec_check_container(&b.c, &b.pod, BACKEND_VM, &b.err), 0);
     auto_arena struct arena *a = arena_new(KiB(64));
     Aspis__Agent__V1__CreateContainerRequest req;
     aspis__agent__v1__create_container_request__init(&req);
@@ -551,7 +538,7 @@ static void test_devices(void **state)
     d[2].container_path = OWN("/dev/noughts");
     b.c.devices = list;
     b.c.n_devices = ARRAY_LEN(d);
-    assert_int_equal(spec_check_container(&b.c, &b.pod, &b.err), 0);
+    assert_int_equal(spec_check_container(&b.c, &b.pod, BACKEND_VM, &b.err), 0);
     auto_arena struct arena *a = arena_new(KiB(64));
     Aspis__Agent__V1__CreateContainerRequest req;
     aspis__agent__v1__create_container_request__init(&req);
@@ -650,11 +637,7 @@ static void test_refused_pods(void **state)
     struct box b;
     init(&b);
     assert_int_equal(spec_check_sandbox(&b.pod, &b.err), 0);
-    b.pod_security.privileged = true;
-    assert_int_equal(spec_check_sandbox(&b.pod, &b.err), -1);
-    assert_int_equal(b.err.code, ERR_PRECONDITION);
-    b.pod_security.privileged = false;
-    b.ns.network = RUNTIME__V1__NAMESPACE_MODE__NODE;
+    b.ns.pid = RUNTIME__V1__NAMESPACE_MODE__TARGET;
     b.pod_security.namespace_options = &b.ns;
     assert_int_equal(spec_check_sandbox(&b.pod, &b.err), -1);
     b.pod.linux = NULL;
@@ -823,7 +806,7 @@ static void test_image_volumes(void **state)
     assert_refused(&b, ERR_INVALID,
                    "image volume at /data/: an image can be mounted read-only only");
     m[0].readonly = true;
-    assert_int_equal(spec_check_container(&b.c, &b.pod, &b.err), 0);
+    assert_int_equal(spec_check_container(&b.c, &b.pod, BACKEND_VM, &b.err), 0);
     size_t n = 0;
     auto_free struct machine_volume *v = spec_volumes(&b.c, &n);
     assert_int_equal(n, 1); /* images are no files of the host's */
@@ -850,7 +833,7 @@ static void test_image_volumes(void **state)
         assert_refused(&b, ERR_INVALID, "image volume at /data/: sub path");
     }
     m[0].image_sub_path = OWN("..a/b..");
-    assert_int_equal(spec_check_container(&b.c, &b.pod, &b.err), 0);
+    assert_int_equal(spec_check_container(&b.c, &b.pod, BACKEND_VM, &b.err), 0);
     m[0].host_path = OWN("/x");
     assert_refused(&b, ERR_INVALID, "both an image and the host path /x");
     clear(&b);
