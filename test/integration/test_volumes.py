@@ -318,3 +318,18 @@ def test_removal_of_containers_frees_their_volumes(daemon, pod, src):
     assert len([p for p in places if p.startswith("/tmp/")]) == 1
     links = [os.readlink(p) for p in Path(f"/proc/{pid}/fd").iterdir()]
     assert len(links) < 12, links
+
+
+def test_memory_backed(daemon, pod, src):
+    """emptyDir with medium Memory: kubelet's tmpfs, shared like any directory."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(src)], check=True)
+    try:
+        c = pod.start("x", "sleep", "1000", mounts=[mount(src, "/cache")])
+        out(daemon, c, "echo hi > /cache/a && mv /cache/a /cache/b && test $(stat -f -c %b /cache) -lt 300")
+        assert (src / "b").read_text() == "hi\n"
+        assert "No space" in fails(daemon, c, "dd if=/dev/zero of=/cache/big bs=64k count=32")
+        assert (src / "big").stat().st_size < 1 << 20
+        daemon.client.StopContainer(container_id=c, timeout=0)
+        daemon.client.RemoveContainer(container_id=c)
+    finally:
+        subprocess.run(["umount", "--lazy", str(src)], check=True)
