@@ -33,6 +33,7 @@
 #define LIMIT_RPC_CALLS 128            /* unanswered calls on one link */
 #define LIMIT_IO_FRAME KiB(64)         /* payload of one stdio frame */
 #define LIMIT_IO_WINDOW KiB(256)       /* unacknowledged bytes per stdio stream */
+#define LIMIT_IO_INPUT_WINDOW KiB(512) /* the same of stdin, where the agent says so */
 #define LIMIT_AGENT_EVENTS 4096        /* exit records kept until acknowledged */
 #define LIMIT_LINK_JUNK 4096           /* unasked-for frames on a channel within a second */
 #define LIMIT_LINK_STALE MiB(64)       /* bytes on a connection before its preamble is answered */

@@ -294,6 +294,12 @@ static int create_in_guest(struct container *c, struct machine *m, struct image 
 static int create_on_images(struct container *c, struct machine *m, struct image *image,
                             struct timeline *t, struct cancel *cancel, struct err *err)
 {
+    /* no device appears there, for which the agent could wait */
+    if (machine_backend(m) == BACKEND_HOST) {
+        if (container_images_attach(c, m, cancel, err) < 0)
+            return -1;
+        return create_in_guest(c, m, image, cancel, err);
+    }
     auto_cancel struct cancel *both = cancel_child(cancel, 0, err);
     struct plug p = {.c = c, .m = m, .timeline = t, .both = both};
     auto_err struct err why = ERR_INIT;
