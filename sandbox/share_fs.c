@@ -20,6 +20,7 @@
 #include "base/cleanup.h"
 #include "base/limits.h"
 #include "base/str.h"
+#include "sandbox/share_xattr.h"
 
 /* How long a guest may go on with what it has seen: kubelet's changes show within this. */
 #define TIMEOUT 0.1
@@ -793,20 +794,13 @@ static void op_fsyncdir(fuse_req_t req, fuse_ino_t id, int only_data, struct fus
 
 /* --- extended attributes --- */
 
-/* Others have a meaning to the host's kernel (capabilities of files, labels, ACLs). */
-static bool is_users(const char *name)
-{
-    return strncmp(name, "user.", strlen("user.")) == 0;
-}
-
-/* The inode of a request for an attribute; answers it when there is none. The kernel lets only
- * regular files and directories have such attributes. */
+/* The inode of a request for an attribute; answers it when there is none. */
 static struct inode *find_attribute(fuse_req_t req, fuse_ino_t id, const char *name, int refusal)
 {
     struct inode *i = find(req, id);
     if (i == NULL)
         return NULL;
-    if (is_users(name) && (i->type == S_IFREG || i->type == S_IFDIR))
+    if (xattr_is_served(name, i->type))
         return i;
     (void)fuse_reply_err(req, refusal);
     return NULL;
@@ -841,30 +835,17 @@ static void op_listxattr(fuse_req_t req, fuse_ino_t id, size_t size)
 {
     char path[40];
     struct inode *i = find(req, id);
-    size_t used = 0;
     if (i == NULL)
         return;
-    ssize_t n = 0;
-    if (i->type == S_IFREG || i->type == S_IFDIR)
-        n = listxattr(path_of(i, path), data, sizeof(data));
-    if (n < 0) {
+    ssize_t n = xattr_list(path_of(i, path), i->type, data, sizeof(data));
+    if (n < 0)
         (void)fuse_reply_err(req, errno);
-        return;
-    }
-    for (char *at = data; at < data + n;) {
-        size_t len = strlen(at) + 1;
-        if (is_users(at)) {
-            memmove(data + used, at, len);
-            used += len;
-        }
-        at += len;
-    }
-    if (size == 0)
-        (void)fuse_reply_xattr(req, used);
-    else if (used > size)
+    else if (size == 0)
+        (void)fuse_reply_xattr(req, (size_t)n);
+    else if ((size_t)n > size)
         (void)fuse_reply_err(req, ERANGE);
     else
-        (void)fuse_reply_buf(req, data, used);
+        (void)fuse_reply_buf(req, data, (size_t)n);
 }
 
 static void op_removexattr(fuse_req_t req, fuse_ino_t id, const char *name)
