@@ -63,7 +63,7 @@
 #define LIMIT_FS_FRAME KiB(64) /* one piece of a FUSE message */
 #define LIMIT_FS_DATA KiB(128) /* of one READ or WRITE */
 #define LIMIT_FS_MESSAGE (LIMIT_FS_DATA + KiB(4))
-#define LIMIT_FS_XATTR KiB(64) /* one value, or a list of names */
+#define LIMIT_FS_XATTR KiB(64)  /* one value, or a list of names */
 #define LIMIT_FS_QUEUE KiB(512) /* guest: bytes waiting for the channel */
 #define LIMIT_FS_VOLUMES 512    /* mounted in one pod at a time */
 #define LIMIT_FS_INODES 500000  /* that one pod's guest may know: a descriptor each */
@@ -73,9 +73,10 @@
  * Secret has at most 1 MiB. */
 #define LIMIT_MIRROR_FIRST MiB(1)
 #define LIMIT_MIRROR_BYTES MiB(3)
-#define LIMIT_MIRROR_POD MiB(8)   /* all of one pod, as they were at first */
-#define LIMIT_MIRROR_ENTRIES 1000 /* files and directories of one; the same for names at its top   \
-                                   */
+#define LIMIT_MIRROR_POD MiB(8) /* all of one pod, as they were at first */
+#define LIMIT_MIRROR_ENTRIES                                                                       \
+    1000 /* files and directories of one; the same for names at its top                            \
+          */
 #define LIMIT_MIRROR_DEPTH 16
 #define LIMIT_MIRROR_VOLUMES 64 /* in one pod */
 
