@@ -3,7 +3,7 @@
  * different releases know what the older one cannot do.
  *
  * What is not in the table has been there from 1.1 on, the first release.
- * test/unit/proto/check_version.py holds the table and agent.proto against what 1.1 had. No state;
+ * test/unit/proto/test_version.c holds the table and agent.proto against what 1.1 had. No state;
  * any thread.
  */
 #ifndef ASPIS_PROTO_VERSION_H
