@@ -205,7 +205,7 @@ def test_killed_at_any_moment_during_any_call(own_daemon, images):
     kills, end = 0, time.monotonic() + SECONDS
     try:
         while kills < ROUNDS or (not ROUNDS and time.monotonic() < end):
-            time.sleep(dice.uniform(0, dice.choice([0.3, 4])))
+            time.sleep(dice.uniform(0, dice.choice([0.3, 3, 8])))
             if any(a.error for a in actors):
                 break
             up.clear()
