@@ -81,6 +81,12 @@ class Actor(threading.Thread):
         self.call(name, container_id=c, **fields)
         self.containers[c] = {outcome}
 
+    def remove(self, c):
+        if self.containers[c] == {"running"}:
+            self.containers[c] = {"running", "exited"}  # it is killed first
+        self.change(c, "removed", "RemoveContainer")
+        del self.containers[c]
+
     def remove_pod(self):
         self.lost = "removal"
         self.call("StopPodSandbox", pod_sandbox_id=self.pod)
@@ -154,8 +160,7 @@ class Actor(threading.Thread):
         elif dice < 0.2:
             self.look()
         elif dice < 0.3:
-            self.change(c, "removed", "RemoveContainer")
-            del self.containers[c]
+            self.remove(c)
         elif state == "created":
             self.change(c, "running", "StartContainer")
         elif state == "running" and dice < 0.8:
@@ -163,8 +168,7 @@ class Actor(threading.Thread):
         elif state == "running":
             self.change(c, "exited", "StopContainer", timeout=self.random.choice([0, 10]))
         else:
-            self.change(c, "removed", "RemoveContainer")
-            del self.containers[c]
+            self.remove(c)
 
     def run(self):
         unsure, lost_in_a_row = False, 0
