@@ -12,6 +12,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "agent/pod_cgroup.h"
 #include "base/cleanup.h"
 #include "base/fs.h"
 #include "base/limits.h"
@@ -124,6 +125,7 @@ void boot_system(void)
     load_modules();
     switch_root();
     mount_all();
+    cgroup_make_pod();
     open_standard_fds();
     (void)umask(022);
     (void)setenv("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", 1);

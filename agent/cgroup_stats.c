@@ -158,6 +158,11 @@ static uint64_t list_pids(const char *dir, int depth, int64_t *pids, size_t max)
     return n;
 }
 
+uint64_t cgroup_stats_count(const char *dir)
+{
+    return list_pids(dir, 0, NULL, 0);
+}
+
 void cgroup_stats_read(struct cgroup_stats *s, const char *dir)
 {
     static const struct key cpu[] = {

@@ -22,6 +22,11 @@ struct cgroup_stats {
 
 /* Everything but the container's id and its layer. dir: the group's directory. */
 void cgroup_stats_read(struct cgroup_stats *s, const char *dir);
+/* The same of version 1: dir is the group's directory in a hierarchy, the caller's to free. */
+void cgroup_stats_read_v1(struct cgroup_stats *s, const char *id,
+                          char *(*dir)(const char *hierarchy, const char *id));
+/* How many processes are in the group and those below it. */
+uint64_t cgroup_stats_count(const char *dir);
 /* Adds what needs a look at each process: descriptors, sockets and the first one's limits. Bounded:
  * of a group with very many processes or descriptors the numbers are those of the first. proc:
  * "/proc"; init: the container's first process. */

@@ -1,6 +1,7 @@
 #include "agent/channels.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,6 +18,7 @@
 #include "base/log.h"
 #include "base/str.h"
 #include "proto/frame.h"
+#include "proto/host_agent.h"
 
 #define N_CHANNELS LINK_CHANNELS
 #define RETRY_FIRST_NS 5000000
@@ -65,6 +67,17 @@ static void on_accept(struct loop_source *src, uint32_t events, void *arg)
         log_error("link connection lost", LOG_STR("error", err_msg(&err)));
 }
 
+static int serve_listener(struct channel *ch, int fd, struct err *err)
+{
+    auto_close int owned = fd;
+
+    ch->src = loop_add_fd(ch->owner->loop, owned, EPOLLIN, on_accept, ch, err);
+    if (ch->src == NULL)
+        return -1;
+    ch->listener = take_fd(&owned);
+    return 0;
+}
+
 static int serve(struct channel *ch, int fd, const struct sockaddr *addr, socklen_t len,
                  struct err *err)
 {
@@ -72,11 +85,16 @@ static int serve(struct channel *ch, int fd, const struct sockaddr *addr, sockle
 
     if (bind(owned, addr, len) < 0 || listen(owned, 4) < 0)
         return err_sys(err, errno, "listen for channel %s", link_port_name(ch->ch));
-    ch->src = loop_add_fd(ch->owner->loop, owned, EPOLLIN, on_accept, ch, err);
-    if (ch->src == NULL)
-        return -1;
-    ch->listener = take_fd(&owned);
-    return 0;
+    return serve_listener(ch, take_fd(&owned), err);
+}
+
+static int serve_given(struct channel *ch, struct err *err)
+{
+    int fd = HOST_FD_CHANNEL + (int)ch->ch;
+
+    if (fcntl(fd, F_SETFD, FD_CLOEXEC) < 0 || fcntl(fd, F_SETFL, O_NONBLOCK) < 0)
+        return err_sys(err, errno, "socket of channel %s", link_port_name(ch->ch));
+    return serve_listener(ch, fd, err);
 }
 
 static int serve_unix(struct channel *ch, const char *dir, struct err *err)
@@ -137,7 +155,7 @@ void channels_rescan(struct channels *c)
 {
     bool again = false;
 
-    if (c->kind == CHANNELS_UNIX)
+    if (c->kind == CHANNELS_UNIX || c->kind == CHANNELS_GIVEN)
         return;
     for (int i = 0; i < N_CHANNELS; i++) {
         struct channel *ch = &c->ch[i];
@@ -197,6 +215,12 @@ struct channels *channels_new(struct loop *loop, enum channel_kind kind, const c
     }
     for (int i = 0; kind == CHANNELS_UNIX && i < N_CHANNELS; i++) {
         if (serve_unix(&c->ch[i], dir, err) < 0) {
+            channels_free(c);
+            return NULL;
+        }
+    }
+    for (int i = 0; kind == CHANNELS_GIVEN && i < N_CHANNELS; i++) {
+        if (serve_given(&c->ch[i], err) < 0) {
             channels_free(c);
             return NULL;
         }

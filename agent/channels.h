@@ -21,7 +21,8 @@ enum channel_kind {
     CHANNELS_AUTO, /* virtio-serial ports if they exist, and vsock */
     CHANNELS_VIRTIO_SERIAL,
     CHANNELS_VSOCK,
-    CHANNELS_UNIX, /* listens on <dir>/rpc.sock, io.sock and fs.sock: tests and the host backend */
+    CHANNELS_UNIX,  /* listens on <dir>/rpc.sock, io.sock and fs.sock: tests */
+    CHANNELS_GIVEN, /* listening sockets at HOST_FD_CHANNEL and following: on the host */
 };
 
 /* Serves `rpc`, `io` and `volumes` from now on. dir: for CHANNELS_UNIX. Waits for nothing: ports

@@ -15,6 +15,7 @@
 #include "agent/container_spec.h"
 #include "agent/crun.h"
 #include "agent/user.h"
+#include "agent/userns.h"
 #include "base/cleanup.h"
 #include "base/fs.h"
 #include "base/str.h"
@@ -51,22 +52,13 @@ static int copy_root_attributes(const char *image, const char *upper, struct err
     return 0;
 }
 
-static int mount_rootfs(const struct create_job *job, const char *rootfs, struct err *err)
+static int mount_overlay(const char *lower, const char *scratch, const char *rootfs,
+                         struct err *err)
 {
-    const struct job_paths *at = &job->at;
-    const char *image = job->images[0].mountpoint;
-
-    if (str_empty(at->scratch_dir))
-        return err_set(err, ERR_PRECONDITION, "the pod is not configured");
-    auto_free char *upper = scratch_path(at, "/upper");
-    auto_free char *work = scratch_path(at, "/work");
-    if (fs_mkdir_p(upper, 0755, err) < 0 || fs_mkdir_p(work, 0700, err) < 0 ||
-        fs_mkdir_p(rootfs, 0755, err) < 0 || copy_root_attributes(image, upper, err) < 0)
-        return -1;
     /* volatile: what a pod writes outside its volumes does not outlive its VM, so nobody needs
      * fsync to reach the disk. */
-    auto_free char *options =
-        fs_format("lowerdir=%s,upperdir=%s,workdir=%s,volatile", image, upper, work);
+    auto_free char *options = fs_format("lowerdir=%s,upperdir=%s/upper,workdir=%s/work,volatile",
+                                        lower, scratch, scratch);
     if (mount("overlay", rootfs, "overlay", 0, options) == 0)
         return 0;
     if (errno != EINVAL)
@@ -74,6 +66,107 @@ static int mount_rootfs(const struct create_job *job, const char *rootfs, struct
     options[strlen(options) - strlen(",volatile")] = '\0';
     if (mount("overlay", rootfs, "overlay", 0, options) < 0)
         return err_sys(err, errno, "mount the container's root");
+    return 0;
+}
+
+/* What is mounted beside the root for a user namespace. */
+static void unmount_layers(const struct job_paths *at)
+{
+    auto_free char *lower = bundle_path(at, "/lower");
+    auto_free char *mqueue = bundle_path(at, "/mqueue");
+    (void)umount2(mqueue, MNT_DETACH);
+    (void)umount2(lower, MNT_DETACH);
+}
+
+/* Only who owns the ipc namespace may mount its queues, so the container gets a mount of ours. */
+static int mount_mqueue(const struct job_paths *at, struct err *err)
+{
+    auto_free char *dir = bundle_path(at, "/mqueue");
+
+    if (fs_mkdir_p(dir, 0755, err) < 0)
+        return -1;
+    if (mount("mqueue", dir, "mqueue", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL) < 0)
+        return err_sys(err, errno, "mount the message queues");
+    return 0;
+}
+
+/* The root directory's owner as the container's namespace has it. */
+static int map_upper(const struct create_job *job, const char *upper, struct err *err)
+{
+    const Aspis__Agent__V1__CreateContainerRequest *req = job->req;
+    struct stat st;
+    uint32_t uid;
+    uint32_t gid;
+
+    if (stat(upper, &st) < 0)
+        return err_sys(err, errno, "%s", upper);
+    if (!userns_id(req->uids, req->n_uids, st.st_uid, &uid) ||
+        !userns_id(req->gids, req->n_gids, st.st_gid, &gid))
+        return err_set(err, ERR_INVALID,
+                       "the image's root directory belongs to %u:%u, which is not "
+                       "mapped",
+                       st.st_uid, st.st_gid);
+    if (chown(upper, uid, gid) < 0)
+        return err_sys(err, errno, "%s", upper);
+    return 0;
+}
+
+/* In a user namespace the image is mounted with its ids, the overlay, which cannot be, on top of
+ * that; what is written keeps the ids it has outside. */
+static int mount_mapped(const struct create_job *job, const char *scratch, const char *upper,
+                        const char *rootfs, struct err *err)
+{
+    auto_free char *lower = bundle_path(&job->at, "/lower");
+    auto_free char *bundle = bundle_path(&job->at, "");
+    auto_free char *above = fs_format("%s/..", job->at.state_dir);
+    auto_close int userns = userns_open(job->req, err);
+    if (userns < 0 || fs_mkdir_p(lower, 0700, err) < 0 || map_upper(job, upper, err) < 0)
+        return -1;
+    /* The namespace's root has to reach its root file system, and has no power over these. */
+    if (chmod(above, 0711) < 0 || chmod(job->at.state_dir, 0711) < 0 || chmod(bundle, 0711) < 0)
+        return err_sys(err, errno, "%s", bundle);
+    int rc = userns_mount(userns, job->images[0].mountpoint, lower, err);
+    if (rc == 0)
+        rc = mount_overlay(lower, scratch, rootfs, err);
+    unmount_layers(&job->at); /* the overlay has it */
+    return rc < 0 ? -1 : mount_mqueue(&job->at, err);
+}
+
+static int mount_rootfs(const struct create_job *job, const char *rootfs, struct err *err)
+{
+    const struct job_paths *at = &job->at;
+
+    if (str_empty(at->scratch_dir))
+        return err_set(err, ERR_PRECONDITION, "the pod is not configured");
+    auto_free char *scratch = scratch_path(at, "");
+    auto_free char *upper = scratch_path(at, "/upper");
+    auto_free char *work = scratch_path(at, "/work");
+    if (fs_mkdir_p(upper, 0755, err) < 0 || fs_mkdir_p(work, 0700, err) < 0 ||
+        fs_mkdir_p(rootfs, 0755, err) < 0 ||
+        copy_root_attributes(job->images[0].mountpoint, upper, err) < 0)
+        return -1;
+    return job->req->n_uids > 0 ? mount_mapped(job, scratch, upper, rootfs, err)
+                                : mount_overlay(job->images[0].mountpoint, scratch, rootfs, err);
+}
+
+/* Nobody who is not mapped can be somebody in the container. */
+static int check_mapped(const struct create_job *job, const struct user_ids *ids, struct err *err)
+{
+    const Aspis__Agent__V1__CreateContainerRequest *req = job->req;
+    uint32_t outside;
+
+    if (req->n_uids == 0)
+        return 0;
+    if (!userns_id(req->uids, req->n_uids, ids->uid, &outside))
+        return err_set(err, ERR_INVALID, "user %u is not mapped into the user namespace", ids->uid);
+    if (!userns_id(req->gids, req->n_gids, ids->gid, &outside))
+        return err_set(err, ERR_INVALID, "group %u is not mapped into the user namespace",
+                       ids->gid);
+    for (size_t i = 0; i < ids->n_groups; i++) {
+        if (!userns_id(req->gids, req->n_gids, ids->groups[i], &outside))
+            return err_set(err, ERR_INVALID, "group %u is not mapped into the user namespace",
+                           ids->groups[i]);
+    }
     return 0;
 }
 
@@ -96,6 +189,18 @@ static int resolve_user(const struct create_job *job, const char *rootfs, struct
     return user_resolve(fd, &req, ids, err);
 }
 
+/* The same with the ids of the container's user namespace, beside it. */
+static int map_image_dir(struct create_job *job, struct err *err)
+{
+    auto_free char *plain = take(job->volume_path);
+    auto_close int userns = userns_open(job->req, err);
+
+    job->volume_path = fs_format("%s-mapped", plain);
+    if (userns < 0 || fs_mkdir_p(job->volume_path, 0755, err) < 0)
+        return -1;
+    return userns_mount(userns, plain, job->volume_path, err);
+}
+
 /* "SERIAL/path": a directory of one of the container's images, bound where libcrun can name it
  * without following a link of the image's. */
 static const char *image_dir(struct create_job *job, const char *name, struct err *err)
@@ -111,9 +216,10 @@ static const char *image_dir(struct create_job *job, const char *name, struct er
         free(job->volume_path);
         job->volume_path =
             fs_format("%s/.volumes/%s/image-%u", job->at.state_dir, job->at.id, job->image_binds++);
-        return image_volume_bind(im->mountpoint, name + n + 1, job->volume_path, err) < 0
-                   ? NULL
-                   : job->volume_path;
+        if (image_volume_bind(im->mountpoint, name + n + 1, job->volume_path, err) < 0 ||
+            (job->req->n_uids > 0 && map_image_dir(job, err) < 0))
+            return NULL;
+        return job->volume_path;
     }
     return NULL;
 }
@@ -217,6 +323,7 @@ int create_job_run(void *arg, struct op_result *res, int *fd_out, struct err *er
     auto_free char *rootfs = bundle_path(&job->at, "/rootfs");
     auto_free char *config = bundle_path(&job->at, "/config.json");
     auto_free char *pid_file = bundle_path(&job->at, "/pid");
+    auto_free char *mqueue = req->n_uids > 0 ? bundle_path(&job->at, "/mqueue") : NULL;
     auto_free char *console = fs_format("%s/.tty-%d", job->at.state_dir, (int)getpid());
     auto_free char *state_root = job_state_root(job->at.state_dir);
     auto_free char *cgroup = cgroup_spec_path(job->at.id);
@@ -224,7 +331,8 @@ int create_job_run(void *arg, struct op_result *res, int *fd_out, struct err *er
     auto_close int listener = -1;
 
     if (fs_mkdir_p(bundle, 0700, err) < 0 || fs_mkdir_p(state_root, 0700, err) < 0 ||
-        mount_rootfs(job, rootfs, err) < 0 || resolve_user(job, rootfs, ids, err) < 0)
+        mount_rootfs(job, rootfs, err) < 0 || resolve_user(job, rootfs, ids, err) < 0 ||
+        check_mapped(job, ids, err) < 0)
         return -1;
     struct spec_changes changes = {.root_path = rootfs,
                                    .readonly_rootfs = req->readonly_rootfs,
@@ -234,6 +342,8 @@ int create_job_run(void *arg, struct op_result *res, int *fd_out, struct err *er
                                    .cols = req->tty_cols,
                                    .pidns = job->pidns,
                                    .cgroups_path = cgroup,
+                                   .request = req,
+                                   .mqueue = mqueue,
                                    .pod_file = source_of,
                                    .pod_file_arg = job};
     auto_free char *spec = spec_for_create(req->oci_spec.data, req->oci_spec.len, &changes, err);
@@ -246,7 +356,9 @@ int create_job_run(void *arg, struct op_result *res, int *fd_out, struct err *er
                            .id = job->at.id,
                            .bundle = bundle,
                            .pid_file = pid_file,
-                           .console_socket = req->tty ? console : NULL};
+                           .console_socket = req->tty ? console : NULL,
+                           .seccomp = req->seccomp_filter.len > 0 ? req->seccomp_filter.data : NULL,
+                           .seccomp_len = req->seccomp_filter.len};
     int created = crun_create(&ctx, spec, err);
     if (req->tty)
         (void)unlink(console);
@@ -322,6 +434,7 @@ int remove_job_run(void *arg, struct op_result *res, int *fd_out, struct err *er
         return -1;
     cgroup_remove(at->id);
     unmount_volumes(at);
+    unmount_layers(at);
     auto_free char *volumes = fs_format("%s/.volumes/%s", at->state_dir, at->id);
     if (fs_rm_rf(volumes, err) < 0)
         return -1;

@@ -30,6 +30,7 @@ struct create_job {
     const struct image_mount *images; /* the root's, then those of image volumes */
     size_t n_images;
     const char *pidns; /* NULL: the container's own */
+    char pidns_path[40];
     struct pod *pod;
     char *volume_path;    /* for the child's own use, as the next */
     unsigned image_binds; /* made so far */

@@ -1,5 +1,7 @@
 /* A container's life: image, create, start, end, removal. */
+#include <linux/filter.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
@@ -9,6 +11,7 @@
 #include "agent/container_jobs.h"
 #include "agent/container_table.h"
 #include "agent/crun.h"
+#include "agent/userns.h"
 #include "base/cancel.h"
 #include "base/cleanup.h"
 #include "base/limits.h"
@@ -17,6 +20,8 @@
 
 /* Until a removal kills the operations that are in its way. */
 #define PATIENCE_NS INT64_C(5000000000)
+/* The highest field number of CreateContainerRequest. */
+#define KNOWS 105
 
 static struct job_paths paths_of(const struct container *c)
 {
@@ -81,8 +86,12 @@ static void create_reply(struct container *c, const struct op_result *res)
     reply.user = &user;
     reply.streams = &streams;
     reply.pid = (uint32_t)res->pid;
+    reply.knows = KNOWS;
     c->create_req = NULL;
+    timeline_mark(&c->timeline, "made");
     rpc_reply(call, &reply.base);
+    auto_free char *steps = timeline_text(&c->timeline);
+    log_info("created", LOG_STR("container", c->id), LOG_STR("ms", steps));
 }
 
 static void create_done(void *arg, const struct op_result *res, int fd, const struct err *err)
@@ -132,6 +141,8 @@ static int mount_volumes(struct container *c, struct err *err)
     const Aspis__Agent__V1__CreateContainerRequest *req = c->create_req;
     struct containers *t = c->table;
 
+    if (t->on_host)
+        return 0;
     if (req->n_volumes > 0 && t->volumes == NULL)
         return err_set(err, ERR_UNIMPLEMENTED, "this agent has no volumes");
     for (size_t i = 0; i < req->n_volumes; i++) {
@@ -140,6 +151,28 @@ static int mount_volumes(struct container *c, struct err *err)
                           err) < 0)
             return -1;
     }
+    return 0;
+}
+
+/* The process namespace to join, if any. */
+static int find_pidns(struct container *c, struct create_job *job, struct err *err)
+{
+    const Aspis__Agent__V1__CreateContainerRequest *req = c->create_req;
+
+    if (req->shared_pid) {
+        job->pidns = pod_shared_pidns(c->table->pod, err);
+        return job->pidns != NULL ? 0 : -1;
+    }
+    if (*req->pid_target == '\0')
+        return 0;
+    const struct container *target = container_find(c->table, req->pid_target);
+    if (target == NULL || target->init->pid == 0 || target->init->reaped)
+        return err_set(err, ERR_PRECONDITION,
+                       "container %.64s, whose processes it is to see, has no process",
+                       req->pid_target);
+    (void)snprintf(job->pidns_path, sizeof(job->pidns_path), "/proc/%d/ns/pid",
+                   (int)target->init->pid);
+    job->pidns = job->pidns_path;
     return 0;
 }
 
@@ -157,12 +190,9 @@ static void create_run(struct container *c)
         create_failed(c, &err);
         return;
     }
-    if (req->shared_pid) {
-        job.pidns = pod_shared_pidns(t->pod, &err);
-        if (job.pidns == NULL) {
-            create_failed(c, &err);
-            return;
-        }
+    if (find_pidns(c, &job, &err) < 0) {
+        create_failed(c, &err);
+        return;
     }
     if (!req->tty && process_open_pipes(c->init, req->stdin, child_fds, &err) < 0) {
         close_child_fds(child_fds);
@@ -179,6 +209,7 @@ static void create_run(struct container *c)
     }
     t->ops++;
     process_set_trace(c->init, trace);
+    timeline_mark(&c->timeline, "forked");
 }
 
 static void image_ready(void *arg, const char *mountpoint, const struct err *err)
@@ -191,6 +222,7 @@ static void image_ready(void *arg, const char *mountpoint, const struct err *err
         return;
     }
     c->images[c->n_held++].mountpoint = xstrdup(mountpoint);
+    timeline_mark(&c->timeline, "image");
     if (c->remove_wanted) {
         err_set(&local, ERR_ABORTED, "the container is being removed");
         create_failed(c, &local);
@@ -206,9 +238,24 @@ void handle_create(struct rpc_call *call, const ProtobufCMessage *request, void 
     struct containers *t = arg;
     const Aspis__Agent__V1__CreateContainerRequest *req =
         (const Aspis__Agent__V1__CreateContainerRequest *)request;
+    auto_err struct err err = ERR_INIT;
 
     if (!container_id_valid(req->container_id)) {
         fail_call(call, ERR_INVALID, "container id");
+        return;
+    }
+    if (req->seccomp_filter.len > BPF_MAXINSNS * sizeof(struct sock_filter) ||
+        req->seccomp_filter.len % sizeof(struct sock_filter) != 0) {
+        fail_call(call, ERR_INVALID, "seccomp filter");
+        return;
+    }
+    if (userns_check(req->uids, req->n_uids, "uids", &err) < 0 ||
+        userns_check(req->gids, req->n_gids, "gids", &err) < 0) {
+        rpc_fail(call, &err);
+        return;
+    }
+    if ((req->n_uids == 0) != (req->n_gids == 0)) {
+        fail_call(call, ERR_INVALID, "a user namespace takes both uids and gids");
         return;
     }
     if (container_find(t, req->container_id) != NULL) {
@@ -232,6 +279,7 @@ void handle_create(struct rpc_call *call, const ProtobufCMessage *request, void 
     for (size_t i = 0; i < req->n_volume_disks; i++)
         c->images[1 + i].serial = xstrdup(req->volume_disks[i]);
     c->oom_watch = -1;
+    timeline_begin(&c->timeline);
     c->create_call = call;
     c->create_req = req;
     TAILQ_INIT(&c->execs);
@@ -484,5 +532,8 @@ void handle_remove(struct rpc_call *call, const ProtobufCMessage *request, void 
     w->call = call;
     STAILQ_INSERT_TAIL(&c->removers, w, link);
     c->remove_wanted = true;
-    container_progress(c);
+    if (c->phase == CONTAINER_IMAGE)
+        pod_image_give_up(t->pod, c); /* which ends the creation, and goes on from there */
+    else
+        container_progress(c);
 }

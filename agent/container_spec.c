@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "agent/spec_devices.h"
 #include "base/cleanup.h"
 #include "base/fs.h"
 #include "base/str.h"
@@ -11,7 +12,6 @@
 /* jansson brings the cleanup function. */
 #define auto_json __attribute__((cleanup(json_decrefp)))
 
-#define SECCOMP_ANNOTATION "run.oci.seccomp_bpf_data"
 #define DEFAULT_PATH "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 static int out_of_memory(struct err *err)
@@ -208,6 +208,14 @@ static int set_mounts(json_t *root, const struct spec_changes *c, struct err *er
         return err_set(err, ERR_INVALID, "oci spec: mounts is not a list");
     json_array_foreach(mounts, i, m)
     {
+        const char *type = json_string_value(json_object_get(m, "type"));
+        if (c->mqueue != NULL && type != NULL && strcmp(type, "mqueue") == 0) {
+            if (set(m, "type", json_string("bind"), err) < 0 ||
+                set(m, "source", json_string(c->mqueue), err) < 0 ||
+                json_array_append_new(json_object_get(m, "options"), json_string("bind")) < 0)
+                return err_set(err, ERR_INVALID, "oci spec: mount of message queues");
+            continue;
+        }
         const char *source = json_string_value(json_object_get(m, "source"));
         if (source == NULL || !str_starts(source, "aspis:"))
             continue;
@@ -229,6 +237,46 @@ static int set_mounts(json_t *root, const struct spec_changes *c, struct err *er
     return 0;
 }
 
+static json_t *id_list(Aspis__Agent__V1__IdMapping *const *map, size_t n)
+{
+    json_t *list = json_array();
+    for (size_t i = 0; i < n; i++)
+        (void)json_array_append_new(list, json_pack("{s:I, s:I, s:I}", "containerID",
+                                                    (json_int_t)map[i]->container_id, "hostID",
+                                                    (json_int_t)map[i]->host_id, "size",
+                                                    (json_int_t)map[i]->length));
+    return list;
+}
+
+static int set_userns(json_t *linux_object, const Aspis__Agent__V1__CreateContainerRequest *req,
+                      struct err *err)
+{
+    json_t *list = json_object_get(linux_object, "namespaces");
+    if (req->n_uids == 0)
+        return 0;
+    if (!json_is_array(list))
+        return err_set(err, ERR_INVALID, "oci spec: linux.namespaces is not a list");
+    if (json_array_append_new(list, json_pack("{s:s}", "type", "user")) < 0)
+        return out_of_memory(err);
+    return set(linux_object, "uidMappings", id_list(req->uids, req->n_uids), err) < 0
+               ? -1
+               : set(linux_object, "gidMappings", id_list(req->gids, req->n_gids), err);
+}
+
+static int set_request(json_t *linux_object, const Aspis__Agent__V1__CreateContainerRequest *req,
+                       struct err *err)
+{
+    if (req == NULL)
+        return 0;
+    if (req->all_devices && spec_add_all_devices(linux_object, "/dev", err) < 0)
+        return -1;
+    for (size_t i = 0; i < req->n_devices; i++) {
+        if (spec_add_device(linux_object, req->devices[i], err) < 0)
+            return -1;
+    }
+    return set_userns(linux_object, req, err);
+}
+
 static void drop_annotations(json_t *root)
 {
     json_t *annotations = json_object_get(root, "annotations");
@@ -238,7 +286,7 @@ static void drop_annotations(json_t *root)
 
     json_object_foreach_safe(annotations, next, key, value)
     {
-        if (str_starts(key, "run.oci.") && strcmp(key, SECCOMP_ANNOTATION) != 0)
+        if (str_starts(key, "run.oci."))
             (void)json_object_del(annotations, key);
     }
 }
@@ -264,7 +312,7 @@ char *spec_for_create(const void *json, size_t len, const struct spec_changes *c
         set_terminal(process, c->tty, c->rows, c->cols, err) < 0 ||
         (c->pidns != NULL && set_pidns(linux_object, c->pidns, err) < 0) ||
         set(linux_object, "cgroupsPath", json_string(c->cgroups_path), err) < 0 ||
-        set_mounts(root, c, err) < 0)
+        set_request(linux_object, c->request, err) < 0 || set_mounts(root, c, err) < 0)
         return NULL;
     drop_annotations(root);
     return dump(root, err);

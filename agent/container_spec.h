@@ -2,9 +2,10 @@
  * container_spec - the OCI runtime spec as the daemon sent it, turned into the one libcrun gets.
  *
  * Changed: root, process.user, process.terminal and console size, HOME when the environment has
- * none, the pid namespace's path, cgroupsPath, and mount sources "aspis:<name>". Refused: what is
+ * none, the pid namespace's path, cgroupsPath, devices and user namespace of the request, and mount
+ * sources "aspis:<name>". Refused: what is
  * no valid JSON object, hooks (they would run in the guest's own namespaces), an empty command.
- * Annotations "run.oci.*" steer libcrun and are dropped, but for the compiled seccomp filter.
+ * Annotations "run.oci.*" steer libcrun and are dropped.
  *
  * No state; strings returned are the caller's to free.
  */
@@ -17,6 +18,7 @@
 
 #include "agent/user.h"
 #include "base/err.h"
+#include "proto/agent.pb-c.h"
 
 struct spec_changes {
     const char *root_path;
@@ -27,6 +29,10 @@ struct spec_changes {
     uint32_t cols;
     const char *pidns;        /* path of the namespace to join; NULL: as the spec says */
     const char *cgroups_path; /* "/pod/<id>" */
+    /* The request's devices and user namespace; NULL: none. */
+    const Aspis__Agent__V1__CreateContainerRequest *request;
+    /* Where the pod's message queues are mounted, for a user namespace; else NULL. */
+    const char *mqueue;
     /* Path of a file of the pod; NULL when unknown, then with or without *err. */
     const char *(*pod_file)(void *arg, const char *name, struct err *err);
     void *pod_file_arg;

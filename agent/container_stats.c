@@ -84,7 +84,10 @@ static void fill_group(const struct container_stats *s, struct cgroup_stats *row
                        struct container *c, bool processes)
 {
     auto_free char *dir = cgroup_file(c != NULL ? c->id : "", "");
-    cgroup_stats_read(row, dir);
+    if (cgroup_is_v1())
+        cgroup_stats_read_v1(row, c != NULL ? c->id : "", cgroup_v1_dir);
+    else
+        cgroup_stats_read(row, dir);
     if (c == NULL)
         return;
     row->msg.container_id = c->id;
@@ -127,7 +130,9 @@ static void answer(const struct container_stats *s, struct rpc_call *call, bool 
     }
     fill_guest(s, &guest);
     r.guest = &guest;
-    auto_free char *dev = fs_read("/proc/net/dev", KiB(64), NULL, NULL);
+    /* the host's own links are not the pod's */
+    auto_free char *dev =
+        pod_has_host_network(s->pod) ? NULL : fs_read("/proc/net/dev", KiB(64), NULL, NULL);
     r.n_links = dev != NULL ? cgroup_stats_links(dev, links, LIMIT_POD_INTERFACES) : 0;
     for (size_t i = 0; i < r.n_links; i++)
         link_list[i] = &links[i];

@@ -18,6 +18,7 @@
 #include "agent/image_volume.h"
 #include "agent/process.h"
 #include "agent/volumes.h"
+#include "base/timeline.h"
 #include "proto/agent.pb-c.h"
 
 enum container_phase {
@@ -48,6 +49,7 @@ struct container {
     struct rpc_call *create_call;
     const Aspis__Agent__V1__CreateContainerRequest *create_req; /* lives with create_call */
     struct err create_err;
+    struct timeline timeline; /* of its create call */
     bool remove_wanted;
     STAILQ_HEAD(, waiting_call) removers;
     struct loop_source *patience; /* while a removal waits for operations and processes */
@@ -63,7 +65,8 @@ struct containers {
     struct loop *loop;
     struct pod *pod;
     struct stdio *io;
-    struct volumes *volumes; /* NULL: no volumes */
+    struct volumes *volumes; /* NULL: no volumes, or: */
+    bool on_host;            /* they are there already */
     char *state_dir;
     struct events *events;
     TAILQ_HEAD(, container) list;
@@ -83,7 +86,7 @@ struct containers {
 
     int inotify_fd;
     struct loop_source *inotify_source;
-    struct rpc_method methods[12];
+    struct rpc_method methods[13];
 };
 
 /* Table. */
@@ -113,6 +116,9 @@ void handle_exec(struct rpc_call *call, const ProtobufCMessage *request, void *a
 void handle_remove_process(struct rpc_call *call, const ProtobufCMessage *request, void *arg);
 /* Frees an exec's record and answers who waits for that. */
 void exec_forget(struct process *p);
+
+/* container_limits.c */
+void handle_set_limits(struct rpc_call *call, const ProtobufCMessage *request, void *arg);
 
 /* container_oom.c */
 int container_oom_init(struct containers *t, struct err *err);

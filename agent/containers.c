@@ -102,6 +102,7 @@ void container_free(struct container *c)
     TAILQ_REMOVE(&t->list, c, link);
     t->n--;
     err_clear(&c->create_err);
+    timeline_end(&c->timeline);
     for (size_t i = 0; i < c->n_images; i++) {
         free(c->images[i].serial);
         free(c->images[i].mountpoint);
@@ -370,6 +371,7 @@ const struct rpc_method *containers_methods(struct containers *t)
         {"RemoveProcess", &aspis__agent__v1__remove_process_request__descriptor,
          handle_remove_process, t},
         {"ResizeTty", &aspis__agent__v1__resize_tty_request__descriptor, handle_resize, t},
+        {"SetLimits", &aspis__agent__v1__set_limits_request__descriptor, handle_set_limits, t},
         {"ListState", &aspis__agent__v1__empty__descriptor, handle_list, t},
         {"Events", &aspis__agent__v1__events_request__descriptor, handle_events, t},
         {"AckEvents", &aspis__agent__v1__ack_events_request__descriptor, handle_ack, t},
@@ -403,6 +405,16 @@ struct containers *containers_new(struct loop *loop, struct pod *pod, struct std
 void containers_use_volumes(struct containers *t, struct volumes *volumes)
 {
     t->volumes = volumes;
+}
+
+void containers_use_host(struct containers *t)
+{
+    t->on_host = true;
+}
+
+struct events *containers_events(struct containers *t)
+{
+    return t->events;
 }
 
 void containers_free(struct containers *t)

@@ -26,6 +26,10 @@ struct containers *containers_new(struct loop *loop, struct pod *pod, struct std
                                   const char *state_dir, struct err *err);
 /* Where volumes come from; borrowed. Without it a container with volumes is refused. */
 void containers_use_volumes(struct containers *t, struct volumes *volumes);
+/* On the host: the daemon has attached a container's volumes before it asks for the container. */
+void containers_use_host(struct containers *t);
+/* Where what happens is told; borrowed. */
+struct events *containers_events(struct containers *c);
 void containers_free(struct containers *c);
 
 /* Every child that main's reaper collected, ours or a stranger's. May come before the pid is known
@@ -33,8 +37,8 @@ void containers_free(struct containers *c);
 void containers_reaped(struct containers *c, pid_t pid, int status);
 
 /* Rows for main's method table: CreateContainer, StartContainer, SignalContainer, RemoveContainer,
- * Exec, SignalProcess, RemoveProcess, ResizeTty, ListState, Events, AckEvents. Terminated by a NULL
- * name; arg is `c`. Owned by c. */
+ * Exec, SignalProcess, RemoveProcess, ResizeTty, SetLimits, ListState, Events, AckEvents.
+ * Terminated by a NULL name; arg is `c`. Owned by c. */
 const struct rpc_method *containers_methods(struct containers *c);
 
 #endif

@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -24,6 +25,19 @@ int ensure_cloned_binary(void);
 int ensure_cloned_binary(void)
 {
     return 0;
+}
+
+/* libcrun lifts the limit on locked memory before it loads a device filter, which kernels
+ * before 5.11 counted against it, and gives up when it may not: without CAP_SYS_RESOURCE, as where
+ * the host is a container itself. Newer kernels do not care (the linker puts this in setrlimit()'s
+ * place). */
+int __real_setrlimit(int resource, const struct rlimit *limit);
+int __wrap_setrlimit(int resource, const struct rlimit *limit);
+int __wrap_setrlimit(int resource, const struct rlimit *limit)
+{
+    int r = __real_setrlimit(resource, limit);
+    bool lifted = limit->rlim_cur == RLIM_INFINITY && limit->rlim_max == RLIM_INFINITY;
+    return r < 0 && errno == EPERM && resource == RLIMIT_MEMLOCK && lifted ? 0 : r;
 }
 
 /* Warnings are about things the agent decided on purpose. */
@@ -67,6 +81,41 @@ static int fail(struct err *err, libcrun_error_t *e, const char *step)
     return -1;
 }
 
+static char *base64(const uint8_t *in, size_t len)
+{
+    static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    char *out = xcalloc((len + 2) / 3 * 4 + 1, 1);
+    char *p = out;
+
+    for (size_t i = 0; i < len; i += 3) {
+        size_t n = len - i < 3 ? len - i : 3;
+        uint32_t v = (uint32_t)in[i] << 16;
+        v |= n > 1 ? (uint32_t)in[i + 1] << 8 : 0;
+        v |= n > 2 ? in[i + 2] : 0;
+        *p++ = digits[v >> 18];
+        *p++ = digits[v >> 12 & 63];
+        *p++ = (char)(n > 1 ? digits[v >> 6 & 63] : '=');
+        *p++ = (char)(n > 2 ? digits[v & 63] : '=');
+    }
+    return out;
+}
+
+/* libcrun takes a compiled filter as an annotation. Put there after the spec was read and never
+ * into config.json, which every exec reads. */
+static int add_filter(const struct crun_ctx *ctx, libcrun_container_t *container, struct err *err)
+{
+    runtime_spec_schema_config_schema *def = container->container_def;
+
+    if (ctx->seccomp == NULL)
+        return 0;
+    if (def->annotations == NULL)
+        def->annotations = xcalloc(1, sizeof(*def->annotations));
+    auto_free char *text = base64(ctx->seccomp, ctx->seccomp_len);
+    if (append_json_map_string_string(def->annotations, "run.oci.seccomp_bpf_data", text) < 0)
+        return err_set(err, ERR_EXHAUSTED, "out of memory");
+    return 0;
+}
+
 int crun_create(const struct crun_ctx *ctx, const char *spec, struct err *err)
 {
     libcrun_error_t e = NULL;
@@ -78,6 +127,8 @@ int crun_create(const struct crun_ctx *ctx, const char *spec, struct err *err)
     container = libcrun_container_load_from_memory(spec, &e);
     if (container == NULL)
         return fail(err, &e, "load the spec");
+    if (add_filter(ctx, container, err) < 0)
+        return -1;
     if (libcrun_container_create(&c, container, 0, &e) < 0) {
         (void)fail(err, &e, "create");
         /* The one error of the command that does not name it. */

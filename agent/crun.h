@@ -19,6 +19,8 @@ struct crun_ctx {
     const char *bundle;
     const char *pid_file;       /* receives the decimal pid */
     const char *console_socket; /* where a terminal's master is sent; NULL without one */
+    const void *seccomp;        /* create: struct sock_filter[]; NULL: no filter */
+    size_t seccomp_len;         /* in bytes */
 };
 
 /* Creates the container and leaves its init waiting for crun_release(). spec: JSON. Finds out here

@@ -37,6 +37,7 @@ struct disks {
     LIST_HEAD(image_list, image) images;
     LIST_HEAD(waiter_list, waiter) waiters;
     unsigned n_waiters;
+    bool trees;         /* mounted by the daemon */
     const char **names; /* result of disks_mounted() */
 };
 
@@ -88,14 +89,15 @@ static void image_free(struct image *i)
     free(i);
 }
 
-/* Mounts the image on `dev`; NULL with *err. */
+/* Mounts the image on `dev` (NULL: it is mounted); NULL with *err. */
 static struct image *image_mount(struct disks *d, const char *serial, const char *dev,
                                  struct err *err)
 {
     auto_free char *mountpoint = fs_format("%s/%s", d->dir, serial);
     if (fs_mkdir_p(mountpoint, 0700, err) < 0)
         return NULL;
-    if (mount(dev, mountpoint, "erofs", MS_RDONLY | MS_NODEV | MS_NOSUID | MS_NOATIME, NULL) < 0) {
+    if (dev != NULL &&
+        mount(dev, mountpoint, "erofs", MS_RDONLY | MS_NODEV | MS_NOSUID | MS_NOATIME, NULL) < 0) {
         err_sys(err, errno, "image disk %s: mount %s as erofs", serial, dev);
         (void)rmdir(mountpoint);
         return NULL;
@@ -137,6 +139,11 @@ struct disks *disks_new(struct loop *loop, const char *dir)
     return d;
 }
 
+void disks_use_trees(struct disks *d)
+{
+    d->trees = true;
+}
+
 void disks_free(struct disks *d)
 {
     if (d == NULL)
@@ -164,8 +171,9 @@ static bool try_now(struct disks *d, const char *serial, struct image **out, str
     *out = image_find(d, serial);
     if (*out != NULL)
         return true;
-    auto_free char *dev = disk_find("/sys", serial);
-    if (dev == NULL)
+    auto_free char *tree = d->trees ? fs_format("%s/%s", d->dir, serial) : NULL;
+    auto_free char *dev = d->trees ? NULL : disk_find("/sys", serial);
+    if (d->trees ? !fs_exists(tree) : dev == NULL)
         return false;
     *out = image_mount(d, serial, dev, err);
     return true;
@@ -201,6 +209,20 @@ void disks_acquire(struct disks *d, const char *serial, disk_image_fn done, void
         free(w);
     }
     done(arg, NULL, &err);
+}
+
+void disks_give_up(struct disks *d, const void *arg)
+{
+    auto_err struct err err = ERR_INIT;
+    struct waiter *w;
+    err_set(&err, ERR_ABORTED, "nobody waits for the image disk any more");
+    LIST_FOREACH(w, &d->waiters, link)
+    {
+        if (w->arg == arg) {
+            waiter_end(w, NULL, &err);
+            return;
+        }
+    }
 }
 
 void disks_rescan(struct disks *d)

@@ -35,9 +35,13 @@ void disks_free(struct disks *d);
 /* A disk may have appeared. */
 void disks_rescan(struct disks *d);
 
+/* On the host there are no disks: the daemon attaches each image's tree at <dir>/<serial>. */
+void disks_use_trees(struct disks *d);
+
 /* See pod_image_acquire() and friends in agent/pod.h. */
 typedef void (*disk_image_fn)(void *arg, const char *mountpoint, const struct err *err);
 void disks_acquire(struct disks *d, const char *serial, disk_image_fn done, void *arg);
+void disks_give_up(struct disks *d, const void *arg);
 void disks_release(struct disks *d, const char *serial);
 int disks_detach(struct disks *d, const char *serial, struct err *err);
 const char *const *disks_mounted(struct disks *d);

@@ -11,10 +11,11 @@
 struct event {
     TAILQ_ENTRY(event) link;
     uint64_t seq;
-    bool oom; /* else an exit */
+    enum { EVENT_EXIT, EVENT_OOM, EVENT_MEMORY_LOW } kind;
     char *container_id;
     char *exec_id;
     Aspis__Agent__V1__Exit exit; /* its strings are the two above */
+    uint64_t total_bytes, available_bytes;
 };
 
 struct events {
@@ -73,14 +74,25 @@ static int send_event(struct rpc_call *call, const struct event *ev)
     Aspis__Agent__V1__Oom oom;
     aspis__agent__v1__oom__init(&oom);
 
+    Aspis__Agent__V1__MemoryLow low;
+    aspis__agent__v1__memory_low__init(&low);
     msg.seq = ev->seq;
-    if (ev->oom) {
+    switch (ev->kind) {
+    case EVENT_OOM:
         oom.container_id = ev->container_id;
         msg.what_case = ASPIS__AGENT__V1__EVENT__WHAT_OOM;
         msg.oom = &oom;
-    } else {
+        break;
+    case EVENT_MEMORY_LOW:
+        low.total_bytes = ev->total_bytes;
+        low.available_bytes = ev->available_bytes;
+        msg.what_case = ASPIS__AGENT__V1__EVENT__WHAT_MEMORY_LOW;
+        msg.memory_low = &low;
+        break;
+    case EVENT_EXIT:
         msg.what_case = ASPIS__AGENT__V1__EVENT__WHAT_EXIT;
         msg.exit = &exit_msg;
+        break;
     }
     return rpc_stream_send(call, &msg.base);
 }
@@ -139,8 +151,18 @@ uint64_t events_oom(struct events *e, const char *container_id)
 {
     struct event *ev = xcalloc(1, sizeof(*ev));
 
-    ev->oom = true;
+    ev->kind = EVENT_OOM;
     ev->container_id = xstrdup(container_id);
+    return add(e, ev);
+}
+
+uint64_t events_memory_low(struct events *e, uint64_t total_bytes, uint64_t available_bytes)
+{
+    struct event *ev = xcalloc(1, sizeof(*ev));
+
+    ev->kind = EVENT_MEMORY_LOW;
+    ev->total_bytes = total_bytes;
+    ev->available_bytes = available_bytes;
     return add(e, ev);
 }
 

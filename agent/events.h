@@ -20,9 +20,10 @@ struct events;
 struct events *events_new(void);
 void events_free(struct events *e); /* the reader's call is the server's to free */
 
-/* Both copy what they are given and return the event's number. */
+/* All copy what they are given and return the event's number. */
 uint64_t events_exit(struct events *e, const Aspis__Agent__V1__Exit *exit);
 uint64_t events_oom(struct events *e, const char *container_id);
+uint64_t events_memory_low(struct events *e, uint64_t total_bytes, uint64_t available_bytes);
 
 /* The handler of Events: takes the call. */
 void events_subscribe(struct events *e, struct rpc_call *call, uint64_t after_seq);

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/random.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <time.h>
@@ -109,6 +110,52 @@ int identity_write_machine_id(const char *path, const uint8_t id[IDENTITY_MACHIN
     return fs_write_atomic(path, text, sizeof(text), 0444, false, err);
 }
 
+/* The next number of a text, which is moved on. False when there is none. */
+static bool next_number(const char **text, long long *value)
+{
+    char *end;
+    *text += strspn(*text, " \t\n");
+    *value = strtoll(*text, &end, 0);
+    bool found = end != *text && (*end == '\0' || strchr(" \t\n", *end) != NULL);
+    *text = end;
+    return found;
+}
+
+static bool at_end(const char *text)
+{
+    return text[strspn(text, " \t\n")] == '\0';
+}
+
+/* The kernel reads as many numbers as it wants and ignores the rest ("1 and more" is 1). Only
+ * numbers are compared; text it may keep in other words. */
+static bool took_value(const char *wrote, const char *holds)
+{
+    const char *a = wrote;
+    const char *b = holds;
+    long long x;
+    long long y;
+    while (!at_end(b)) {
+        if (!next_number(&b, &y))
+            return true;
+        if (!next_number(&a, &x) || x != y)
+            return false;
+    }
+    return at_end(a);
+}
+
+/* What cannot be read back is taken as written. */
+static int verify_sysctl(int root, const char *path, const char *key, const char *value,
+                         struct err *err)
+{
+    auto_close int fd = fs_open_in_root(root, path, O_RDONLY, 0, NULL);
+    auto_free char *holds = fd >= 0 ? fs_read_fd(fd, KiB(16), NULL, NULL) : NULL;
+    if (holds == NULL || at_end(holds) || took_value(value, holds))
+        return 0;
+    holds[strcspn(holds, "\n")] = '\0';
+    return err_set(err, ERR_INVALID, "sysctl %s: wrote \"%.200s\", the kernel holds \"%.200s\"",
+                   key, value, holds);
+}
+
 int identity_set_sysctl(const char *key, const char *value, struct err *err)
 {
     auto_free char *path = identity_sysctl_path(key, err);
@@ -124,5 +171,5 @@ int identity_set_sysctl(const char *key, const char *value, struct err *err)
         return err_wrap(err, "sysctl %s", key);
     if (fs_write_fd(fd, value, strlen(value), err) < 0)
         return err_wrap(err, "sysctl %s: write \"%s\"", key, value);
-    return 0;
+    return verify_sysctl(root, path, key, value, err);
 }

@@ -30,6 +30,8 @@ typedef Aspis__Agent__V1__ConfigurePodRequest request;
 struct pod {
     struct loop *loop;
     bool guest; /* we are this machine's init, so the machine is ours */
+    bool host;  /* a pod on the host: the namespaces are ours, but for: */
+    bool host_net, host_ipc, host_uts;
     char *id;
     char *file_resolv, *file_hosts, *file_hostname, *dir_shm, *dir_scratch, *dir_images;
     uint64_t shm_bytes; /* 0: not mounted */
@@ -89,6 +91,21 @@ void pod_use_dir(struct pod *p, const char *dir)
 {
     p->guest = false;
     set_dirs(p, dir);
+}
+
+void pod_use_host(struct pod *p, bool host_net, bool host_ipc, bool host_uts)
+{
+    p->guest = false;
+    p->host = true;
+    p->host_net = host_net;
+    p->host_ipc = host_ipc;
+    p->host_uts = host_uts;
+    disks_use_trees(p->disks);
+}
+
+bool pod_has_host_network(const struct pod *p)
+{
+    return p->host_net;
 }
 
 static void end_waiting(struct pod *p, const struct err *err)
@@ -208,8 +225,14 @@ static int mount_shm(struct pod *p, uint64_t bytes, struct err *err)
 {
     if (bytes == 0)
         bytes = SHM_DEFAULT;
-    if (!p->guest || p->shm_bytes == bytes)
+    if ((!p->guest && !p->host) || p->shm_bytes == bytes)
         return 0;
+    if (p->host_ipc) {
+        if (p->shm_bytes == 0 && mount("/dev/shm", p->dir_shm, NULL, MS_BIND, NULL) < 0)
+            return err_sys(err, errno, "bind the host's /dev/shm");
+        p->shm_bytes = bytes;
+        return 0;
+    }
     auto_free char *options = fs_format("mode=1777,size=%" PRIu64, bytes);
     unsigned long flags = MS_NOSUID | MS_NODEV | MS_NOEXEC;
     if (p->shm_bytes != 0)
@@ -234,6 +257,8 @@ static int configure_identity(struct pod *p, const request *req, struct err *err
             identity_write_machine_id("/etc/machine-id", req->machine_id.data, err) < 0)
             return -1;
     }
+    if (p->host && !p->host_uts && identity_set_hostname(req->hostname, err) < 0)
+        return -1;
     timeline_mark(&p->timeline, "identity");
     return write_files(p, req, err) < 0 ? -1 : mount_shm(p, req->shm_bytes, err);
 }
@@ -263,14 +288,49 @@ static int mount_scratch(struct pod *p, const request *req, struct err *err)
     return 1;
 }
 
+/* Only what belongs to a namespace of the pod may be set: the rest is the host's. The names are
+ * those that Linux keeps per namespace (ipc_namespaces(7); net.* in any network namespace but the
+ * first). */
+static bool sysctl_is_pods(const struct pod *p, const char *key)
+{
+    static const char *const ipc[] = {"kernel/shmmax",          "kernel/shmall", "kernel/shmmni",
+                                      "kernel/shm_rmid_forced", "kernel/msgmax", "kernel/msgmnb",
+                                      "kernel/msgmni",          "kernel/sem",    "fs/mqueue/"};
+    auto_free char *path = identity_sysctl_path(key, NULL);
+    if (path == NULL)
+        return false;
+    if (str_starts(path, "net/"))
+        return !p->host_net;
+    for (size_t i = 0; i < ARRAY_LEN(ipc); i++) {
+        bool prefix = str_ends(ipc[i], "/");
+        if (prefix ? str_starts(path, ipc[i]) : strcmp(path, ipc[i]) == 0)
+            return !p->host_ipc;
+    }
+    return false;
+}
+
+static int set_host_sysctls(const struct pod *p, const request *req, struct err *err)
+{
+    for (size_t i = 0; i < req->n_sysctls; i++) {
+        const char *key = req->sysctls[i]->key;
+        if (!sysctl_is_pods(p, key))
+            return err_set(err, ERR_INVALID, "sysctl %.100s is the host's, not the pod's", key);
+        if (identity_set_sysctl(key, req->sysctls[i]->value, err) < 0)
+            return -1;
+    }
+    return 0;
+}
+
 /* What needs devices. 1: done; 0: something is missing, which *err names. */
 static int configure_devices(struct pod *p, const request *req, struct err *err)
 {
     timeline_mark(&p->timeline, "files and shm");
     int r = mount_scratch(p, req, err);
-    if (r <= 0 || !p->guest)
+    if (r <= 0 || (!p->guest && !p->host))
         return r;
     timeline_mark(&p->timeline, "scratch mounted");
+    if (p->host)
+        return set_host_sysctls(p, req, err) < 0 ? -1 : 1;
     r = net_ready(req, err);
     if (r <= 0)
         return r;
@@ -352,6 +412,11 @@ void pod_device_appeared(struct pod *p)
 void pod_image_acquire(struct pod *p, const char *serial, pod_image_fn done, void *arg)
 {
     disks_acquire(p->disks, serial, done, arg);
+}
+
+void pod_image_give_up(struct pod *p, const void *arg)
+{
+    disks_give_up(p->disks, arg);
 }
 
 void pod_image_release(struct pod *p, const char *serial)

@@ -6,6 +6,7 @@
 #ifndef ASPIS_AGENT_POD_H
 #define ASPIS_AGENT_POD_H
 
+#include <stdbool.h>
 #include <sys/types.h>
 
 #include "base/err.h"
@@ -19,6 +20,11 @@ struct pod *pod_new(struct loop *loop, struct err *err);
  * the machine is touched (clock, hostname, entropy, sysctls, network, mounts). Before the first
  * pod_configure(). */
 void pod_use_dir(struct pod *p, const char *dir);
+/* A pod on the host, whose namespaces are those of this process: host_enter() made them. What it
+ * shares with the host is not configured; neither are clock, entropy and disks. Before the first
+ * pod_configure(). */
+void pod_use_host(struct pod *p, bool host_net, bool host_ipc, bool host_uts);
+bool pod_has_host_network(const struct pod *p);
 void pod_free(struct pod *p);
 
 /* ConfigurePod. Repeatable. Waits without blocking the loop for the scratch disk and the NICs that
@@ -46,6 +52,8 @@ const char *pod_scratch_dir(const struct pod *p);
  * takes a reference that pod_image_release() gives back. */
 typedef void (*pod_image_fn)(void *arg, const char *mountpoint, const struct err *err);
 void pod_image_acquire(struct pod *p, const char *serial, pod_image_fn done, void *arg);
+/* Ends the wait of the call with this arg, if there is one, with ABORTED. */
+void pod_image_give_up(struct pod *p, const void *arg);
 void pod_image_release(struct pod *p, const char *serial);
 /* Unmounts; PRECONDITION while referenced. */
 int pod_image_detach(struct pod *p, const char *serial, struct err *err);

@@ -130,6 +130,17 @@
 #define LIMIT_AGENT_FORWARDS 512        /* guest: forwarded connections at once */
 #define LIMIT_DIAL_NS (10LL * 1000000000)
 
+/* Seccomp profiles on the host. */
+#define LIMIT_SECCOMP_PROFILE MiB(1) /* of the file */
+#define LIMIT_SECCOMP_RULES 4096     /* system calls of all rules together */
+#define LIMIT_SECCOMP_ARCHS 64
+#define LIMIT_SECCOMP_FILTERS 64 /* compiled ones that are kept */
+
+/* CDI files on the host. */
+#define LIMIT_CDI_FILE MiB(4)
+#define LIMIT_CDI_FILES 256 /* looked at in one directory */
+#define LIMIT_CDI_EDITS 512 /* devices, and what they bring of a kind */
+
 /* QMP. */
 #define LIMIT_QMP_LINE MiB(1)
 

@@ -239,6 +239,7 @@ int check_machine(const struct config *config, FILE *out)
     check_file(&c, "initrd", config->machine.initrd, R_OK, "make it with deploy/guest/mkinitrd");
     check_file(&c, "jail", config->machine.jail_helper, X_OK, "");
     check_file(&c, "file server", config->machine.share_helper, X_OK, "");
+    check_file(&c, "agent", config->machine.agent, X_OK, "");
     check_file(&c, "unpacker", config->images.unpacker, X_OK, "");
 
     check_device(&c, "kvm", "/dev/kvm", config->machine.accel == ACCEL_KVM ? BAD : NOTE,

@@ -51,6 +51,7 @@ static const struct key keys[] = {
      .text = "/usr/libexec/aspis/aspis-jail"},
     {"machine", "share_helper", PATH, AT(machine.share_helper),
      .text = "/usr/libexec/aspis/aspis-share"},
+    {"machine", "agent", PATH, AT(machine.agent), .text = "/usr/libexec/aspis/aspis-agent"},
     {"machine", "vsock_helper", PATH, AT(machine.vsock_helper),
      .text = "/usr/libexec/aspis/aspis-vsock"},
     {"machine", "accelerator", CHOICE, AT(accel), .text = "auto", .names = {"auto", "kvm", "tcg"}},
@@ -66,6 +67,8 @@ static const struct key keys[] = {
      .min = 16, .max = 1 << 20},
     {"machine", "max_memory_mib", MEBI, AT(machine.max_memory_bytes), .number = 0, .min = 0,
      .max = 1 << 24},
+    {"machine", "memory_ceiling_mib", MEBI, AT(machine.memory_ceiling_bytes), .number = 0, .min = 0,
+     .max = 1 << 24},
     {"machine", "max_vcpus", NUMBER, AT(machine.max_vcpus), .number = 0, .min = 0, .max = 1024},
     {"machine", "scratch_mib", MEBI, AT(machine.scratch_bytes), .number = 20480, .min = 16,
      .max = 1 << 24},
@@ -76,6 +79,9 @@ static const struct key keys[] = {
     {"machine", "guest_silence_seconds", SECONDS, AT(guest_silence_ns), .number = 30, .min = 0,
      .max = 86400},
     {"machine", "templates", FLAG, AT(machine.templates), .number = 1},
+    {"machine", "privileged_pods", CHOICE, AT(privileged_pods), .text = "host",
+     .names = {"vm", "host"}}, /* in the order of enum backend */
+    {"machine", "spares", NUMBER, AT(spares), .number = 1, .min = 0, .max = 64},
     {"machine", "cgroup_root", PATH, AT(machine.cgroup_root), .text = "/aspis"},
 
     {"images", "root", PATH, AT(images.root), .text = "/var/lib/aspis/images"},

@@ -33,9 +33,11 @@ struct config {
     int log_target; /* enum log_target; AUTO: the journal when stderr is connected to it */
     const char *run_root, *state_root;
     int accel, transport;     /* of machine, as the parser fills them */
+    int privileged_pods;      /* enum backend */
     int64_t guest_silence_ns; /* 0: guests may be silent for ever */
     bool metrics;             /* serve them at <run_root>/metrics.sock */
     struct machine_config machine;
+    uint32_t spares; /* of machine: VMs to have ready */
     struct image_options images;
     struct cni_options cni;
     struct {

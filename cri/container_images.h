@@ -42,8 +42,9 @@ int container_images_attach(struct container *c, struct machine *m, struct cance
                             struct err *err);
 /* Serials of the image volumes' disks, in the order of the mounts. */
 void container_images_volume_disks(const struct container *c, struct strv *serials);
-/* The guest has let go of c: unplugs what no other container of the pod uses. What cannot be
- * unplugged stays until the pod ends. */
+/* The guest has let go of c: unplugs what no other container of the pod uses, but for c's own
+ * image, which stays until another takes its place. What cannot be unplugged stays until the pod
+ * ends. */
 void container_images_detach(struct container *c, struct cancel *cancel);
 
 #endif

@@ -19,6 +19,7 @@
 #include "cri/container_input.h"
 #include "cri/events.h"
 #include "cri/inspect.h"
+#include "cri/resources.h"
 #include "cri/sandbox_ops.h"
 #include "cri/spec.h"
 
@@ -146,6 +147,27 @@ int container_resume_log(struct container *c, struct link *link, struct err *err
     return container_log_attach(log, link, c->rec.stdout_id, c->rec.stderr_id, err);
 }
 
+/* The images' disks are plugged in on a thread of its own: the guest can be asked for the container
+ * meanwhile, since it waits for them. */
+struct plug {
+    struct container *c;
+    struct machine *m;
+    struct timeline *timeline;
+    struct cancel *both; /* fired when it fails */
+    struct err err;
+    int ret;
+};
+
+static void *plug_thread(void *arg)
+{
+    struct plug *p = arg;
+    p->ret = container_images_attach(p->c, p->m, p->both, &p->err);
+    if (p->ret < 0)
+        cancel_fire(p->both);
+    timeline_mark(p->timeline, "image disks plugged");
+    return NULL;
+}
+
 static void keep_reply(struct container *c, const Aspis__Agent__V1__CreateContainerResponse *r)
 {
     auto_buf struct buf groups = BUF_INIT(KiB(16));
@@ -183,6 +205,21 @@ static int put_volumes(Aspis__Agent__V1__CreateContainerRequest *req,
     return arena_exhausted(a) ? err_sys(err, ENOMEM, "volumes") : 0;
 }
 
+/* The container whose processes this one is to see is of the same pod and runs. */
+static int check_target(const struct container *c, const char *id, struct err *err)
+{
+    if (str_empty(id))
+        return 0;
+    auto_container struct container *target = model_find_container(c->rt, id, NULL);
+    if (target == NULL || target->sandbox != c->sandbox)
+        return err_set(err, ERR_INVALID, "pid namespace TARGET: the pod has no container %.64s",
+                       id);
+    if (container_phase(target) != CONTAINER_RUNNING)
+        return err_set(err, ERR_PRECONDITION,
+                       "pid namespace TARGET: container %.64s is not running", id);
+    return 0;
+}
+
 static int create_in_guest(struct container *c, struct machine *m, struct image *image,
                            struct cancel *cancel, struct err *err)
 {
@@ -195,10 +232,16 @@ static int create_in_guest(struct container *c, struct machine *m, struct image 
     char serial[21];
     if (machine_add_volumes(m, c->rec.id, volumes, n_volumes, cancel, err) < 0)
         return err_wrap(err, "volumes");
-    auto_free char *spec = spec_make(c->config, c->sandbox->config, &image->config, volumes, err);
+    auto_free char *plain = spec_make(c->config, c->sandbox->config, &image->config, volumes, err);
+    auto_free char *spec = plain != NULL ? spec_adapt(plain, c->config, c->sandbox->config, volumes,
+                                                      n_volumes, c->sandbox->backend.backend, err)
+                                         : NULL;
     if (spec == NULL)
         return -1;
     inspect_keep_spec(c, spec);
+    auto_seccomp_filter struct seccomp_filter filter = {0};
+    if (spec_seccomp(c->config, &filter, err) < 0)
+        return -1;
     Aspis__Agent__V1__User user;
     aspis__agent__v1__user__init(&user);
     if (spec_user(c->config, &image->config, &user, err) < 0)
@@ -221,6 +264,9 @@ static int create_in_guest(struct container *c, struct machine *m, struct image 
     const Runtime__V1__LinuxContainerConfig *l = c->config->linux;
     req.readonly_rootfs =
         l != NULL && l->security_context != NULL && l->security_context->readonly_rootfs;
+    if (spec_guest(c->config, &filter, &req, a, err) < 0 ||
+        check_target(c, req.pid_target, err) < 0)
+        return -1;
     const ProtobufCMessage *reply =
         FAILPOINT("container.agent", err) < 0
             ? NULL
@@ -230,6 +276,8 @@ static int create_in_guest(struct container *c, struct machine *m, struct image 
         return -1;
     const Aspis__Agent__V1__CreateContainerResponse *r =
         (const Aspis__Agent__V1__CreateContainerResponse *)reply;
+    if (str_empty(r->start_error) && spec_guest_understood(&req, r->knows, err) < 0)
+        return -1;
     keep_reply(c, r);
     if (!str_empty(r->start_error)) {
         set_text(c, &c->rec.reason, START_ERROR);
@@ -238,7 +286,29 @@ static int create_in_guest(struct container *c, struct machine *m, struct image 
     return 0;
 }
 
-static int build(struct container *c, struct image *image, struct cancel *cancel, struct err *err)
+/* The images' disks and the container. */
+static int create_on_images(struct container *c, struct machine *m, struct image *image,
+                            struct timeline *t, struct cancel *cancel, struct err *err)
+{
+    auto_cancel struct cancel *both = cancel_child(cancel, 0, err);
+    struct plug p = {.c = c, .m = m, .timeline = t, .both = both};
+    auto_err struct err why = ERR_INIT;
+    pthread_t thread;
+    if (both == NULL)
+        return -1;
+    int rc = pthread_create(&thread, NULL, plug_thread, &p);
+    if (rc != 0)
+        return err_sys(err, rc, "start a thread");
+    rc = create_in_guest(c, m, image, both, &why);
+    (void)pthread_join(thread, NULL);
+    if (p.ret < 0) /* the guest then only waited in vain */
+        return err_move(err, &p.err);
+    err_clear(&p.err);
+    return rc < 0 ? err_move(err, &why) : 0;
+}
+
+static int build(struct container *c, struct image *image, struct timeline *t,
+                 struct cancel *cancel, struct err *err)
 {
     char signal_name[16];
     (void)spec_stop_signal(c->config, &image->config, signal_name);
@@ -249,9 +319,12 @@ static int build(struct container *c, struct image *image, struct cancel *cancel
     struct machine *m = sandbox_use_machine(c->sandbox, err);
     if (m == NULL)
         return -1;
-    int rc = container_images_attach(c, m, cancel, err);
+    timeline_mark(t, "record");
+    int rc = resources_fit(c->sandbox, m, cancel, err);
+    timeline_mark(t, "vm fits");
     if (rc == 0)
-        rc = create_in_guest(c, m, image, cancel, err);
+        rc = create_on_images(c, m, image, t, cancel, err);
+    timeline_mark(t, "created in guest");
     /* the ids of the streams must be on record before a byte of them is acknowledged */
     if (rc == 0)
         rc = container_save(c, err);
@@ -331,7 +404,15 @@ struct container *container_create(struct sandbox *s, const Runtime__V1__Contain
     auto_container struct container *c = begin(s, config, &image, err);
     if (c == NULL)
         return NULL;
-    if (build(c, image, cancel, err) < 0) {
+    spares_yield(s->rt->spares);
+    struct timeline timeline;
+    timeline_begin(&timeline);
+    int rc = build(c, image, &timeline, cancel, err);
+    timeline_mark(&timeline, "created");
+    auto_free char *steps = timeline_text(&timeline);
+    timeline_end(&timeline);
+    log_debug("timeline of create", LOG_STR("container", c->rec.id), LOG_STR("ms", steps));
+    if (rc < 0) {
         (void)err_wrap(err, "create %s", container_title(c, title));
         undo_create(c);
         return NULL;
@@ -379,6 +460,7 @@ static int start_locked(struct container *c, struct cancel *cancel, struct err *
 int container_start(struct container *c, struct cancel *cancel, struct err *err)
 {
     char title[200];
+    spares_yield(c->rt->spares);
     if (oplock_take(&c->op, cancel, err) < 0)
         return err_wrap(err, "start %s", container_title(c, title));
     auto_oplock struct oplock *held = &c->op;

@@ -6,6 +6,7 @@
 
 #include "base/cleanup.h"
 #include "base/str.h"
+#include "cri/resources.h"
 
 static const struct map_entry *entry_at(const void *entries, size_t i)
 {
@@ -185,10 +186,11 @@ Runtime__V1__ContainerStatus *convert_container_status(struct call *call, struct
         return NULL;
     s->image->image = call_string(call, image_name(config), err);
     s->image->user_specified_image = call_string(call, config->image->user_specified_image, err);
-    if (config->linux != NULL && config->linux->resources != NULL) {
+    const Runtime__V1__LinuxContainerResources *resources = container_resources(c);
+    if (resources != NULL) {
         s->resources = call_message(call, &runtime__v1__container_resources__descriptor, err);
         if (s->resources != NULL)
-            s->resources->linux = convert_copy(call, &config->linux->resources->base, err);
+            s->resources->linux = convert_copy(call, &resources->base, err);
     }
     return err->code == ERR_OK ? s : NULL;
 }

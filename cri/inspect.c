@@ -55,10 +55,18 @@ static void name_sources(json_t *spec, const Runtime__V1__ContainerConfig *confi
     }
 }
 
-/* The record is the daemon's own text, so parsing it cannot surprise. Under the lock. */
+/* The record is the daemon's own text, so parsing it cannot surprise; it does not follow a VM that
+ * grows by itself. Under the lock. */
 static json_t *machine_of(const struct sandbox *s)
 {
-    json_t *machine = json_loads(s->rec.machine, 0, NULL);
+    auto_free char *now = NULL;
+    if (s->machine != NULL) {
+        struct machine_record record = {0};
+        machine_get_record(s->machine, &record);
+        now = machine_record_encode(&record);
+        machine_record_clear(&record);
+    }
+    json_t *machine = json_loads(now != NULL ? now : s->rec.machine, 0, NULL);
     return machine != NULL ? machine : json_null();
 }
 
@@ -73,13 +81,9 @@ static void copy_key(json_t *to, const char *key, const json_t *from, const char
 /* What runs the pod, and why that was chosen. */
 static void put_backend(json_t *j, const struct sandbox *s, const json_t *machine)
 {
-    (void)json_object_set_new(j, "backend", json_string("vm"));
-    (void)json_object_set_new(j, "backendReason",
-                              json_string(str_empty(s->rec.handler)
-                                              ? "the default for pods that name no handler"
-                                              : "the runtime handler that the pod names"));
-    copy_key(j, "backend", machine, "backend");
-    copy_key(j, "backendReason", machine, "backend_reason");
+    (void)json_object_set_new(j, "backend",
+                              json_string(s->backend.backend == BACKEND_HOST ? "host" : "vm"));
+    (void)json_object_set_new(j, "backendReason", json_string(s->backend.why));
     copy_key(j, "accelerator", machine, "accel");
     copy_key(j, "cid", machine, "cid");
 }

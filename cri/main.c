@@ -180,6 +180,8 @@ static int open_stores(struct parts *p, struct err *err)
         .images = d->images,
         .run_root = c->run_root,
         .state_root = c->state_root,
+        .privileged_on_host = c->privileged_pods == BACKEND_HOST,
+        .spares = c->machine.templates ? c->spares : 0,
         .guest_silence_ns = c->guest_silence_ns,
     };
     d->runtime = runtime_new(&deps, err);

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <unistd.h>
 
 #include "base/fs.h"
 #include "base/str.h"
@@ -56,8 +57,29 @@ static struct sandbox *sandbox_bare(struct runtime *rt, struct err *err)
 /* A pod that names no host is called by its id, as other runtimes do with containers. */
 static void fill_hostname(Runtime__V1__PodSandboxConfig *config, const char *id)
 {
-    if (config->hostname[0] == '\0')
+    char node[65] = "";
+    if (backend_host_network(config) && gethostname(node, sizeof(node) - 1) == 0) {
+        if (config->hostname[0] != '\0')
+            free(config->hostname);
+        config->hostname = xstrdup(node);
+    } else if (config->hostname[0] == '\0') {
         config->hostname = xstrndup(id, 12);
+    }
+}
+
+/* A recorded machine is what it is; what the rule would be today decides the rest. */
+static void find_backend(struct sandbox *s)
+{
+    struct machine_record record = {0};
+    auto_err struct err err = ERR_INIT;
+    if (backend_choose(s->config, s->rec.handler, s->rt->deps.privileged_on_host, &s->backend,
+                       &err) < 0)
+        s->backend = (struct backend_choice){BACKEND_VM, "its record is damaged"};
+    if (s->rec.machine[0] == '\0' || machine_record_decode(s->rec.machine, &record, &err) < 0)
+        return;
+    if (record.backend != s->backend.backend)
+        s->backend = (struct backend_choice){record.backend, "the rule when it was made"};
+    machine_record_clear(&record);
 }
 
 static char *name_key_of(const Runtime__V1__PodSandboxConfig *config)
@@ -70,9 +92,13 @@ struct sandbox *sandbox_new(struct runtime *rt, const char *id,
                             const Runtime__V1__PodSandboxConfig *config, const char *handler,
                             struct err *err)
 {
+    struct backend_choice backend;
+    if (backend_choose(config, handler, rt->deps.privileged_on_host, &backend, err) < 0)
+        return NULL;
     struct sandbox *s = sandbox_bare(rt, err);
     if (s == NULL)
         return NULL;
+    s->backend = backend;
     s->config = (Runtime__V1__PodSandboxConfig *)message_clone(&config->base);
     fill_hostname(s->config, id);
     s->name_key = name_key_of(s->config);
@@ -110,6 +136,7 @@ struct sandbox *sandbox_from_record(struct runtime *rt, struct sandbox_record *r
     s->name_key = name_key_of(config);
     s->rec = *rec;
     *rec = (struct sandbox_record){0};
+    find_backend(s);
     if (s->rec.net[0] != '\0')
         (void)netinfo_decode(s->rec.net, &s->net, NULL);
     (void)eventfd_write(s->settled_fd, 1);
@@ -129,10 +156,12 @@ void sandbox_unref(struct sandbox *s)
         return;
     netinfo_clear(&s->net);
     free_message(s->config);
+    free_message(s->resources);
     sandbox_record_clear(&s->rec);
     free(s->name_key);
     free(s->timeline);
     free(s->silence);
+    free(s->idle_image);
     stats_cache_clear(&s->stats);
     oplock_destroy(&s->op);
     oplock_destroy(&s->disks);
@@ -377,6 +406,7 @@ void container_unref(struct container *c)
     if (c == NULL || atomic_fetch_sub(&c->refs, 1) != 1)
         return;
     free_message(c->config);
+    free_message(c->resources);
     container_record_clear(&c->rec);
     oplock_destroy(&c->op);
     oplock_destroy(&c->input_turn);

@@ -24,11 +24,13 @@
 #include "base/cleanup.h"
 #include "base/err.h"
 #include "base/loop.h"
+#include "cri/backend.h"
 #include "cri/container_log.h"
 #include "cri/hub.h"
 #include "cri/oplock.h"
 #include "cri/records.h"
 #include "cri/runtime.h"
+#include "cri/spare/spare.h"
 #include "cri/stats.h"
 #include "netplugin/netinfo.h"
 #include "proto/cri/v1/api.pb-c.h"
@@ -49,9 +51,10 @@ struct exec {
 
 struct container {
     atomic_uint refs;
-    struct runtime *rt;                   /* constant */
-    struct sandbox *sandbox;              /* constant, counted */
-    Runtime__V1__ContainerConfig *config; /* constant */
+    struct runtime *rt;                              /* constant */
+    struct sandbox *sandbox;                         /* constant, counted */
+    Runtime__V1__ContainerConfig *config;            /* constant */
+    Runtime__V1__LinuxContainerResources *resources; /* NULL: config's (resources.h) */
     struct container_record rec;
     struct oplock op;
     pthread_mutex_t save;
@@ -78,12 +81,15 @@ struct container {
 
 struct sandbox {
     atomic_uint refs;
-    struct runtime *rt;                    /* constant */
-    Runtime__V1__PodSandboxConfig *config; /* constant */
-    char *name_key;                        /* constant: namespace/name/uid/attempt */
+    struct runtime *rt;                              /* constant */
+    Runtime__V1__PodSandboxConfig *config;           /* constant */
+    char *name_key;                                  /* constant: namespace/name/uid/attempt */
+    Runtime__V1__LinuxContainerResources *resources; /* NULL: config's (resources.h) */
+    struct backend_choice backend;                   /* constant */
     struct sandbox_record rec;
     struct oplock op;
     struct oplock disks; /* one change to the VM's image disks at a time; innermost but for lock */
+    char *idle_image;    /* under disks: id of one that stays plugged in though nobody uses it */
     pthread_mutex_t save;
     bool deleted; /* under save: the record is gone and stays gone */
     struct netinfo net;
@@ -113,6 +119,7 @@ struct runtime {
     struct sandbox *names;        /* by name_key */
     struct container *containers; /* by id */
     char *boot_id;
+    struct spares *spares; /* NULL: none are wanted */
     struct stats *stats;
     struct events *events;
     struct heartbeat *heartbeat;

@@ -46,7 +46,10 @@ struct runtime *runtime_new(const struct runtime_deps *deps, struct err *err)
         rt->stats = stats_new(rt, err);
     if (rt->stats != NULL)
         rt->records = records_open(db, &moved, err);
-    if (rt->records != NULL)
+    if (rt->records != NULL && deps->spares > 0)
+        rt->spares = spares_new(deps->factory, deps->run_root, deps->spares, SANDBOX_TAP_NAME,
+                                SANDBOX_NETNS_FILE, err);
+    if (rt->records != NULL && (rt->spares != NULL || deps->spares == 0))
         rt->worker = loop_new(err);
     if (rt->worker == NULL) {
         runtime_free(rt);
@@ -90,6 +93,7 @@ void runtime_free(struct runtime *rt)
 {
     if (rt == NULL)
         return;
+    spares_free(rt->spares);
     heartbeat_free(rt->heartbeat);
     stats_free(rt->stats);
     forget_sandboxes(rt);
@@ -253,6 +257,8 @@ static int reconcile(struct sandbox *s, struct machine *m, struct cancel *cancel
         if (c->rec.phase == CONTAINER_CREATING || c->rec.phase == CONTAINER_REMOVING) {
             auto_free char *log_state = container_log_state_path(c);
             (void)unlink(log_state);
+            /* the guest may still be making it, and then does not list it */
+            remove_in_guest(machine_link(m), c->rec.id, "", cancel);
             (void)machine_remove_volumes(m, c->rec.id, cancel, NULL);
             (void)container_delete(c, NULL);
             model_remove_container(s->rt, c);

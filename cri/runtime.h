@@ -10,6 +10,7 @@
 #define ASPIS_CRI_RUNTIME_H
 
 #include <stdbool.h>
+#include <stdint.h>
 
 #include "base/cancel.h"
 #include "base/err.h"
@@ -27,7 +28,10 @@ struct runtime_deps {
     struct image_store *images;
     const char *run_root;     /* "/run/aspis" */
     const char *state_root;   /* "/var/lib/aspis" */
+    uint32_t spares;          /* VMs to have ready before anybody asks */
     int64_t guest_silence_ns; /* heartbeat.h; 0: none */
+    bool privileged_on_host;  /* privileged pods run without a VM unless their handler says aspis-vm
+                               */
 };
 
 struct runtime *runtime_new(const struct runtime_deps *deps, struct err *err);

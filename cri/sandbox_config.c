@@ -7,6 +7,7 @@
 #include "base/fs.h"
 #include "base/limits.h"
 #include "base/str.h"
+#include "cri/userns.h"
 
 #define SHM_BYTES (64ULL << 20)
 
@@ -38,6 +39,12 @@ static void make_resolv_conf(const struct sandbox *s, struct buf *b)
 
 static void make_hosts(const struct sandbox *s, struct buf *b)
 {
+    auto_free char *host =
+        backend_host_network(s->config) ? fs_read("/etc/hosts", KiB(64), NULL, NULL) : NULL;
+    if (host != NULL) {
+        (void)buf_puts(b, host);
+        return;
+    }
     (void)buf_puts(b, "127.0.0.1\tlocalhost\n"
                       "::1\tlocalhost ip6-localhost ip6-loopback\n"
                       "fe00::\tip6-localnet\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n");
@@ -117,22 +124,37 @@ static int put_network(Aspis__Agent__V1__ConfigurePodRequest *req, const struct 
     return arena_exhausted(a) ? err_sys(err, ENOMEM, "network of the pod") : 0;
 }
 
+static void put_sysctl(Aspis__Agent__V1__ConfigurePodRequest *req, const char *key,
+                       const char *value, struct arena *a)
+{
+    Aspis__Agent__V1__KeyValue *kv = arena_alloc(a, sizeof(*kv));
+    if (kv == NULL || req->sysctls == NULL)
+        return;
+    aspis__agent__v1__key_value__init(kv);
+    kv->key = arena_strdup(a, key);
+    kv->value = arena_strdup(a, value);
+    req->sysctls[req->n_sysctls++] = kv;
+}
+
+/* The root of a user namespace has no power over the guest's network, which is all the pod's:
+ * low ports and pings are for everybody then. The pod's own sysctls come after these. */
+static void put_userns_sysctls(Aspis__Agent__V1__ConfigurePodRequest *req, struct arena *a)
+{
+    put_sysctl(req, "net.ipv4.ip_unprivileged_port_start", "0", a);
+    put_sysctl(req, "net.ipv4.ping_group_range", "0 2147483647", a);
+}
+
 static int put_sysctls(Aspis__Agent__V1__ConfigurePodRequest *req,
                        const Runtime__V1__LinuxPodSandboxConfig *l, struct arena *a,
                        struct err *err)
 {
-    if (l == NULL || l->n_sysctls == 0)
+    if (l == NULL)
         return 0;
-    req->sysctls = arena_alloc(a, l->n_sysctls * sizeof(void *));
-    for (size_t i = 0; req->sysctls != NULL && i < l->n_sysctls; i++) {
-        Aspis__Agent__V1__KeyValue *kv = arena_alloc(a, sizeof(*kv));
-        if (kv == NULL)
-            break;
-        aspis__agent__v1__key_value__init(kv);
-        kv->key = l->sysctls[i]->key;
-        kv->value = l->sysctls[i]->value;
-        req->sysctls[req->n_sysctls++] = kv;
-    }
+    req->sysctls = arena_alloc(a, (l->n_sysctls + 2) * sizeof(void *));
+    if (userns_wanted(l->security_context != NULL ? l->security_context->namespace_options : NULL))
+        put_userns_sysctls(req, a);
+    for (size_t i = 0; i < l->n_sysctls; i++)
+        put_sysctl(req, l->sysctls[i]->key, l->sysctls[i]->value, a);
     return arena_exhausted(a) ? err_sys(err, ENOMEM, "sysctls of the pod") : 0;
 }
 
@@ -160,9 +182,11 @@ int sandbox_configure_pod(struct sandbox *s, struct machine *m, struct cancel *c
     req.resolv_conf = (ProtobufCBinaryData){resolv.len, (uint8_t *)resolv.data};
     req.hosts = (ProtobufCBinaryData){hosts.len, (uint8_t *)hosts.data};
     req.shm_bytes = SHM_BYTES;
-    auto_free char *scratch = xstrdup(machine_scratch_serial(m));
+    bool vm = s->backend.backend == BACKEND_VM;
+    auto_free char *scratch = vm ? xstrdup(machine_scratch_serial(m)) : NULL;
     req.scratch_disk = text_or_empty(scratch);
-    if (put_network(&req, &s->net, machine_guest_mac(m), a, err) < 0 ||
+    /* on the host the network is as CNI made it */
+    if ((vm && put_network(&req, &s->net, machine_guest_mac(m), a, err) < 0) ||
         put_sysctls(&req, s->config->linux, a, err) < 0)
         return -1;
     req.wall_clock_ns = (uint64_t)wall_ns();

@@ -11,7 +11,6 @@
 #include "netplugin/netns.h"
 
 #define POD_IFNAME "eth0"
-#define TAP_NAME "tap0"
 
 /* The attachment's arrays, alive as long as it. */
 struct attachment {
@@ -114,6 +113,8 @@ static void attachment_fill(struct attachment *x, const struct sandbox *s)
 /* The namespace with a tap in it, which is the caller's. */
 int sandbox_namespace_up(struct sandbox *s, int *tap, struct err *err)
 {
+    if (backend_host_network(s->config))
+        return 0;
     char name[4 + 32 + 1] = "cni-";
     fs_random_hex(name + 4, 32);
     /* the path is recorded before it exists, so that a killed daemon's successor can take it away
@@ -129,9 +130,11 @@ int sandbox_namespace_up(struct sandbox *s, int *tap, struct err *err)
     if (netns_create(name, &path, err) < 0)
         return err_wrap(err, "create network namespace");
     sandbox_set_text(s, &s->rec.netns, take(path));
+    if (s->backend.backend == BACKEND_HOST)
+        return 0; /* containers live in it themselves */
     if (FAILPOINT("sandbox.tap", err) < 0)
         return -1;
-    *tap = netns_make_tap(s->rec.netns, TAP_NAME, err);
+    *tap = netns_make_tap(s->rec.netns, SANDBOX_TAP_NAME, err);
     return *tap < 0 ? err_wrap(err, "make the VM's tap") : 0;
 }
 
@@ -139,6 +142,8 @@ int sandbox_namespace_up(struct sandbox *s, int *tap, struct err *err)
 int sandbox_network_up(struct sandbox *s, struct timeline *t, struct cancel *cancel,
                        struct err *err)
 {
+    if (backend_host_network(s->config))
+        return 0;
     (void)pthread_mutex_lock(&s->rt->lock);
     s->rec.net_up = true;
     (void)pthread_mutex_unlock(&s->rt->lock);
@@ -152,7 +157,8 @@ int sandbox_network_up(struct sandbox *s, struct timeline *t, struct cancel *can
     timeline_mark(t, "cni add");
     if (net.n_ips == 0)
         return err_set(err, ERR_INTERNAL, "set up pod network: CNI gave the pod no address");
-    if (netns_join_tap(s->rec.netns, POD_IFNAME, TAP_NAME, &net, err) < 0)
+    if (s->backend.backend == BACKEND_VM &&
+        netns_join_tap(s->rec.netns, POD_IFNAME, SANDBOX_TAP_NAME, &net, err) < 0)
         return err_wrap(err, "connect the VM to %s", POD_IFNAME);
     char *text = netinfo_encode(&net);
     (void)pthread_mutex_lock(&s->rt->lock);

@@ -10,7 +10,8 @@
 #include "base/timeline.h"
 #include "cri/model.h"
 
-/* The namespace with a tap in it, which is the caller's. */
+/* The namespace, and for a VM a tap in it, which is the caller's. Nothing for a pod with the host's
+ * network. */
 int sandbox_namespace_up(struct sandbox *s, int *tap, struct err *err);
 /* CNI ADD, and the tap joined to what that made; fills s->net. */
 int sandbox_network_up(struct sandbox *s, struct timeline *t, struct cancel *cancel,

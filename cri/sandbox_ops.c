@@ -12,6 +12,7 @@
 #include "base/log.h"
 #include "base/str.h"
 #include "cri/container_ops.h"
+#include "cri/resources.h"
 #include "cri/sandbox_net.h"
 #include "cri/spec.h"
 #include "cri/telemetry.h"
@@ -30,20 +31,19 @@ void sandbox_set_text(struct sandbox *s, char **field, char *owned)
 
 /* --- machine --- */
 
-struct machine_spec sandbox_machine_spec(const struct sandbox *s)
+struct machine_spec sandbox_machine_spec(struct sandbox *s)
 {
-    struct machine_spec spec = {.sandbox_id = s->rec.id, .cgroup_parent = "", .tap_fd = -1};
+    struct machine_spec spec = {.sandbox_id = s->rec.id,
+                                .cgroup_parent = "",
+                                .tap_fd = -1,
+                                .backend = s->backend.backend,
+                                .netns = backend_host_network(s->config) ? NULL : s->rec.netns,
+                                .host_ipc = backend_host_ipc(s->config),
+                                .host_uts = backend_host_network(s->config)};
     const Runtime__V1__LinuxPodSandboxConfig *l = s->config->linux;
-    if (l != NULL) {
+    if (l != NULL)
         spec.cgroup_parent = l->cgroup_parent;
-        if (l->resources != NULL) {
-            if (l->resources->memory_limit_in_bytes > 0)
-                spec.memory_limit_bytes = (uint64_t)l->resources->memory_limit_in_bytes;
-            spec.cpu_quota = l->resources->cpu_quota;
-            if (l->resources->cpu_period > 0)
-                spec.cpu_period = (uint64_t)l->resources->cpu_period;
-        }
-    }
+    resources_of_pod(s, &spec);
     return spec;
 }
 
@@ -93,6 +93,22 @@ const struct machine_callbacks sandbox_machine_callbacks = {
     .on_dead = on_machine_dead,
 };
 
+/* True when it is a clone. */
+static bool set_machine(struct sandbox *s, struct machine *m)
+{
+    struct machine_record record = {0};
+    machine_get_record(m, &record);
+    char *text = machine_record_encode(&record);
+    bool cloned = record.cloned;
+    machine_record_clear(&record);
+    (void)pthread_mutex_lock(&s->rt->lock);
+    s->machine = m;
+    free(s->rec.machine);
+    s->rec.machine = text;
+    (void)pthread_mutex_unlock(&s->rt->lock);
+    return cloned;
+}
+
 static int machine_up(struct sandbox *s, int tap, struct timeline *t, struct cancel *cancel,
                       struct err *err)
 {
@@ -109,22 +125,40 @@ static int machine_up(struct sandbox *s, int tap, struct timeline *t, struct can
         telemetry_machine_start(TELEMETRY_FAILED, 0);
         return -1;
     }
-    struct machine_record record = {0};
-    machine_get_record(m, &record);
-    telemetry_machine_start(record.cloned ? TELEMETRY_CLONED : TELEMETRY_BOOTED, mono_ns() - begin);
-    char *text = machine_record_encode(&record);
-    machine_record_clear(&record);
-    (void)pthread_mutex_lock(&s->rt->lock);
-    s->machine = m;
-    free(s->rec.machine);
-    s->rec.machine = text;
-    (void)pthread_mutex_unlock(&s->rt->lock);
+    telemetry_machine_start(set_machine(s, m) ? TELEMETRY_CLONED : TELEMETRY_BOOTED,
+                            mono_ns() - begin);
     return sandbox_save(s, err);
 }
 
-/* The VM starts on a thread of its own while the plugins run. */
+/* A spare VM, with its namespace, becomes the sandbox's, whose id it has; not claimed yet. */
+static int adopt_spare(struct sandbox *s, struct spare *sp, struct err *err)
+{
+    sandbox_set_text(s, &s->rec.netns, take(sp->netns));
+    (void)set_machine(s, take(sp->machine));
+    return sandbox_save(s, err);
+}
+
+static int claim_machine(struct sandbox *s, struct timeline *t, struct cancel *cancel,
+                         struct err *err)
+{
+    struct machine_spec spec = sandbox_machine_spec(s);
+    struct machine_callbacks cb = sandbox_machine_callbacks;
+    cb.arg = s;
+    int64_t begin = mono_ns();
+    if (machine_claim(s->machine, &spec, &cb, cancel, err) < 0) {
+        telemetry_machine_start(TELEMETRY_FAILED, 0);
+        return -1;
+    }
+    telemetry_machine_start(TELEMETRY_SPARE, mono_ns() - begin);
+    (void)set_machine(s, s->machine); /* its record has another cgroup now */
+    timeline_mark(t, "spare claimed");
+    return 0;
+}
+
+/* The VM starts, or is claimed, on a thread of its own while the plugins run. */
 struct machine_job {
     struct sandbox *s;
+    bool claim; /* it is a spare that the sandbox has already */
     int tap;
     struct timeline *timeline;
     struct cancel *both; /* fired by whichever side fails first */
@@ -136,7 +170,8 @@ struct machine_job {
 static void *machine_thread(void *arg)
 {
     struct machine_job *j = arg;
-    j->ret = machine_up(j->s, j->tap, j->timeline, j->both, &j->err);
+    j->ret = j->claim ? claim_machine(j->s, j->timeline, j->both, &j->err)
+                      : machine_up(j->s, j->tap, j->timeline, j->both, &j->err);
     if (j->ret < 0) {
         j->failed_at = mono_ns();
         cancel_fire(j->both);
@@ -145,14 +180,14 @@ static void *machine_thread(void *arg)
 }
 
 /* VM and network at the same time. What one of them has made when the other fails is the caller's
- * to undo. */
-static int network_and_machine_up(struct sandbox *s, int tap, struct timeline *t,
-                                  struct cancel *cancel, struct err *err)
+ * to undo; *machines_fault tells which it was. */
+static int network_and_machine_up(struct sandbox *s, int tap, bool claim, struct timeline *t,
+                                  bool *machines_fault, struct cancel *cancel, struct err *err)
 {
     auto_cancel struct cancel *both = cancel_child(cancel, 0, err);
     if (both == NULL)
         return -1;
-    struct machine_job j = {.s = s, .tap = tap, .timeline = t, .both = both};
+    struct machine_job j = {.s = s, .claim = claim, .tap = tap, .timeline = t, .both = both};
     pthread_t thread;
     int rc = pthread_create(&thread, NULL, machine_thread, &j);
     if (rc != 0)
@@ -163,7 +198,8 @@ static int network_and_machine_up(struct sandbox *s, int tap, struct timeline *t
     if (ret < 0)
         cancel_fire(both);
     (void)pthread_join(thread, NULL);
-    if (j.ret < 0 && (ret == 0 || j.failed_at < failed_at))
+    *machines_fault = j.ret < 0 && (ret == 0 || j.failed_at < failed_at);
+    if (*machines_fault)
         (void)err_move(err, &j.err); /* the first failure is the reason, a later one its echo */
     else if (ret < 0)
         (void)err_move(err, &net_err);
@@ -196,10 +232,45 @@ static int machine_down(struct sandbox *s, struct cancel *cancel, struct err *er
 
 /* --- run --- */
 
+struct network_job {
+    struct sandbox *s;
+    struct timeline *timeline;
+    struct cancel *cancel;
+    struct err err;
+    int ret;
+};
+
+static void *network_thread(void *arg)
+{
+    struct network_job *j = arg;
+    j->ret = sandbox_network_down(j->s, j->cancel, &j->err);
+    timeline_mark(j->timeline, "network");
+    return NULL;
+}
+
+/* VM and network at the same time, each as far as it goes. */
+static int machine_and_network_down(struct sandbox *s, struct timeline *t, struct cancel *cancel,
+                                    struct err *err)
+{
+    struct network_job j = {.s = s, .timeline = t, .cancel = cancel};
+    pthread_t thread;
+    int rc = pthread_create(&thread, NULL, network_thread, &j);
+    int ret = machine_down(s, cancel, err);
+    timeline_mark(t, "machine");
+    if (rc == 0)
+        (void)pthread_join(thread, NULL);
+    else
+        (void)network_thread(&j);
+    if (ret == 0 && j.ret < 0)
+        (void)err_move(err, &j.err);
+    err_clear(&j.err);
+    return ret < 0 || j.ret < 0 ? -1 : 0;
+}
+
 int sandbox_teardown(struct sandbox *s, struct cancel *cancel, struct err *err)
 {
     auto_free char *run_dir = sandbox_run_dir(s);
-    if (machine_down(s, cancel, err) < 0 || sandbox_network_down(s, cancel, err) < 0)
+    if (machine_and_network_down(s, NULL, cancel, err) < 0)
         return -1;
     return fs_rm_rf(run_dir, err);
 }
@@ -219,16 +290,42 @@ static void undo_run(struct sandbox *s, const struct err *cause)
     (void)sandbox_set_phase(s, SANDBOX_NOTREADY, err_msg(cause), NULL);
 }
 
-static int build(struct sandbox *s, struct timeline *t, struct cancel *cancel, struct err *err)
+static int build_new(struct sandbox *s, struct timeline *t, struct cancel *cancel, struct err *err)
 {
     auto_close int tap = -1;
-    if (sandbox_save(s, err) < 0 || FAILPOINT("sandbox.record", err) < 0)
-        return -1;
-    timeline_mark(t, "record");
+    bool ignored;
     if (sandbox_namespace_up(s, &tap, err) < 0)
         return -1;
     timeline_mark(t, "namespace and tap");
-    if (network_and_machine_up(s, tap, t, cancel, err) < 0)
+    return network_and_machine_up(s, tap, false, t, &ignored, cancel, err);
+}
+
+/* 1: done; 0: the spare was no good and is gone, with its namespace. */
+static int build_on_spare(struct sandbox *s, struct spare *sp, struct timeline *t,
+                          struct cancel *cancel, struct err *err)
+{
+    auto_err struct err why = ERR_INIT;
+    bool machines_fault = false;
+    if (adopt_spare(s, sp, err) < 0)
+        return -1;
+    timeline_mark(t, "spare taken");
+    if (network_and_machine_up(s, -1, true, t, &machines_fault, cancel, &why) == 0)
+        return 1;
+    if (!machines_fault || cancel_check(cancel, NULL) < 0)
+        return err_move(err, &why);
+    log_warn("a spare vm is unusable", LOG_STR("sandbox", s->rec.id),
+             LOG_STR("error", err_msg(&why)));
+    return sandbox_teardown(s, cancel, err) < 0 ? -1 : 0;
+}
+
+static int build(struct sandbox *s, struct spare *sp, struct timeline *t, struct cancel *cancel,
+                 struct err *err)
+{
+    if (sandbox_save(s, err) < 0 || FAILPOINT("sandbox.record", err) < 0)
+        return -1;
+    timeline_mark(t, "record");
+    int rc = sp != NULL ? build_on_spare(s, sp, t, cancel, err) : 0;
+    if (rc < 0 || (rc == 0 && build_new(s, t, cancel, err) < 0))
         return -1;
     if (FAILPOINT("sandbox.configure", err) < 0 ||
         sandbox_configure_pod(s, s->machine, cancel, err) < 0)
@@ -264,17 +361,43 @@ static int join(struct sandbox *holder, struct cancel *cancel, struct err *err)
                    holder->name_key, holder->rec.id);
 }
 
+/* Takes a spare, whose id the sandbox gets, if it is for a VM and one is there; id is 65 bytes. */
+static struct spare *choose_id(struct runtime *rt, enum backend backend, char *id)
+{
+    struct spare *sp = backend == BACKEND_VM ? spares_take(rt->spares) : NULL;
+    if (sp != NULL)
+        memcpy(id, sp->id, 65);
+    else
+        fs_random_hex(id, 64);
+    return sp;
+}
+
+/* What is left of a spare once its sandbox is built, or not. */
+static void settle_spare(struct runtime *rt, struct spare *sp)
+{
+    if (sp != NULL && sp->machine != NULL)
+        spares_put_back(rt->spares, sp);
+    else
+        spare_free(sp);
+    spares_yield(rt->spares);
+}
+
 struct sandbox *sandbox_run(struct runtime *rt, const Runtime__V1__PodSandboxConfig *config,
                             const char *handler, struct cancel *cancel, struct err *err)
 {
     char title[200];
+    struct backend_choice backend;
+    if (backend_choose(config, handler, rt->deps.privileged_on_host, &backend, err) < 0)
+        return NULL;
     for (;;) {
         char id[65];
-        fs_random_hex(id, 64);
+        struct spare *sp = choose_id(rt, backend.backend, id);
         auto_sandbox struct sandbox *s = sandbox_new(rt, id, config, handler, err);
+        auto_sandbox struct sandbox *holder = s != NULL ? model_add_sandbox(rt, s) : NULL;
+        if (s == NULL || holder != NULL)
+            settle_spare(rt, sp);
         if (s == NULL)
             return NULL;
-        auto_sandbox struct sandbox *holder = model_add_sandbox(rt, s);
         if (holder != NULL) {
             int rc = join(holder, cancel, err);
             if (rc == 0)
@@ -286,7 +409,7 @@ struct sandbox *sandbox_run(struct runtime *rt, const Runtime__V1__PodSandboxCon
         int64_t begin = mono_ns();
         struct timeline timeline;
         timeline_begin(&timeline);
-        int rc = build(s, &timeline, cancel, err);
+        int rc = build(s, sp, &timeline, cancel, err);
         timeline_mark(&timeline, "ready");
         sandbox_set_text(s, &s->timeline, timeline_text(&timeline));
         timeline_end(&timeline);
@@ -298,6 +421,7 @@ struct sandbox *sandbox_run(struct runtime *rt, const Runtime__V1__PodSandboxCon
                      LOG_INT("ms", (mono_ns() - begin) / 1000000));
             log_debug("timeline", LOG_STR("sandbox", s->rec.id), LOG_STR("ms", s->timeline));
         }
+        settle_spare(rt, sp);
         (void)eventfd_write(s->settled_fd, 1);
         return rc < 0 ? NULL : take(s);
     }
@@ -305,21 +429,22 @@ struct sandbox *sandbox_run(struct runtime *rt, const Runtime__V1__PodSandboxCon
 
 /* --- stop and remove --- */
 
-static int stop_locked(struct sandbox *s, struct cancel *cancel, struct err *err)
+static int stop_locked(struct sandbox *s, struct timeline *t, struct cancel *cancel,
+                       struct err *err)
 {
     (void)pthread_mutex_lock(&s->rt->lock);
     s->stopping = true;
     bool notready = s->rec.phase == SANDBOX_NOTREADY;
     (void)pthread_mutex_unlock(&s->rt->lock);
     auto_free char *run_dir = sandbox_run_dir(s);
-    if (machine_down(s, cancel, err) < 0)
-        return -1;
-    containers_lost(s, "");
-    if (!notready && sandbox_set_phase(s, SANDBOX_NOTREADY, "stopped", err) < 0)
-        return -1;
-    if (sandbox_network_down(s, cancel, err) < 0)
-        return -1;
-    return fs_rm_rf(run_dir, err);
+    int rc = machine_and_network_down(s, t, cancel, err);
+    if (s->rec.machine[0] == '\0') { /* it is gone, whatever became of the network */
+        containers_lost(s, "");
+        if (!notready &&
+            sandbox_set_phase(s, SANDBOX_NOTREADY, "stopped", rc == 0 ? err : NULL) < 0)
+            return -1;
+    }
+    return rc < 0 ? -1 : fs_rm_rf(run_dir, err);
 }
 
 int sandbox_stop(struct sandbox *s, struct cancel *cancel, struct err *err)
@@ -329,10 +454,16 @@ int sandbox_stop(struct sandbox *s, struct cancel *cancel, struct err *err)
         return err_wrap(err, "stop %s", sandbox_title(s, title));
     auto_oplock struct oplock *held = &s->op;
     /* running containers get their end recorded as killed, with their output complete */
+    struct timeline timeline;
+    timeline_begin(&timeline);
     containers_kill_all(s, cancel);
-    if (stop_locked(s, cancel, err) < 0)
-        return err_wrap(err, "stop %s", sandbox_title(s, title));
-    return 0;
+    timeline_mark(&timeline, "containers");
+    int rc = stop_locked(s, &timeline, cancel, err);
+    timeline_mark(&timeline, "stopped");
+    auto_free char *steps = timeline_text(&timeline);
+    timeline_end(&timeline);
+    log_debug("timeline of stop", LOG_STR("sandbox", s->rec.id), LOG_STR("ms", steps));
+    return rc < 0 ? err_wrap(err, "stop %s", sandbox_title(s, title)) : 0;
 }
 
 int sandbox_remove(struct sandbox *s, struct cancel *cancel, struct err *err)
@@ -347,7 +478,7 @@ int sandbox_remove(struct sandbox *s, struct cancel *cancel, struct err *err)
     if (gone)
         return 0;
     containers_kill_all(s, cancel);
-    if (stop_locked(s, cancel, err) < 0 ||
+    if (stop_locked(s, NULL, cancel, err) < 0 ||
         sandbox_set_phase(s, SANDBOX_REMOVING, "being removed", err) < 0 ||
         FAILPOINT("sandbox.remove", err) < 0)
         return err_wrap(err, "remove %s", sandbox_title(s, title));

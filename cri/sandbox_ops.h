@@ -24,9 +24,11 @@ extern const struct machine_callbacks sandbox_machine_callbacks;
 
 /* In the run directory: the path of the network namespace, for the day when the record is lost. */
 #define SANDBOX_NETNS_FILE "netns"
+/* The tap in a pod's network namespace. */
+#define SANDBOX_TAP_NAME "tap0"
 
 /* For recovery. */
-struct machine_spec sandbox_machine_spec(const struct sandbox *s);
+struct machine_spec sandbox_machine_spec(struct sandbox *s);
 /* sandbox_config.c: what ConfigurePod says of the pod. */
 int sandbox_configure_pod(struct sandbox *s, struct machine *m, struct cancel *cancel,
                           struct err *err);

@@ -44,7 +44,8 @@ static int create_container(struct call *call, const ProtobufCMessage *message,
     auto_sandbox struct sandbox *s = model_find_sandbox(runtime_of(call), req->pod_sandbox_id, err);
     if (s == NULL)
         return -1;
-    if (spec_check_container(req->config, s->config, err) < 0)
+    if (backend_check_container(s->backend.backend, req->config, s->config, err) < 0 ||
+        spec_check_container(req->config, s->config, s->backend.backend, err) < 0)
         return err_wrap(err, "create container %.64s", req->config->metadata->name);
     auto_container struct container *c = container_create(s, req->config, call->cancel, err);
     if (c == NULL)

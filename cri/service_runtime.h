@@ -45,6 +45,9 @@ DECLARE_HANDLER(cri_remove_pod_sandbox);
 DECLARE_HANDLER(cri_pod_sandbox_status);
 DECLARE_HANDLER(cri_list_pod_sandbox);
 DECLARE_HANDLER(cri_stream_pod_sandboxes);
+/* service_resources.c */
+DECLARE_HANDLER(cri_update_container_resources);
+DECLARE_HANDLER(cri_update_pod_sandbox_resources);
 /* service_container.c */
 DECLARE_HANDLER(cri_create_container);
 DECLARE_HANDLER(cri_start_container);

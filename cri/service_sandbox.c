@@ -58,16 +58,15 @@ static int check_config(const Runtime__V1__PodSandboxConfig *c, struct err *err)
             p->container_port > 65535)
             return err_set(err, ERR_INVALID, "config.port_mappings[%zu] is out of range", i);
     }
+    if (c->linux != NULL && c->linux->resources != NULL &&
+        spec_check_resources(c->linux->resources, err) < 0)
+        return -1;
     return spec_check_sandbox(c, err);
 }
 
 int cri_check_handler(const char *handler, struct err *err)
 {
-    if (str_empty(handler) || strcmp(handler, "aspis-vm") == 0)
-        return 0;
-    return err_set(err, ERR_INVALID,
-                   "unknown runtime handler \"%.64s\"; this runtime has \"\" and \"aspis-vm\"",
-                   handler);
+    return backend_check_handler(handler, err);
 }
 
 int cri_run_pod_sandbox(struct call *call, const ProtobufCMessage *message,

@@ -5,6 +5,7 @@
 
 #include "base/cancel.h"
 #include "base/str.h"
+#include "cri/backend.h"
 #include "cri/convert.h"
 #include "cri/daemon.h"
 #include "cri/service_runtime.h"
@@ -75,31 +76,35 @@ static char *verbose_info(const struct daemon *d)
 {
     auto_free char *cni = cni_info(d->cni);
     json_auto_t *network = cni != NULL ? json_loads(cni, 0, NULL) : NULL;
-    json_auto_t *j = json_pack(
-        "{s:s, s:s, s:s, s:s, s:s, s:s*, s:s*, s:s*, s:O}", "version", ASPIS_VERSION, "accelerator",
-        accel_name(facts.accel), "acceleratorReason", facts.accel_reason ? facts.accel_reason : "",
-        "transport", transport_name(facts.transport),
-        "transportReason", facts.transport_reason ? facts.transport_reason : "", "qemu",
-        facts.qemu_version, "guestKernel", facts.kernel_release, "templates", facts.templates,
-        "cni", network != NULL ? network : json_null());
+    json_auto_t *j = json_pack("{s:s, s:s, s:s, s:s, s:s, s:s*, s:s*, s:s*, s:O}", "version",
+                               ASPIS_VERSION, "accelerator", accel_name(facts.accel),
+                               "acceleratorReason", facts.accel_reason ? facts.accel_reason : "",
+                               "transport", transport_name(facts.transport), "transportReason",
+                               facts.transport_reason ? facts.transport_reason : "", "qemu",
+                               facts.qemu_version, "guestKernel", facts.kernel_release, "templates",
+                               facts.templates, "cni", network != NULL ? network : json_null());
     return j != NULL ? json_dumps(j, JSON_INDENT(2)) : NULL;
 }
 
 static int add_handlers(struct call *call, Runtime__V1__StatusResponse *r, struct err *err)
 {
-    static const char *const names[] = {"", "aspis-vm"};
-    r->runtime_handlers = call_array(call, ARRAY_LEN(names), sizeof(void *), err);
-    for (size_t i = 0; r->runtime_handlers != NULL && i < ARRAY_LEN(names); i++) {
+    size_t n = 0;
+    while (BACKEND_HANDLERS[n] != NULL)
+        n++;
+    r->runtime_handlers = call_array(call, n, sizeof(void *), err);
+    for (size_t i = 0; r->runtime_handlers != NULL && i < n; i++) {
         Runtime__V1__RuntimeHandler *h =
             call_message(call, &runtime__v1__runtime_handler__descriptor, err);
         if (h == NULL)
             return -1;
-        h->name = call_string(call, names[i], err);
+        h->name = call_string(call, BACKEND_HANDLERS[i], err);
         Runtime__V1__RuntimeHandlerFeatures *features =
             call_message(call, &runtime__v1__runtime_handler_features__descriptor, err);
         if (features == NULL)
             return -1;
-        features->recursive_read_only_mounts = true; /* by the file server's mounts */
+        features->recursive_read_only_mounts = true; /* by the file server's mounts, or ours */
+        /* in the guest; the file server maps volumes */
+        features->user_namespaces = strcmp(BACKEND_HANDLERS[i], "aspis-host") != 0;
         h->features = features;
         r->runtime_handlers[r->n_runtime_handlers++] = h;
     }

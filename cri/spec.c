@@ -14,18 +14,11 @@
 
 #define OPEN_FILES 1048576 /* what containerd's service unit gives its containers */
 
-int spec_check_container(const Container *c, const Pod *pod, struct err *err)
+int spec_check_container(const Container *c, const Pod *pod, enum backend backend, struct err *err)
 {
-    (void)pod;
-    if (spec_check_mounts(c, err) < 0)
+    if (spec_check_security(c, pod, err) < 0 || spec_check_mounts(c, err) < 0)
         return -1;
-    if (c->n_devices > 0)
-        return err_set(err, ERR_UNIMPLEMENTED, "device %.200s: host devices are not supported",
-                       c->devices[0]->host_path);
-    if (c->n_cdi_devices > 0)
-        return err_set(err, ERR_UNIMPLEMENTED, "CDI device %.200s: not supported",
-                       c->cdi_devices[0]->name);
-    return spec_check_security(c, err);
+    return spec_check_limits(c, err) < 0 ? -1 : spec_check_devices(c, backend, err);
 }
 
 /* --- signals --- */
@@ -195,6 +188,11 @@ static int make_env(const Container *c, const Pod *pod, const struct image_confi
             return err_sys(err, ENOMEM, "envs");
         set_env(env, kv->key, strlen(kv->key), entry);
     }
+    auto_strv struct strv of_devices = {0};
+    if (spec_cdi_env(c, &of_devices, err) < 0)
+        return -1;
+    for (size_t i = 0; i < of_devices.n; i++)
+        set_env(env, of_devices.v[i], strcspn(of_devices.v[i], "="), of_devices.v[i]);
     return 0;
 }
 
@@ -267,6 +265,8 @@ char *spec_make(const Container *c, const Pod *pod, const struct image_config *i
         json_pack("{s:s, s:O, s:{s:s, s:b}, s:o, s:o}", "ociVersion", "1.0.2", "process", process,
                   "root", "path", "rootfs", "readonly", s != NULL && s->readonly_rootfs, "mounts",
                   spec_mounts(c, volumes), "linux", make_linux(c));
+    if (spec != NULL && spec_add_seccomp_flags(spec, c, err) < 0)
+        return NULL;
     char *text = spec != NULL ? json_dumps(spec, JSON_COMPACT) : NULL;
     if (text == NULL)
         (void)err_set(err, ERR_INVALID, "the container's configuration cannot be put into a spec");

@@ -35,12 +35,21 @@ static inline const Runtime__V1__NamespaceOption *namespaces_of(const Container 
 }
 
 /* --- spec_security.c --- */
-int spec_check_security(const Container *c, struct err *err);
+int spec_check_security(const Container *c, const Pod *pod, struct err *err);
 /* process.capabilities; NULL with *err. */
 json_t *spec_capabilities(const Security *s, struct err *err);
+/* All there are. */
+json_t *spec_all_capabilities(void);
+/* What the OCI runtime needs to know of the seccomp filter besides the filter itself. */
+int spec_add_seccomp_flags(json_t *spec, const Container *c, struct err *err);
 /* linux.maskedPaths, linux.readonlyPaths. */
 json_t *spec_masked_paths(const Security *s);
 json_t *spec_readonly_paths(const Security *s);
+
+/* --- spec_guest.c --- */
+int spec_check_devices(const Container *c, enum backend backend, struct err *err);
+/* Environment that CDI devices bring. */
+int spec_cdi_env(const Container *c, struct strv *env, struct err *err);
 
 /* --- spec_mounts.c --- */
 int spec_check_mounts(const Container *c, struct err *err);
@@ -48,6 +57,7 @@ int spec_check_mounts(const Container *c, struct err *err);
 json_t *spec_mounts(const Container *c, const struct machine_volume *volumes);
 
 /* --- spec_resources.c --- */
+int spec_check_limits(const Container *c, struct err *err);
 /* linux.resources; r may be NULL. */
 json_t *spec_resources(const Resources *r);
 

@@ -9,6 +9,26 @@
 #include "base/fs.h"
 #include "base/limits.h"
 #include "base/str.h"
+#include "cri/userns.h"
+
+static bool same_ids(const Runtime__V1__IDMapping *a, const Runtime__V1__IDMapping *b)
+{
+    return a->container_id == b->container_id && a->host_id == b->host_id && a->length == b->length;
+}
+
+/* The file server maps ids, as kubelet wants it: those of the pod's user namespace. */
+static int check_ids(const Runtime__V1__Mount *m, const Runtime__V1__UserNamespace *userns,
+                     struct err *err)
+{
+    if (m->n_uidmappings == 0 && m->n_gidmappings == 0)
+        return 0;
+    if (userns == NULL || m->n_uidmappings != 1 || m->n_gidmappings != 1 ||
+        !same_ids(m->uidmappings[0], userns->uids[0]) ||
+        !same_ids(m->gidmappings[0], userns->gids[0]))
+        return err_set(err, ERR_INVALID,
+                       "an id-mapped mount takes the one mapping of its pod's user namespace");
+    return 0;
+}
 
 /* kubelet refuses what leaves the volume before it asks us; a symlink of the image's own is
  * resolved in the guest. */
@@ -37,7 +57,8 @@ static int check_image_volume(const Runtime__V1__Mount *m, struct err *err)
 }
 
 /* The messages on recursive read-only mounts are containerd's, which kubelet's users know. */
-static int check_mount(const Runtime__V1__Mount *m, struct err *err)
+static int check_mount(const Runtime__V1__Mount *m, const Runtime__V1__UserNamespace *userns,
+                       struct err *err)
 {
     bool alone = m->propagation == RUNTIME__V1__MOUNT_PROPAGATION__PROPAGATION_PRIVATE;
     if (spec_is_image_volume(m)) {
@@ -51,18 +72,13 @@ static int check_mount(const Runtime__V1__Mount *m, struct err *err)
     if (m->recursive_read_only && !alone)
         return err_set(err, ERR_INVALID,
                        "recursive read-only mount must have PROPAGATION_PRIVATE propagation");
-    if (m->propagation == RUNTIME__V1__MOUNT_PROPAGATION__PROPAGATION_BIDIRECTIONAL)
-        return err_set(
-            err, ERR_PRECONDITION,
-            "propagation BIDIRECTIONAL is asked for; a mount made in a VM's kernel cannot "
-            "appear on the host: it takes the handler aspis-host, which is not built");
     if (!spec_is_image_volume(m) && (m->host_path[0] != '/' || strlen(m->host_path) >= LIMIT_PATH))
         return err_set(err, ERR_INVALID, "the host path is no absolute path");
     if (m->container_path[0] == '\0' || strlen(m->container_path) >= LIMIT_PATH ||
         strspn(m->container_path, "/") == strlen(m->container_path))
         return err_set(err, ERR_INVALID, "the container path names nothing below /");
-    if (m->n_uidmappings > 0 || m->n_gidmappings > 0)
-        return err_set(err, ERR_UNIMPLEMENTED, "id-mapped mounts are not supported");
+    if (check_ids(m, userns, err) < 0)
+        return -1;
     if (m->n_mount_options > 0)
         return err_set(err, ERR_UNIMPLEMENTED, "mount option %.64s is not supported",
                        m->mount_options[0]);
@@ -75,11 +91,14 @@ int spec_check_mounts(const Container *c, struct err *err)
 {
     if (c->n_mounts > LIMIT_FS_VOLUMES)
         return err_set(err, ERR_INVALID, "more than %d mounts", LIMIT_FS_VOLUMES);
+    const Runtime__V1__NamespaceOption *n = namespaces_of(c);
+    /* checked before (userns_check_options()) */
+    const Runtime__V1__UserNamespace *userns = userns_wanted(n) ? n->userns_options : NULL;
     size_t images = 0;
     for (size_t i = 0; i < c->n_mounts; i++) {
         const Runtime__V1__Mount *m = c->mounts[i];
         images += spec_is_image_volume(m);
-        if (check_mount(m, err) == 0)
+        if (check_mount(m, userns, err) == 0)
             continue;
         if (spec_is_image_volume(m))
             return err_wrap(err, "image volume at %.200s", m->container_path);
@@ -105,6 +124,12 @@ struct machine_volume *spec_volumes(const Container *c, size_t *n)
         v->readonly = m->readonly;
         v->recursive = m->recursive_read_only;
         v->slave = m->propagation == RUNTIME__V1__MOUNT_PROPAGATION__PROPAGATION_HOST_TO_CONTAINER;
+        v->shared = m->propagation == RUNTIME__V1__MOUNT_PROPAGATION__PROPAGATION_BIDIRECTIONAL;
+        if (m->n_uidmappings > 0)
+            v->ids = (struct volume_ids){.uid = m->uidmappings[0]->host_id,
+                                         .n_uids = m->uidmappings[0]->length,
+                                         .gid = m->gidmappings[0]->host_id,
+                                         .n_gids = m->gidmappings[0]->length};
     }
     return list;
 }

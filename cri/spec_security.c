@@ -1,11 +1,35 @@
 #include "cri/spec_internal.h"
 
 #include <string.h>
-#include <strings.h>
+#include <unistd.h>
 
 #include "base/cleanup.h"
 #include "base/limits.h"
 #include "base/str.h"
+#include "cri/caps.h"
+#include "cri/seccomp.h"
+#include "cri/sysctls.h"
+#include "cri/userns.h"
+
+/* --- fields that older clients use --- */
+
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
+static const char *old_seccomp(const Security *s)
+{
+    return s->seccomp_profile_path;
+}
+
+static const char *old_sandbox_seccomp(const Runtime__V1__LinuxSandboxSecurityContext *s)
+{
+    return s->seccomp_profile_path;
+}
+
+static const char *old_apparmor(const Security *s)
+{
+    return s->apparmor_profile;
+}
+#pragma GCC diagnostic pop
 
 /* --- what is refused --- */
 
@@ -13,56 +37,90 @@ static int check_namespaces(const Runtime__V1__NamespaceOption *n, struct err *e
 {
     if (n == NULL)
         return 0;
-    static const char why[] = "is asked for; a VM pod cannot share the host's namespaces and the "
-                              "host backend is not built";
-    if (n->network == RUNTIME__V1__NAMESPACE_MODE__NODE)
-        return err_set(err, ERR_PRECONDITION, "network namespace NODE %s", why);
-    if (n->pid == RUNTIME__V1__NAMESPACE_MODE__NODE)
-        return err_set(err, ERR_PRECONDITION, "pid namespace NODE %s", why);
-    if (n->ipc == RUNTIME__V1__NAMESPACE_MODE__NODE)
-        return err_set(err, ERR_PRECONDITION, "ipc namespace NODE %s", why);
-    if (n->pid == RUNTIME__V1__NAMESPACE_MODE__TARGET)
-        return err_set(err, ERR_UNIMPLEMENTED, "pid namespace TARGET is not supported");
-    if (n->userns_options != NULL && n->userns_options->mode == RUNTIME__V1__NAMESPACE_MODE__POD)
-        return err_set(err, ERR_UNIMPLEMENTED, "user namespaces are not supported");
-    return 0;
+    if (n->pid == RUNTIME__V1__NAMESPACE_MODE__TARGET && str_empty(n->target_id))
+        return err_set(err, ERR_INVALID, "pid namespace TARGET without a target_id");
+    return userns_check_options(n, err);
+}
+
+/* Labels mean something only where SELinux is on; elsewhere they are ignored, as by all runtimes. A
+ * guest has none. */
+static int check_selinux(const Runtime__V1__SELinuxOption *o, struct err *err)
+{
+    if (o == NULL ||
+        (str_empty(o->user) && str_empty(o->role) && str_empty(o->type) && str_empty(o->level)))
+        return 0;
+    if (access("/sys/fs/selinux/enforce", F_OK) != 0)
+        return 0;
+    return err_set(err, ERR_PRECONDITION,
+                   "SELinux label %.64s:%.64s:%.64s:%.64s is asked for; the guest's kernel runs "
+                   "without SELinux",
+                   o->user, o->role, o->type, o->level);
+}
+
+/* It is for the pause process, which a VM pod does not have. It is read nevertheless: a profile
+ * that is missing or wrong fails here as with other runtimes. */
+static int check_sandbox_seccomp(const Runtime__V1__LinuxSandboxSecurityContext *s, struct err *err)
+{
+    auto_seccomp_filter struct seccomp_filter f = {0};
+    struct seccomp_facts facts = {0};
+    seccomp_set_kernel(&facts, NULL);
+    return seccomp_filter_load(s->seccomp, old_sandbox_seccomp(s), &facts, &f, err);
 }
 
 int spec_check_sandbox(const Pod *pod, struct err *err)
 {
     const Runtime__V1__LinuxSandboxSecurityContext *s =
         pod->linux != NULL ? pod->linux->security_context : NULL;
+    if (sysctls_check(pod->linux, err) < 0)
+        return -1;
     if (s == NULL)
         return 0;
-    if (s->privileged)
-        return err_set(err, ERR_PRECONDITION,
-                       "privileged pods run on the host backend, which is not built");
+    if (check_selinux(s->selinux_options, err) < 0 || check_sandbox_seccomp(s, err) < 0)
+        return -1;
     return check_namespaces(s->namespace_options, err);
 }
 
-static int check_profile(const Runtime__V1__SecurityProfile *p, const char *what, struct err *err)
+/* AppArmor: containerd, too, refuses every profile where the kernel has no AppArmor, so that nobody
+ * believes to be confined who is not. */
+static int check_apparmor(const Security *s, struct err *err)
 {
-    if (p == NULL || p->profile_type == RUNTIME__V1__SECURITY_PROFILE__PROFILE_TYPE__Unconfined)
+    const Runtime__V1__SecurityProfile *p = s->apparmor;
+    static const char why[] = "is asked for; the guest's kernel runs without AppArmor";
+    if (p == NULL) {
+        const char *old = old_apparmor(s);
+        if (str_empty(old) || strcmp(old, "unconfined") == 0)
+            return 0;
+        return err_set(err, ERR_PRECONDITION, "AppArmor profile \"%.200s\" %s", old, why);
+    }
+    if (p->profile_type == RUNTIME__V1__SECURITY_PROFILE__PROFILE_TYPE__Unconfined)
         return 0;
-    return err_set(err, ERR_UNIMPLEMENTED,
-                   "a%s profile is asked for; none is enforced in the guest", what);
+    if (p->profile_type == RUNTIME__V1__SECURITY_PROFILE__PROFILE_TYPE__Localhost)
+        return err_set(err, ERR_PRECONDITION, "AppArmor profile \"%.200s\" %s", p->localhost_ref,
+                       why);
+    return err_set(err, ERR_PRECONDITION, "AppArmor profile RuntimeDefault %s", why);
 }
 
-int spec_check_security(const Container *c, struct err *err)
+static const Runtime__V1__NamespaceOption *namespaces_of_pod(const Pod *pod)
+{
+    return pod->linux != NULL && pod->linux->security_context != NULL
+               ? pod->linux->security_context->namespace_options
+               : NULL;
+}
+
+int spec_check_security(const Container *c, const Pod *pod, struct err *err)
 {
     const Security *s = security_of(c);
+    if (check_namespaces(namespaces_of(c), err) < 0 ||
+        userns_check_same(namespaces_of_pod(pod), namespaces_of(c), err) < 0)
+        return -1;
     if (s == NULL)
         return 0;
-    if (s->privileged)
-        return err_set(err, ERR_PRECONDITION,
-                       "privileged containers run on the host backend, which is not built");
-    if (check_profile(s->seccomp, " seccomp", err) < 0 ||
-        check_profile(s->apparmor, "n AppArmor", err) < 0)
+    if (check_apparmor(s, err) < 0 || check_selinux(s->selinux_options, err) < 0)
         return -1;
     if (s->run_as_group != NULL && s->run_as_user == NULL && str_empty(s->run_as_username))
         return err_set(err, ERR_INVALID,
                        "run_as_group is set without run_as_user or run_as_username");
-    return check_namespaces(s->namespace_options, err);
+    return 0;
 }
 
 /* --- capabilities --- */
@@ -73,128 +131,110 @@ static const char *const default_caps[] = {
     "SETUID", "SETFCAP",      "SETPCAP", "NET_BIND_SERVICE", "SYS_CHROOT", "KILL",    "AUDIT_WRITE",
 };
 
-static const char *const all_caps[] = {
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "DAC_READ_SEARCH",
-    "FOWNER",
-    "FSETID",
-    "KILL",
-    "SETGID",
-    "SETUID",
-    "SETPCAP",
-    "LINUX_IMMUTABLE",
-    "NET_BIND_SERVICE",
-    "NET_BROADCAST",
-    "NET_ADMIN",
-    "NET_RAW",
-    "IPC_LOCK",
-    "IPC_OWNER",
-    "SYS_MODULE",
-    "SYS_RAWIO",
-    "SYS_CHROOT",
-    "SYS_PTRACE",
-    "SYS_PACCT",
-    "SYS_ADMIN",
-    "SYS_BOOT",
-    "SYS_NICE",
-    "SYS_RESOURCE",
-    "SYS_TIME",
-    "SYS_TTY_CONFIG",
-    "MKNOD",
-    "LEASE",
-    "AUDIT_WRITE",
-    "AUDIT_CONTROL",
-    "SETFCAP",
-    "MAC_OVERRIDE",
-    "MAC_ADMIN",
-    "SYSLOG",
-    "WAKE_ALARM",
-    "BLOCK_SUSPEND",
-    "AUDIT_READ",
-    "PERFMON",
-    "BPF",
-    "CHECKPOINT_RESTORE",
-};
-
-/* Index in all_caps, -2 for ALL, -1 when unknown. */
-static int cap_index(const char *name)
-{
-    if (strncasecmp(name, "CAP_", 4) == 0)
-        name += 4;
-    if (strcasecmp(name, "ALL") == 0)
-        return -2;
-    for (size_t i = 0; i < ARRAY_LEN(all_caps); i++) {
-        if (strcasecmp(name, all_caps[i]) == 0)
-            return (int)i;
-    }
-    return -1;
-}
-
-static int change_caps(bool *set, char **names, size_t n, bool value, struct err *err)
+static int change_caps(uint64_t *set, char **names, size_t n, bool value, struct err *err)
 {
     for (size_t i = 0; i < n; i++) {
-        int at = cap_index(names[i]);
+        int at = caps_index(names[i]);
         if (at == -1)
             return err_set(err, ERR_INVALID, "unknown capability \"%.64s\"", names[i]);
-        for (size_t j = 0; j < ARRAY_LEN(all_caps); j++) {
-            if (at == -2 || (size_t)at == j)
-                set[j] = value;
-        }
+        uint64_t mask = at == CAPS_ALL_NAME ? caps_everything() : UINT64_C(1) << at;
+        *set = value ? *set | mask : *set & ~mask;
     }
     return 0;
 }
 
-static json_t *cap_list(const bool *set)
+/* The same with only the entries that are ALL, or only the others. */
+static int change_some_caps(uint64_t *set, char **names, size_t n, bool all, bool value,
+                            struct err *err)
+{
+    for (size_t i = 0; i < n; i++) {
+        if ((caps_index(names[i]) == CAPS_ALL_NAME) == all &&
+            change_caps(set, &names[i], 1, value, err) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+static int decide_caps(const Security *s, uint64_t *set, uint64_t *ambient, struct err *err)
+{
+    *set = *ambient = 0;
+    for (size_t i = 0; i < ARRAY_LEN(default_caps); i++)
+        *set |= UINT64_C(1) << caps_index(default_caps[i]);
+    const Runtime__V1__Capability *c = s != NULL ? s->capabilities : NULL;
+    if (c == NULL)
+        return 0;
+    /* ALL first, so that `drop ALL, add X` and `add ALL, drop X` mean what they say */
+    if (change_some_caps(set, c->add_capabilities, c->n_add_capabilities, true, true, err) < 0 ||
+        change_some_caps(set, c->drop_capabilities, c->n_drop_capabilities, true, false, err) < 0 ||
+        change_some_caps(set, c->add_capabilities, c->n_add_capabilities, false, true, err) < 0 ||
+        change_some_caps(set, c->drop_capabilities, c->n_drop_capabilities, false, false, err) < 0)
+        return -1;
+    if (change_caps(ambient, c->add_ambient_capabilities, c->n_add_ambient_capabilities, true,
+                    err) < 0)
+        return -1;
+    *set |= *ambient;
+    return 0;
+}
+
+static json_t *cap_list(uint64_t set)
 {
     json_t *list = json_array();
-    for (size_t i = 0; i < ARRAY_LEN(all_caps); i++) {
-        if (set[i])
-            (void)json_array_append_new(list, json_sprintf("CAP_%s", all_caps[i]));
+    for (int i = 0; i < CAPS_COUNT; i++) {
+        if ((set >> i & 1) != 0)
+            (void)json_array_append_new(list, json_sprintf("CAP_%s", caps_name(i)));
     }
     return list;
 }
 
 json_t *spec_capabilities(const Security *s, struct err *err)
 {
-    bool set[ARRAY_LEN(all_caps)] = {false};
-    bool ambient[ARRAY_LEN(all_caps)] = {false};
-    for (size_t i = 0; i < ARRAY_LEN(default_caps); i++)
-        set[cap_index(default_caps[i])] = true;
-    const Runtime__V1__Capability *c = s != NULL ? s->capabilities : NULL;
-    if (c != NULL) {
-        /* ALL first, so that `drop ALL, add X` and `add ALL, drop X` mean what they say */
-        char *all = NULL;
-        for (size_t i = 0; i < c->n_add_capabilities; i++) {
-            if (cap_index(c->add_capabilities[i]) == -2)
-                all = c->add_capabilities[i];
-        }
-        if (all != NULL && change_caps(set, &all, 1, true, err) < 0)
-            return NULL;
-        for (size_t i = 0; i < c->n_drop_capabilities; i++) {
-            if (cap_index(c->drop_capabilities[i]) == -2)
-                (void)memset(set, 0, sizeof(set));
-        }
-        for (size_t i = 0; i < c->n_add_capabilities; i++) {
-            if (cap_index(c->add_capabilities[i]) != -2 &&
-                change_caps(set, &c->add_capabilities[i], 1, true, err) < 0)
-                return NULL;
-        }
-        for (size_t i = 0; i < c->n_drop_capabilities; i++) {
-            if (cap_index(c->drop_capabilities[i]) != -2 &&
-                change_caps(set, &c->drop_capabilities[i], 1, false, err) < 0)
-                return NULL;
-        }
-        if (change_caps(ambient, c->add_ambient_capabilities, c->n_add_ambient_capabilities, true,
-                        err) < 0 ||
-            change_caps(set, c->add_ambient_capabilities, c->n_add_ambient_capabilities, true,
-                        err) < 0)
-            return NULL;
-    }
-    json_t *inheritable = cap_list(ambient);
+    uint64_t set;
+    uint64_t ambient;
+    if (decide_caps(s, &set, &ambient, err) < 0)
+        return NULL;
     return json_pack("{s:o, s:o, s:o, s:o, s:o}", "bounding", cap_list(set), "effective",
-                     cap_list(set), "permitted", cap_list(set), "inheritable", inheritable,
+                     cap_list(set), "permitted", cap_list(set), "inheritable", cap_list(ambient),
                      "ambient", cap_list(ambient));
+}
+
+json_t *spec_all_capabilities(void)
+{
+    uint64_t all = caps_everything();
+    return json_pack("{s:o, s:o, s:o, s:o, s:o}", "bounding", cap_list(all), "effective",
+                     cap_list(all), "permitted", cap_list(all), "inheritable", cap_list(0),
+                     "ambient", cap_list(0));
+}
+
+/* --- seccomp --- */
+
+int spec_seccomp(const Container *c, struct seccomp_filter *f, struct err *err)
+{
+    const Security *s = security_of(c);
+    struct seccomp_facts facts = {0};
+    uint64_t ambient;
+    *f = (struct seccomp_filter){0};
+    if (s == NULL || s->privileged)
+        return 0;
+    if (decide_caps(s, &facts.caps, &ambient, err) < 0)
+        return -1;
+    seccomp_set_kernel(&facts, NULL);
+    return seccomp_filter_load(s->seccomp, old_seccomp(s), &facts, f, err);
+}
+
+int spec_add_seccomp_flags(json_t *spec, const Container *c, struct err *err)
+{
+    auto_seccomp_filter struct seccomp_filter f = {0};
+    if (spec_seccomp(c, &f, err) < 0)
+        return -1;
+    if (f.flags.n == 0)
+        return 0;
+    json_t *flags = json_array();
+    for (size_t i = 0; i < f.flags.n; i++)
+        (void)json_array_append_new(flags, json_string(f.flags.v[i]));
+    (void)json_object_set_new(
+        json_object_get(spec, "linux"), "seccomp",
+        json_pack("{s:s, s:o}", "defaultAction", "SCMP_ACT_ALLOW", "flags", flags));
+    return 0;
 }
 
 /* --- paths --- */

@@ -29,7 +29,7 @@ static struct {
     pthread_mutex_t lock;
     struct method_row methods[METHODS_MAX];
     size_t n_methods;
-    struct histogram starts[2];
+    struct histogram starts[TELEMETRY_FAILED];
     uint64_t start_failures, deaths;
     uint64_t pulls[2]; /* failed, done */
     struct histogram pull_time;
@@ -68,7 +68,7 @@ void telemetry_machine_start(enum telemetry_start how, int64_t ns)
     if (how == TELEMETRY_FAILED)
         t.start_failures++;
     else
-        observe(&t.starts[how == TELEMETRY_CLONED], ns);
+        observe(&t.starts[how], ns);
     (void)pthread_mutex_unlock(&t.lock);
 }
 
@@ -155,6 +155,7 @@ static void write_machines(struct buf *out)
     telemetry_line(out, name, "counter", "VMs started, by the way it was done.", "how=\"booted\"",
                    (double)t.starts[0].count);
     telemetry_line(out, name, NULL, NULL, "how=\"cloned\"", (double)t.starts[1].count);
+    telemetry_line(out, name, NULL, NULL, "how=\"spare\"", (double)t.starts[2].count);
     telemetry_line(out, "aspis_machine_start_failures_total", "counter", "VMs that did not start.",
                    NULL, (double)t.start_failures);
     telemetry_line(out, "aspis_machine_deaths_total", "counter",
@@ -162,6 +163,7 @@ static void write_machines(struct buf *out)
     head(out, "aspis_machine_start_seconds", "histogram", "From QEMU to the agent's answer.");
     write_histogram(out, "aspis_machine_start_seconds", "how=\"booted\"", &t.starts[0]);
     write_histogram(out, "aspis_machine_start_seconds", "how=\"cloned\"", &t.starts[1]);
+    write_histogram(out, "aspis_machine_start_seconds", "how=\"spare\"", &t.starts[2]);
 }
 
 static void write_pulls(struct buf *out)

@@ -16,7 +16,8 @@
 /* A call of a client has ended. method: a string that lives for ever; ns: how long it took. */
 void telemetry_call(const char *method, enum err_code code, int64_t ns);
 
-enum telemetry_start { TELEMETRY_BOOTED, TELEMETRY_CLONED, TELEMETRY_FAILED };
+/* FAILED stays last */
+enum telemetry_start { TELEMETRY_BOOTED, TELEMETRY_CLONED, TELEMETRY_SPARE, TELEMETRY_FAILED };
 void telemetry_machine_start(enum telemetry_start how, int64_t ns);
 void telemetry_machine_death(void); /* that nobody asked for */
 void telemetry_pull(bool ok, int64_t ns, uint64_t bytes);

@@ -245,6 +245,86 @@ int cgroup_create(const char *path, struct strv *dirs, struct err *err)
     return 0;
 }
 
+/* --- setting --- */
+
+/* Version 1 knows no "as the parent": its value is copied. */
+static int set_cpuset_in(const struct hierarchy *h, const char *dir, const char *file,
+                         const char *value, struct err *err)
+{
+    auto_err struct err e = ERR_INIT;
+    auto_free char *path = fs_format("%s/%s", dir, file);
+    auto_free char *above = NULL;
+    const char *text = value[0] != '\0' ? value : "\n";
+    if (!h->v2 && value[0] == '\0') {
+        auto_free char *parent = xstrdup(dir);
+        *strrchr(parent, '/') = '\0';
+        auto_free char *theirs = fs_format("%s/%s", parent, file);
+        if ((above = fs_read(theirs, KiB(16), NULL, err)) == NULL)
+            return -1;
+        text = above;
+    }
+    if (fs_write_str(path, text, &e) == 0)
+        return 0;
+    if (e.sys_errno == EINVAL || e.sys_errno == ERANGE || e.sys_errno == EACCES)
+        return err_set(err, ERR_INVALID, "the host refuses %s = \"%.64s\": %s", file, value,
+                       strerror(e.sys_errno));
+    return err_move(err, &e);
+}
+
+int cgroup_set_cpuset(const char *path, const char *file, const char *value, struct err *err)
+{
+    auto_hierarchies struct hierarchies h = {.n = 0};
+    if (find_hierarchies(&h, err) < 0)
+        return -1;
+    for (size_t i = 0; i < h.n; i++) {
+        auto_free char *dir = fs_format("%s%s", h.v[i].mount, path);
+        auto_free char *at = fs_format("%s/%s", dir, file);
+        if (!fs_exists(at))
+            continue;
+        /* untouched as long as nobody asks for something else */
+        auto_free char *now = fs_read(at, KiB(16), NULL, err);
+        if (now == NULL)
+            return -1;
+        now[strcspn(now, "\n")] = '\0';
+        return strcmp(now, value) == 0 ? 0 : set_cpuset_in(&h.v[i], dir, file, value, err);
+    }
+    return value[0] == '\0'
+               ? 0
+               : err_set(err, ERR_PRECONDITION, "the host has no cpuset controller for pods");
+}
+
+/* "max" in version 2, a number beyond all memory in version 1: none. */
+static uint64_t limit_of(const char *dir, bool v2)
+{
+    uint64_t n = 0;
+    auto_free char *file = fs_format("%s/%s", dir, v2 ? "memory.max" : "memory.limit_in_bytes");
+    auto_free char *text = fs_read(file, 64, NULL, NULL);
+    if (text == NULL)
+        return UINT64_MAX;
+    text[strcspn(text, "\n")] = '\0';
+    return str_to_u64(text, &n) == 0 ? n : UINT64_MAX;
+}
+
+uint64_t cgroup_memory_limit(const char *path)
+{
+    auto_hierarchies struct hierarchies h = {.n = 0};
+    uint64_t least = UINT64_MAX;
+    if (find_hierarchies(&h, NULL) < 0)
+        return least;
+    for (size_t i = 0; i < h.n; i++) {
+        auto_free char *dir = fs_format("%s%s", h.v[i].mount, path);
+        size_t base = strlen(h.v[i].mount);
+        for (char *slash = strrchr(dir, '/'); slash != NULL && (size_t)(slash - dir) > base;
+             slash = strrchr(dir, '/')) {
+            *slash = '\0';
+            uint64_t n = limit_of(dir, h.v[i].v2);
+            if (n < least)
+                least = n;
+        }
+    }
+    return least;
+}
+
 /* --- removing --- */
 
 /* Kills each process of the group and waits until it is gone. *any tells whether there was one. */
@@ -271,7 +351,48 @@ static int kill_members(const char *dir, bool *any, struct cancel *cancel, struc
     return 0;
 }
 
+typedef int (*dir_fn)(const char *dir, void *arg);
+
+/* Calls fn for each directory in `dir`, stops at its first failure. */
+static int each_sub(const char *dir, dir_fn fn, void *arg)
+{
+    auto_closedir DIR *d = opendir(dir);
+    const struct dirent *e;
+    int ret = 0;
+    while (ret == 0 && d != NULL && (e = readdir(d)) != NULL) {
+        if (e->d_type != DT_DIR || e->d_name[0] == '.')
+            continue;
+        auto_free char *sub = fs_format("%s/%s", dir, e->d_name);
+        ret = fn(sub, arg);
+    }
+    return ret;
+}
+
+struct removal {
+    struct cancel *cancel;
+    struct err *err;
+    int depth;
+};
+
+static int remove_one(const char *dir, struct cancel *cancel, struct err *err);
+
+/* Children first: a container makes groups below its own as deep as it likes. */
+static int remove_sub(const char *dir, void *arg)
+{
+    const struct removal *r = arg;
+    struct removal below = {.cancel = r->cancel, .err = r->err, .depth = r->depth + 1};
+    if (below.depth > MAX_DEPTH)
+        return err_set(r->err, ERR_EXHAUSTED, "cgroup %s lies too deep", dir);
+    return each_sub(dir, remove_sub, &below) < 0 ? -1 : remove_one(dir, r->cancel, r->err);
+}
+
 static int remove_dir(const char *dir, struct cancel *cancel, struct err *err)
+{
+    struct removal top = {.cancel = cancel, .err = err};
+    return remove_sub(dir, &top);
+}
+
+static int remove_one(const char *dir, struct cancel *cancel, struct err *err)
 {
     for (int i = 0; i < REMOVE_ROUNDS; i++) {
         if (rmdir(dir) == 0 || errno == ENOENT)
@@ -313,7 +434,136 @@ int cgroup_remove(const char *path, const char *default_parent, struct cancel *c
     return ret;
 }
 
+/* --- killing --- */
+
+static void signal_all(const char *dir)
+{
+    auto_free char *file = fs_format("%s/cgroup.procs", dir);
+    auto_free char *text = fs_read(file, MiB(1), NULL, NULL);
+    char *save = NULL;
+    for (char *line = text != NULL ? strtok_r(text, "\n", &save) : NULL; line != NULL;
+         line = strtok_r(NULL, "\n", &save)) {
+        int64_t pid;
+        if (str_to_i64(line, &pid) == 0 && pid > 1 && pid != getpid())
+            (void)kill((pid_t)pid, SIGKILL);
+    }
+}
+
+static int kill_tree(const char *dir, void *arg)
+{
+    int depth = *(const int *)arg + 1;
+    signal_all(dir);
+    return depth < MAX_DEPTH ? each_sub(dir, kill_tree, &depth) : 0;
+}
+
+static int set_frozen(const char *dir, void *arg)
+{
+    auto_free char *file = fs_format("%s/freezer.state", dir);
+    (void)fs_write_str(file, arg, NULL);
+    return 0;
+}
+
+/* Version 1 has no kill file. What is frozen cannot fork away from the signal, which it gets when
+ * it is thawed; a child born just before is met by the second round. */
+static void kill_v1(const char *dir)
+{
+    char frozen[] = "FROZEN";
+    char thawed[] = "THAWED";
+    int depth = 0;
+    (void)set_frozen(dir, frozen);
+    (void)kill_tree(dir, &depth);
+    (void)kill_tree(dir, &depth);
+    (void)set_frozen(dir, thawed);
+}
+
+void cgroup_kill(const char *path)
+{
+    auto_hierarchies struct hierarchies h = {.n = 0};
+    if (!path_ok(path) || find_hierarchies(&h, NULL) < 0)
+        return;
+    for (size_t i = 0; i < h.n; i++) {
+        auto_free char *dir = fs_format("%s%s", h.v[i].mount, path);
+        auto_free char *file = fs_format("%s/cgroup.kill", dir);
+        if (!fs_exists(dir))
+            continue;
+        if (!h.v[i].v2 || fs_write_str(file, "1", NULL) < 0)
+            kill_v1(dir);
+    }
+}
+
+/* --- spare VMs --- */
+
+void cgroup_make_modest(const char *path)
+{
+    static const char *const files[][2] = {{"cpu.weight", "10"}, {"cpu.shares", "102"}};
+    auto_hierarchies struct hierarchies h = {.n = 0};
+    if (!path_ok(path) || find_hierarchies(&h, NULL) < 0)
+        return;
+    for (size_t i = 0; i < h.n; i++) {
+        bool done = false;
+        for (size_t k = 0; k < ARRAY_LEN(files) && !done; k++) {
+            auto_free char *file = fs_format("%s%s/%s", h.v[i].mount, path, files[k][0]);
+            done = fs_exists(file) && fs_write_str(file, files[k][1], NULL) == 0;
+        }
+    }
+}
+
+/* A process that ends meanwhile need not be moved, and one that is born is its parent's like. */
+static int move_members(const char *from, const char *to, struct err *err)
+{
+    auto_free char *source = fs_format("%s/cgroup.procs", from);
+    auto_free char *target = fs_format("%s/cgroup.procs", to);
+    for (int i = 0; i < REMOVE_ROUNDS; i++) {
+        size_t len = 0;
+        auto_free char *text = fs_read(source, MiB(1), &len, err);
+        if (text == NULL)
+            return -1;
+        if (len == 0)
+            return 0;
+        char *save = NULL;
+        for (char *line = strtok_r(text, "\n", &save); line != NULL;
+             line = strtok_r(NULL, "\n", &save)) {
+            auto_err struct err why = ERR_INIT;
+            if (fs_write_str(target, line, &why) < 0 && why.sys_errno != ESRCH)
+                return err_move(err, &why);
+        }
+    }
+    return err_set(err, ERR_UNAVAILABLE, "cgroup %s does not become empty", from);
+}
+
+int cgroup_move(const char *from, const char *to, const char *default_parent, struct cancel *cancel,
+                struct err *err)
+{
+    auto_hierarchies struct hierarchies h = {.n = 0};
+    auto_strv struct strv dirs = {0};
+    if (strcmp(from, to) == 0)
+        return 0;
+    if (strstr(to, "/" PREFIX) == NULL || !path_ok(to))
+        return err_set(err, ERR_INVALID, "\"%.100s\" is no cgroup of ours", to);
+    if (find_hierarchies(&h, err) < 0 || cgroup_create(to, &dirs, err) < 0)
+        return -1;
+    for (size_t i = 0; i < h.n; i++) {
+        auto_free char *source = fs_format("%s%s", h.v[i].mount, from);
+        auto_free char *target = fs_format("%s%s", h.v[i].mount, to);
+        if (move_members(source, target, err) < 0)
+            return err_wrap(err, "move cgroup %s to %s", from, to);
+    }
+    return cgroup_remove(from, default_parent, cancel, err);
+}
+
 /* --- finding --- */
+
+/* 1: a process is there; as each_sub() wants it, that stops the search. */
+static int populated(const char *dir, void *arg)
+{
+    int depth = *(const int *)arg + 1;
+    auto_free char *procs = fs_format("%s/cgroup.procs", dir);
+    size_t len = 0;
+    auto_free char *text = fs_read(procs, MiB(1), &len, NULL);
+    if (text != NULL && len > 0)
+        return 1;
+    return depth < MAX_DEPTH ? each_sub(dir, populated, &depth) : 0;
+}
 
 int cgroup_dirs(const char *path, struct strv *dirs, struct err *err)
 {
@@ -334,10 +584,9 @@ bool cgroup_populated(const char *path)
     if (find_hierarchies(&h, NULL) < 0)
         return false;
     for (size_t i = 0; i < h.n; i++) {
-        auto_free char *procs = fs_format("%s%s/cgroup.procs", h.v[i].mount, path);
-        size_t len = 0;
-        auto_free char *text = fs_read(procs, MiB(1), &len, NULL);
-        if (text != NULL && len > 0)
+        auto_free char *dir = fs_format("%s%s", h.v[i].mount, path);
+        int depth = 0;
+        if (populated(dir, &depth) != 0)
             return true;
     }
     return false;

@@ -12,6 +12,7 @@
 #define ASPIS_SANDBOX_CGROUP_H
 
 #include <stdbool.h>
+#include <stdint.h>
 
 #include "base/cancel.h"
 #include "base/err.h"
@@ -28,15 +29,32 @@ char *cgroup_path(const char *parent, const char *default_parent, const char *id
  * jail_opts.cgroups takes. On failure nothing of the group remains. */
 int cgroup_create(const char *path, struct strv *dirs, struct err *err);
 
-/* Kills what is in the group, waits for its end, and removes the directories; default_parent is
- * removed too when it is empty. A missing group is fine. */
+/* "cpuset.cpus" or "cpuset.mems" of the group; "": as its parent. Nothing where there is no such
+ * controller and nothing is asked for. */
+int cgroup_set_cpuset(const char *path, const char *file, const char *value, struct err *err);
+
+/* Bytes that the group's parents let it use: the least of their limits, UINT64_MAX for none. */
+uint64_t cgroup_memory_limit(const char *path);
+
+/* Kills what is in the group and in those below it, waits for its end, and removes the directories;
+ * default_parent is removed too when it is empty. A missing group is fine. */
 int cgroup_remove(const char *path, const char *default_parent, struct cancel *cancel,
                   struct err *err);
 
+/* SIGKILL to everything in the group and below it. Does not wait. */
+void cgroup_kill(const char *path);
+
+/* Where processors are short, the group gets a tenth of what another of the same level gets.
+ * Without a cpu controller nothing changes. */
+void cgroup_make_modest(const char *path);
+
+/* Makes `to`, moves the processes of `from` there, and removes `from` as cgroup_remove() does. */
+int cgroup_move(const char *from, const char *to, const char *default_parent, struct cancel *cancel,
+                struct err *err);
 /* Appends the directories of the group that exist, one for each hierarchy. */
 int cgroup_dirs(const char *path, struct strv *dirs, struct err *err);
 
-/* Is there a process in the group, in any hierarchy? */
+/* Is there a process in the group or below it, in any hierarchy? */
 bool cgroup_populated(const char *path);
 
 /* Appends the paths of all groups "aspis-*" below `under` (one path, as above), in any hierarchy.

@@ -19,6 +19,7 @@
 
 #include "base/cancel.h"
 #include "base/err.h"
+#include "base/limits.h"
 #include "base/loop.h"
 #include "sandbox/machine.h"
 
@@ -42,11 +43,31 @@ struct hv_template {
                      from the state, with the RAM copied on write */
 };
 
+/* What the driver of the host backend needs instead of a VM's devices. */
+struct hv_host {
+    const char *cgroup;    /* the pod's, one path below each hierarchy */
+    const char *state_dir; /* for what containers write */
+    const char *netns;     /* NULL: the host's */
+    bool host_ipc, host_uts;
+};
+
+/* Memory is added in steps of what the guest's kernel takes in at once. */
+#define HV_MEMORY_STEP MiB(128)
+
+/* What a VM has beyond what it started with, and all of its vCPUs. */
+struct hv_size {
+    uint64_t added_bytes;     /* taken in by the guest */
+    uint64_t requested_bytes; /* what it was asked to have; it gives memory back as it can */
+    uint64_t max_added_bytes;
+    uint32_t vcpus;
+};
+
 /* All borrowed for the call. */
 struct hv_spec {
     const char *name;    /* for people: shows in ps */
     const char *run_dir; /* exists, root's */
     const char *binary, *kernel, *initrd, *jail_helper;
+    const char *pages_library;  /* qemu_pages.c; NULL: clones keep the memory that they have used */
     const char *const *cgroups; /* directories to join, NULL-terminated */
     uint32_t uid;
     enum accel accel;      /* KVM or TCG */
@@ -60,6 +81,8 @@ struct hv_spec {
     const char *scratch_serial;
     uint32_t cid;                  /* 0: three virtio-serial ports on unix sockets in run_dir */
     const struct hv_template *tpl; /* NULL: an ordinary boot */
+    const struct hv_host *host; /* the host backend: run_dir, binary (the agent), cgroups (those it
+                                   joins itself) and this count */
     /* A virtio socket device of our own at HV_SOCKET_VSOCK in run_dir ("CONNECT <port>\n"). A clone
      * then has a copy of the template's RAM. */
     bool user_vsock;
@@ -98,16 +121,21 @@ struct hv_ops {
                     size_t n_parts, struct cancel *cancel, struct err *err);
     /* Not there: success. */
     int (*remove_disk)(struct hv *hv, const char *serial, struct cancel *cancel, struct err *err);
+    /* Asks the guest to take in, or to let go of, so much memory that all of it is added_bytes (a
+     * multiple of HV_MEMORY_STEP), and plugs in vCPUs until there are `vcpus` (none are taken
+     * away). Returns before the guest has acted. INVALID: more than the VM was made for. */
+    int (*resize)(struct hv *hv, uint64_t added_bytes, uint32_t vcpus, struct cancel *cancel,
+                  struct err *err);
+    /* What there is now. */
+    int (*size)(struct hv *hv, struct hv_size *out, struct cancel *cancel, struct err *err);
     /* Writes the device state of a VM launched to become a template; it does not run after that and
      * can only be quit. Not for others. */
     int (*save)(struct hv *hv, int state_fd, struct cancel *cancel, struct err *err);
     /* 0 while the vCPUs run, else an error that says what they do instead. */
     int (*query)(struct hv *hv, struct cancel *cancel, struct err *err);
-    /* Asks, then kills; returns when the process is gone and reaped. No on_dead follows.
+    /* Kills the VM; returns when the process is gone and reaped. No on_dead follows.
      * Idempotent. */
     int (*quit)(struct hv *hv, struct cancel *cancel, struct err *err);
-    /* Waits for the process to end by itself. */
-    int (*wait)(struct hv *hv, struct cancel *cancel, struct err *err);
     struct hv_process (*process)(struct hv *hv);
     /* The guest's last console lines, printable; the caller's. */
     char *(*console_tail)(struct hv *hv);
@@ -116,8 +144,11 @@ struct hv_ops {
 };
 
 extern const struct hv_ops qemu_hv;
+extern const struct hv_ops host_hv; /* no VM: host.h */
 
 /* Start time of a process, 0 when it is gone. */
 uint64_t hv_start_time(pid_t pid);
+/* Whether the process runs a program of this file name. */
+bool hv_same_program(pid_t pid, const char *binary);
 
 #endif

@@ -25,38 +25,20 @@
 #include "base/str.h"
 #include "sandbox/cgroup.h"
 #include "sandbox/cgroup_usage.h"
+#include "sandbox/host_ns.h"
 #include "sandbox/lock.h"
 #include "sandbox/machine_internal.h"
 #include "sandbox/scratch.h"
 #include "sandbox/share.h"
 #include "sandbox/template.h"
 
-#define SHUTDOWN_CALL_NS INT64_C(500000000)
-#define SHUTDOWN_WAIT_NS INT64_C(1000000000)
 /* A clone answers in a twentieth of a second, or never; a busy host gets some patience. */
 #define CLONE_TIMEOUT_NS INT64_C(15000000000)
 
-struct machine {
-    struct machine_factory *f;
-    char *id, *run_dir, *state_dir, *console_path;
-    char *guest_mac; /* fixed once started; NULL: no NIC, or adopted */
-    struct machine_callbacks cb;
-    struct machine_record record; /* fixed once started */
-    struct hv *hv;                /* fixed once started; NULL before */
-    struct share *share;          /* the same */
-
-    pthread_mutex_t lock; /* guards the fields below */
-    struct link *link;
-    struct cancel *boot; /* fired at death while booting */
-    bool started;
-    bool dead;
-    bool silent; /* machine_destroy() has begun: nobody is told of the death any more */
-    char *reason;
-    bool uid_taken;
-    struct strv cgroup_dirs; /* once somebody asked for machine_usage() */
-
-    pthread_mutex_t ending; /* held by machine_destroy() */
-};
+enum backend machine_backend(const struct machine *m)
+{
+    return m->record.backend;
+}
 
 /* --- death --- */
 
@@ -75,6 +57,9 @@ static void die(struct machine *m, const char *reason)
     }
     bool tell = first && m->started && !m->silent;
     (void)pthread_mutex_unlock(&m->lock);
+    /* a VM takes its containers with it */
+    if (first && machine_on_host(m) && m->record.cgroup != NULL)
+        cgroup_kill(m->record.cgroup);
     if (l != NULL) {
         link_close(l, reason);
         link_unref(l);
@@ -91,7 +76,7 @@ static void on_hv_dead(void *arg, const char *reason)
 static void on_link_broken(void *arg, const char *reason)
 {
     struct machine *m = arg;
-    auto_free char *console = m->hv != NULL ? m->f->hv->console_tail(m->hv) : NULL;
+    auto_free char *console = m->hv != NULL ? m->ops->console_tail(m->hv) : NULL;
     auto_free char *text = str_empty(console)
                                ? fs_format("agent: %s", reason)
                                : fs_format("agent: %s; console: %s", reason, console);
@@ -101,6 +86,8 @@ static void on_link_broken(void *arg, const char *reason)
 static void on_link_event(void *arg, const Aspis__Agent__V1__Event *event)
 {
     struct machine *m = arg;
+    if (event->what_case == ASPIS__AGENT__V1__EVENT__WHAT_MEMORY_LOW)
+        machine_press(m);
     m->cb.on_event(m->cb.arg, event);
 }
 
@@ -118,15 +105,27 @@ bool machine_alive(struct machine *m)
     return alive;
 }
 
+static int check_alive(struct machine *m, struct err *err)
+{
+    int ret = 0;
+    (void)pthread_mutex_lock(&m->lock);
+    if (m->dead)
+        ret = err_set(err, ERR_UNAVAILABLE, "the vm is gone: %s", m->reason);
+    (void)pthread_mutex_unlock(&m->lock);
+    return ret;
+}
+
 /* --- making and freeing --- */
 
-static struct machine *make(struct machine_factory *f, const char *id,
+static struct machine *make(struct machine_factory *f, const char *id, enum backend backend,
                             const struct machine_callbacks *cb, struct err *err)
 {
     if (machine_check_id(id, err) < 0)
         return NULL;
     struct machine *m = xcalloc(1, sizeof(*m));
     m->f = f;
+    m->ops = backend == BACKEND_HOST ? &host_hv : f->hv;
+    m->record.backend = backend;
     m->cb = *cb;
     m->id = xstrdup(id);
     m->run_dir = machine_run_path(f, id);
@@ -134,6 +133,10 @@ static struct machine *make(struct machine_factory *f, const char *id,
     m->console_path = fs_format("%s/" HV_CONSOLE_FILE, m->run_dir);
     (void)pthread_mutex_init(&m->lock, NULL);
     (void)pthread_mutex_init(&m->ending, NULL);
+    if (machine_grow_init(m, err) < 0) {
+        machine_free(m);
+        return NULL;
+    }
     return m;
 }
 
@@ -141,8 +144,9 @@ void machine_free(struct machine *m)
 {
     if (m == NULL)
         return;
+    machine_grow_free(m);
     /* the hypervisor first: once it is silent no callback of its can be closing the link */
-    m->f->hv->free(m->hv);
+    m->ops->free(m->hv);
     share_free(m->share);
     if (m->link != NULL) {
         link_close(m->link, "the daemon let go of the vm");
@@ -150,6 +154,7 @@ void machine_free(struct machine *m)
     }
     cancel_unref(m->boot);
     machine_record_clear(&m->record);
+    template_unref(m->tpl);
     strv_clear(&m->cgroup_dirs);
     (void)pthread_mutex_destroy(&m->lock);
     (void)pthread_mutex_destroy(&m->ending);
@@ -191,12 +196,6 @@ static const char *accel_name(enum accel a)
     return a == ACCEL_KVM ? "kvm" : "tcg";
 }
 
-static struct machine_size size_of(const struct machine_factory *f, const struct machine_spec *spec)
-{
-    return machine_size_for(&f->config, f->host_memory_bytes, f->host_vcpus,
-                            spec->memory_limit_bytes, spec->cpu_quota, spec->cpu_period);
-}
-
 struct hv_spec machine_hv_spec(const struct machine_factory *f, enum accel accel,
                                const struct machine_size *size)
 {
@@ -205,6 +204,7 @@ struct hv_spec machine_hv_spec(const struct machine_factory *f, enum accel accel
         .kernel = f->config.kernel,
         .initrd = f->config.initrd,
         .jail_helper = f->config.jail_helper,
+        .pages_library = f->pages_library,
         .accel = accel,
         .tsc_khz = machine_tsc_khz(f),
         .memory_bytes = size->memory_bytes,
@@ -229,11 +229,14 @@ static int start_hv(struct machine *m, const struct machine_spec *spec,
     auto_strv struct strv cgroups = {0};
     if (FAILPOINT("machine.cgroup", err) < 0 || cgroup_create(m->record.cgroup, &cgroups, err) < 0)
         return -1;
+    if (spec->spare)
+        cgroup_make_modest(f->spare_cgroup_root);
     auto_close int scratch = open_scratch(m, cancel, err);
     if (scratch < 0)
         return -1;
     timeline_mark(spec->timeline, "cgroup and scratch disk");
-    struct machine_size size = size_of(f, spec);
+    /* a template's size is fixed: machine_fit() does the rest */
+    struct machine_size size = how->tpl != NULL ? machine_base_size(f) : machine_spec_size(f, spec);
     struct hv_spec hs = machine_hv_spec(f, how->accel, &size);
     hs.name = m->run_dir; /* tells the VMs of two daemons apart */
     hs.run_dir = m->run_dir;
@@ -246,13 +249,13 @@ static int start_hv(struct machine *m, const struct machine_spec *spec,
     hs.tpl = how->tpl;
     hs.user_vsock = uses_user_vsock(m);
     hs.vsock_helper = f->config.vsock_helper;
-    m->record.memory_bytes = size.memory_bytes;
+    m->record.boot_bytes = m->record.memory_bytes = size.memory_bytes;
     m->record.vcpus = size.vcpus;
     struct hv_callbacks cb = {.on_dead = on_hv_dead, .arg = m};
-    m->hv = f->hv->launch(&hs, f->control, &cb, cancel, err);
+    m->hv = m->ops->launch(&hs, f->control, &cb, cancel, err);
     if (m->hv == NULL)
         return -1;
-    struct hv_process p = f->hv->process(m->hv);
+    struct hv_process p = m->ops->process(m->hv);
     m->record.pid = p.pid;
     m->record.pid_start_time = p.start_time;
     timeline_mark(spec->timeline, how->tpl != NULL ? "clone: qemu" : "boot: qemu");
@@ -285,7 +288,7 @@ static int start_link(struct machine *m, struct cancel *cancel, struct err *err)
     struct link_callbacks cb = {
         .on_event = on_link_event, .on_up = on_link_up, .on_broken = on_link_broken, .arg = m};
     struct link *l = NULL;
-    if (FAILPOINT("machine.link", err) == 0 && make_share(m, &t, err) == 0)
+    if (FAILPOINT("machine.link", err) == 0 && (machine_on_host(m) || make_share(m, &t, err) == 0))
         l = link_new(&t, m->f->control, m->f->io, &cb, err);
     for (int i = 0; i < LINK_CHANNELS; i++)
         free(t.path[i]);
@@ -299,12 +302,62 @@ static int start_link(struct machine *m, struct cancel *cancel, struct err *err)
     return link_wait_up(l, cancel, err);
 }
 
+/* The agent alone. It has a group of its own beside those of the containers: on version 2 no group
+ * may hold processes and groups with controllers. */
+static int start_agent(struct machine *m, const struct machine_spec *spec, struct cancel *cancel,
+                       struct err *err)
+{
+    auto_strv struct strv cgroups = {0};
+    auto_free char *own = fs_format("%s/agent", m->record.cgroup);
+    if (m->f->config.agent == NULL)
+        return err_set(err, ERR_PRECONDITION, "no agent for pods on the host is configured");
+    if (FAILPOINT("machine.cgroup", err) < 0 || cgroup_create(own, &cgroups, err) < 0)
+        return -1;
+    timeline_mark(spec->timeline, "cgroup");
+    struct hv_host host = {.cgroup = m->record.cgroup,
+                           .state_dir = m->state_dir,
+                           .netns = spec->netns,
+                           .host_ipc = spec->host_ipc,
+                           .host_uts = spec->host_uts};
+    struct hv_spec hs = {.name = m->run_dir,
+                         .run_dir = m->run_dir,
+                         .binary = m->f->config.agent,
+                         .cgroups = (const char *const *)cgroups.v,
+                         .tap_fd = -1,
+                         .scratch_fd = -1,
+                         .host = &host};
+    struct hv_callbacks cb = {.on_dead = on_hv_dead, .arg = m};
+    m->hv = m->ops->launch(&hs, m->f->control, &cb, cancel, err);
+    if (m->hv == NULL)
+        return -1;
+    struct hv_process p = m->ops->process(m->hv);
+    m->record.pid = p.pid;
+    m->record.pid_start_time = p.start_time;
+    timeline_mark(spec->timeline, "agent started");
+    return 0;
+}
+
+static int boot_host_steps(struct machine *m, const struct machine_spec *spec,
+                           struct cancel *cancel, struct err *err)
+{
+    m->record.accel = xstrdup("none");
+    m->record.transport = xstrdup("unix");
+    m->record.cgroup = cgroup_path(spec->cgroup_parent, m->f->config.cgroup_root, m->id, err);
+    if (m->record.cgroup == NULL || start_agent(m, spec, cancel, err) < 0 ||
+        start_link(m, cancel, err) < 0)
+        return -1;
+    timeline_mark(spec->timeline, "agent answers");
+    return 0;
+}
+
 static int boot_steps(struct machine *m, const struct machine_spec *spec,
                       const struct machine_how *how, struct cancel *cancel, struct err *err)
 {
     struct machine_factory *f = m->f;
     if (FAILPOINT("machine.dirs", err) < 0 || make_dirs(m, err) < 0)
         return -1;
+    if (machine_on_host(m))
+        return boot_host_steps(m, spec, cancel, err);
     if ((m->record.uid = machine_uid_take(f, err)) == 0)
         return -1;
     m->uid_taken = true;
@@ -321,12 +374,16 @@ static int boot_steps(struct machine *m, const struct machine_spec *spec,
     if (f->transport == TRANSPORT_VSOCK &&
         (m->record.cid = machine_cid_find(f, m->record.uid, err)) == 0)
         return -1;
-    m->record.cgroup = cgroup_path(spec->cgroup_parent, f->config.cgroup_root, m->id, err);
+    m->record.cgroup = cgroup_path(spec->spare ? f->spare_cgroup_root : spec->cgroup_parent,
+                                   f->config.cgroup_root, m->id, err);
     if (m->record.cgroup == NULL)
         return -1;
     if (start_hv(m, spec, how, cancel, err) < 0 || start_link(m, cancel, err) < 0)
         return -1;
     timeline_mark(spec->timeline, "agent answers");
+    if (machine_fit(m, spec, cancel, err) < 0)
+        return -1;
+    timeline_mark(spec->timeline, "grown");
     return 0;
 }
 
@@ -341,21 +398,21 @@ static void explain_failure(struct machine *m, int64_t timeout_ns, struct cancel
         (void)err_set(err, ERR_INTERNAL, "%s", reason);
     } else if (err->code == ERR_DEADLINE && !(callers != NULL && cancel_fired(callers)) &&
                m->hv != NULL) {
-        auto_free char *console = m->f->hv->console_tail(m->hv);
+        auto_free char *console = m->ops->console_tail(m->hv);
         (void)err_set(err, ERR_DEADLINE, "the agent did not answer within %" PRId64 " ms; %s%s",
                       timeout_ns / 1000000,
                       str_empty(console) ? "the console is empty" : "console: ", console);
     }
 }
 
-static int destroy(struct machine *m, bool ask_agent, struct cancel *cancel, struct err *err);
+static int destroy(struct machine *m, struct cancel *cancel, struct err *err);
 
 struct machine *machine_boot(struct machine_factory *f, const struct machine_spec *spec,
                              const struct machine_how *how, const struct machine_callbacks *cb,
                              struct cancel *cancel, struct err *err)
 {
     auto_err struct err e = ERR_INIT;
-    struct machine *m = make(f, spec->sandbox_id, cb, err);
+    struct machine *m = make(f, spec->sandbox_id, spec->backend, cb, err);
     if (m == NULL)
         return NULL;
     m->boot = cancel_child(cancel, mono_ns() + how->timeout_ns, &e);
@@ -368,7 +425,7 @@ struct machine *machine_boot(struct machine_factory *f, const struct machine_spe
     if (!ok) {
         explain_failure(m, how->timeout_ns, cancel, &e);
         auto_err struct err undo = ERR_INIT;
-        if (destroy(m, false, NULL, &undo) < 0)
+        if (destroy(m, NULL, &undo) < 0)
             (void)err_append(&e, " (and cleaning up: %s)", err_msg(&undo));
         machine_free(m);
         (void)err_move(err, &e);
@@ -381,7 +438,7 @@ int machine_save(struct machine *m, int state_fd, struct cancel *cancel, struct 
 {
     /* the guest is to see its ports closed, as a clone's are until the daemon connects */
     link_close(m->link, "the vm becomes a template");
-    return m->f->hv->save(m->hv, state_fd, cancel, err);
+    return m->ops->save(m->hv, state_fd, cancel, err);
 }
 
 /* A clone of the template, or NULL when none fits or it fails, which is the template's fault until
@@ -390,7 +447,7 @@ static struct machine *clone_template(struct machine_factory *f, const struct ma
                                       enum accel accel, const struct machine_callbacks *cb,
                                       struct cancel *cancel)
 {
-    struct machine_size size = size_of(f, spec);
+    struct machine_size size = machine_spec_size(f, spec);
     auto_template struct template *t =
         spec->tap_fd >= 0 ? template_take(f->templates, accel, &size) : NULL;
     struct hv_template files = {-1, -1};
@@ -410,17 +467,49 @@ static struct machine *clone_template(struct machine_factory *f, const struct ma
     cleanup_closep(&files.ram_fd);
     cleanup_closep(&files.state_fd);
     if (m != NULL)
+        m->tpl = take(t);
+    if (m != NULL)
         template_worked(f->templates);
-    else if (cancel_check(cancel, NULL) == 0)
+    else if (cancel_check(cancel, NULL) == 0 && !spec->spare) /* which may just have had no time */
         template_suspect(f->templates, t, err_msg(&err));
     return m;
+}
+
+static struct machine *start_on_host(struct machine_factory *f, const struct machine_spec *spec,
+                                     const struct machine_callbacks *cb, struct cancel *cancel,
+                                     struct err *err)
+{
+    struct machine_how how = {.timeout_ns = f->config.boot_timeout_ns};
+    struct machine *m = machine_boot(f, spec, &how, cb, cancel, err);
+    if (m == NULL)
+        (void)err_wrap(err, "start the pod on the host");
+    return m;
+}
+
+/* The host would kill QEMU before the guest had a chance to end what uses too much. */
+static int check_room(struct machine_factory *f, const struct machine_spec *spec, struct err *err)
+{
+    auto_free char *path =
+        cgroup_path(spec->cgroup_parent, f->config.cgroup_root, spec->sandbox_id, err);
+    if (path == NULL)
+        return -1;
+    uint64_t limit = cgroup_memory_limit(path);
+    uint64_t need = f->config.overhead_memory_bytes;
+    if (limit >= need)
+        return 0;
+    return err_set(err, ERR_PRECONDITION,
+                   "the pod's control group may use %" PRIu64 " bytes of memory; a VM needs at "
+                   "least %" PRIu64 ": a RuntimeClass can add that as overhead",
+                   limit, need);
 }
 
 struct machine *machine_start(struct machine_factory *f, const struct machine_spec *spec,
                               const struct machine_callbacks *cb, struct cancel *cancel,
                               struct err *err)
 {
-    if (machine_decide_accel(f, cancel, err) < 0) {
+    if (spec->backend == BACKEND_HOST)
+        return start_on_host(f, spec, cb, cancel, err);
+    if (check_room(f, spec, err) < 0 || machine_decide_accel(f, cancel, err) < 0) {
         (void)err_wrap(err, "start machine");
         return NULL;
     }
@@ -428,11 +517,67 @@ struct machine *machine_start(struct machine_factory *f, const struct machine_sp
     struct machine_how how = {.accel = f->accel, .timeout_ns = f->config.boot_timeout_ns};
     (void)pthread_mutex_unlock(&f->lock);
     struct machine *m = clone_template(f, spec, how.accel, cb, cancel);
-    if (m == NULL && cancel_check(cancel, err) == 0)
-        m = machine_boot(f, spec, &how, cb, cancel, err);
+    if (m == NULL && cancel_check(cancel, err) == 0) {
+        if (spec->spare)
+            (void)err_set(err, ERR_UNAVAILABLE, "there is no template to clone");
+        else
+            m = machine_boot(f, spec, &how, cb, cancel, err);
+    }
     if (m == NULL)
         (void)err_wrap(err, "start machine");
     return m;
+}
+
+/* --- spares --- */
+
+void machine_on_template(struct machine_factory *f, void (*fn)(void *arg), void *arg)
+{
+    template_pool_notify(f->templates, fn, arg);
+}
+
+bool machine_is_current(struct machine *m)
+{
+    (void)pthread_mutex_lock(&m->f->lock);
+    enum accel accel = m->f->accel;
+    (void)pthread_mutex_unlock(&m->f->lock);
+    struct machine_size size = machine_base_size(m->f);
+    auto_template struct template *now = template_take(m->f->templates, accel, &size);
+    return now != NULL && now == m->tpl && machine_alive(m);
+}
+
+struct new_callbacks {
+    struct machine *m;
+    struct machine_callbacks cb;
+};
+
+/* On the control loop, where callbacks run: none of the old ones is under way after that. */
+static void set_callbacks(void *arg)
+{
+    const struct new_callbacks *n = arg;
+    n->m->cb = n->cb;
+}
+
+int machine_claim(struct machine *m, const struct machine_spec *spec,
+                  const struct machine_callbacks *cb, struct cancel *cancel, struct err *err)
+{
+    struct new_callbacks n = {.m = m, .cb = *cb};
+    loop_call(m->f->control, set_callbacks, &n);
+    auto_free char *path = cgroup_path(spec->cgroup_parent, m->f->config.cgroup_root, m->id, err);
+    if (path == NULL || FAILPOINT("machine.claim", err) < 0 || check_alive(m, err) < 0 ||
+        check_room(m->f, spec, err) < 0 ||
+        cgroup_move(m->record.cgroup, path, m->f->spare_cgroup_root, cancel, err) < 0)
+        return err_wrap(err, "claim a spare machine");
+    share_move(m->share, path);
+    (void)pthread_mutex_lock(&m->lock);
+    free(m->record.cgroup);
+    m->record.cgroup = take(path);
+    strv_clear(&m->cgroup_dirs);
+    (void)pthread_mutex_unlock(&m->lock);
+    if (lock_within(&m->sizing, cancel, "another change of the vm's size", err) < 0)
+        return -1;
+    int ret = machine_fit(m, spec, cancel, err);
+    (void)pthread_mutex_unlock(&m->sizing);
+    return ret;
 }
 
 /* --- adoption --- */
@@ -450,19 +595,24 @@ struct machine *machine_adopt(struct machine_factory *f, const struct machine_sp
                               const struct machine_callbacks *cb, struct cancel *cancel,
                               struct err *err)
 {
-    struct machine *m = make(f, spec->sandbox_id, cb, err);
+    struct machine *m = make(f, spec->sandbox_id, record->backend, cb, err);
     if (m == NULL)
         return NULL;
     auto_err struct err e = ERR_INIT;
     copy_record(&m->record, record);
-    machine_uid_mark(f, record->uid);
-    m->uid_taken = true;
+    m->pinned = true; /* for all we know */
+    if (!machine_on_host(m)) {
+        machine_uid_mark(f, record->uid);
+        m->uid_taken = true;
+    }
     m->boot = cancel_child(cancel, mono_ns() + f->config.boot_timeout_ns, &e);
     struct hv_callbacks hcb = {.on_dead = on_hv_dead, .arg = m};
     struct hv_process p = {.pid = record->pid, .start_time = record->pid_start_time};
     if (m->boot != NULL)
-        m->hv = f->hv->adopt(&p, m->run_dir, f->config.qemu, f->control, &hcb, m->boot, &e);
+        m->hv = m->ops->adopt(&p, m->run_dir, f->config.qemu, f->control, &hcb, m->boot, &e);
     int ret = m->hv != NULL ? start_link(m, m->boot, &e) : -1;
+    if (ret == 0)
+        ret = machine_learn_size(m, spec, m->boot, &e);
     (void)pthread_mutex_lock(&m->lock);
     if (ret == 0 && !m->dead)
         m->started = true;
@@ -470,7 +620,10 @@ struct machine *machine_adopt(struct machine_factory *f, const struct machine_sp
     (void)pthread_mutex_unlock(&m->lock);
     if (ok)
         return m;
-    /* Nothing is taken down: the caller decides with machine_destroy_record(). */
+    /* Nothing is taken down: the caller decides with machine_destroy_record(). But containers
+     * without their agent are nobody's. */
+    if (machine_on_host(m))
+        cgroup_kill(record->cgroup);
     explain_failure(m, f->config.boot_timeout_ns, cancel, &e);
     machine_free(m);
     (void)err_move(err, &e);
@@ -482,7 +635,9 @@ struct machine *machine_adopt(struct machine_factory *f, const struct machine_sp
 
 void machine_get_record(struct machine *m, struct machine_record *out)
 {
+    (void)pthread_mutex_lock(&m->lock);
     copy_record(out, &m->record);
+    (void)pthread_mutex_unlock(&m->lock);
 }
 
 struct link *machine_link(struct machine *m)
@@ -509,6 +664,26 @@ const char *machine_scratch_serial(struct machine *m)
 const char *machine_guest_mac(struct machine *m)
 {
     return m->guest_mac;
+}
+
+int machine_set_cpuset(struct machine *m, const char *cpus, const char *mems, struct err *err)
+{
+    if (machine_on_host(m))
+        return 0; /* each container has its own */
+    int ret = 0;
+    if (lock_within(&m->sizing, NULL, "another change of the vm's size", err) < 0)
+        return -1;
+    bool wanted = *cpus != '\0' || *mems != '\0';
+    if (wanted || m->pinned) {
+        m->pinned = true;
+        if (cgroup_set_cpuset(m->record.cgroup, "cpuset.cpus", cpus, err) < 0 ||
+            cgroup_set_cpuset(m->record.cgroup, "cpuset.mems", mems, err) < 0)
+            ret = err_wrap(err, "cpuset of the vm");
+        else
+            m->pinned = wanted;
+    }
+    (void)pthread_mutex_unlock(&m->sizing);
+    return ret;
 }
 
 int machine_usage(struct machine *m, struct machine_usage *out, struct err *err)
@@ -546,22 +721,19 @@ const char *machine_process_state(struct machine *m)
 
 /* --- disks --- */
 
-static int check_alive(struct machine *m, struct err *err)
-{
-    int ret = 0;
-    (void)pthread_mutex_lock(&m->lock);
-    if (m->dead)
-        ret = err_set(err, ERR_UNAVAILABLE, "the vm is gone: %s", m->reason);
-    (void)pthread_mutex_unlock(&m->lock);
-    return ret;
-}
-
 int machine_attach_image(struct machine *m, const char *serial, const struct disk_part *parts,
                          size_t n_parts, struct cancel *cancel, struct err *err)
 {
     if (check_alive(m, err) < 0)
         return -1;
-    return m->f->hv->add_disk(m->hv, serial, parts, n_parts, cancel, err);
+    return m->ops->add_disk(m->hv, serial, parts, n_parts, cancel, err);
+}
+
+int machine_attach_tree(struct machine *m, const char *serial, const char *dir, struct err *err)
+{
+    if (check_alive(m, err) < 0)
+        return -1;
+    return host_ns_attach_image(m->record.pid, m->record.pid_start_time, serial, dir, err);
 }
 
 int machine_detach_image(struct machine *m, const char *serial, struct cancel *cancel,
@@ -580,7 +752,7 @@ int machine_detach_image(struct machine *m, const char *serial, struct cancel *c
         (void)err_wrap(&e, "detach disk %s", serial);
         return err_move(err, &e);
     }
-    return m->f->hv->remove_disk(m->hv, serial, cancel, err);
+    return m->ops->remove_disk(m->hv, serial, cancel, err);
 }
 
 /* --- volumes --- */
@@ -590,38 +762,24 @@ int machine_add_volumes(struct machine *m, const char *owner, struct machine_vol
 {
     if (n == 0)
         return 0;
-    if (m->share == NULL)
-        return err_set(err, ERR_UNIMPLEMENTED, "no file server is configured");
     if (check_alive(m, err) < 0)
         return -1;
+    if (machine_on_host(m))
+        return host_ns_attach_volumes(m->record.pid, m->record.pid_start_time, owner, v, n, err);
+    if (m->share == NULL)
+        return err_set(err, ERR_UNIMPLEMENTED, "no file server is configured");
     return share_add(m->share, owner, v, n, cancel, err);
 }
 
 int machine_remove_volumes(struct machine *m, const char *owner, struct cancel *cancel,
                            struct err *err)
 {
+    if (machine_on_host(m))
+        host_ns_detach_volumes(m->record.pid, m->record.pid_start_time, owner);
     return m->share != NULL ? share_remove(m->share, owner, cancel, err) : 0;
 }
 
 /* --- the end --- */
-
-/* Lets the guest unmount; a guest that does not answer is not waited for. */
-static void ask_to_shut_down(struct machine *m, struct cancel *cancel)
-{
-    Aspis__Agent__V1__Empty req;
-    aspis__agent__v1__empty__init(&req);
-    auto_cancel struct cancel *c = cancel_child(cancel, mono_ns() + SHUTDOWN_CALL_NS, NULL);
-    auto_arena struct arena *arena = arena_new(LIMIT_RPC_MESSAGE);
-    const ProtobufCMessage *r =
-        c != NULL ? link_call(m->link, "Shutdown", &req.base, &aspis__agent__v1__empty__descriptor,
-                              arena, c, NULL)
-                  : NULL;
-    if (r == NULL)
-        return;
-    auto_cancel struct cancel *w = cancel_child(cancel, mono_ns() + SHUTDOWN_WAIT_NS, NULL);
-    if (w != NULL)
-        (void)m->f->hv->wait(m->hv, w, NULL);
-}
 
 /* The files, groups and uid of a pod whose process is gone. */
 static int sweep(struct machine_factory *f, const char *id, const char *cgroup, uint32_t uid,
@@ -629,7 +787,8 @@ static int sweep(struct machine_factory *f, const char *id, const char *cgroup, 
 {
     auto_free char *run = machine_run_path(f, id);
     auto_free char *state = machine_state_path(f, id);
-    if (!str_empty(cgroup) && cgroup_remove(cgroup, f->config.cgroup_root, cancel, err) < 0)
+    if (!str_empty(cgroup) &&
+        cgroup_remove(cgroup, machine_cgroup_root(f, cgroup), cancel, err) < 0)
         return -1;
     if (fs_rm_rf(run, err) < 0 || fs_rm_rf(state, err) < 0)
         return -1;
@@ -638,15 +797,12 @@ static int sweep(struct machine_factory *f, const char *id, const char *cgroup, 
     return 0;
 }
 
-static int destroy(struct machine *m, bool ask_agent, struct cancel *cancel, struct err *err)
+/* The guest is not asked: its disk dies with it, and what it wrote to volumes was on the host
+ * before write(2) or munmap(2) returned there. */
+static int destroy(struct machine *m, struct cancel *cancel, struct err *err)
 {
     (void)pthread_mutex_lock(&m->lock);
     m->silent = true;
-    bool ask = ask_agent && !m->dead && m->link != NULL;
-    (void)pthread_mutex_unlock(&m->lock);
-    if (ask)
-        ask_to_shut_down(m, cancel);
-    (void)pthread_mutex_lock(&m->lock);
     if (!m->dead) {
         m->dead = true;
         m->reason = xstrdup("the vm was stopped");
@@ -654,7 +810,7 @@ static int destroy(struct machine *m, bool ask_agent, struct cancel *cancel, str
     (void)pthread_mutex_unlock(&m->lock);
     if (m->link != NULL)
         link_close(m->link, "the vm was stopped");
-    if (m->hv != NULL && m->f->hv->quit(m->hv, cancel, err) < 0)
+    if (m->hv != NULL && m->ops->quit(m->hv, cancel, err) < 0)
         return -1;
     share_stop(m->share);
     uint32_t uid = m->uid_taken ? m->record.uid : 0;
@@ -670,7 +826,7 @@ int machine_destroy(struct machine *m, struct cancel *cancel, struct err *err)
         return -1;
     int ret = FAILPOINT("machine.destroy", err);
     if (ret == 0)
-        ret = destroy(m, true, cancel, err);
+        ret = destroy(m, cancel, err);
     (void)pthread_mutex_unlock(&m->ending);
     return ret < 0 ? err_wrap(err, "destroy machine") : 0;
 }

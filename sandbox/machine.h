@@ -1,5 +1,6 @@
 /*
- * machine - the pod's machine: one QEMU VM with its agent, from start to nothing left.
+ * machine - what a pod runs in, with its agent, from start to nothing left: one QEMU VM, or, for
+ * pods that need the host's own namespaces, the agent alone as a supervisor on the host.
  *
  * The only header of `sandbox` that `cri` needs besides link.h. A machine is made by
  * machine_start() (new pod) or machine_adopt() (daemon restarted, VM still running). It owns the
@@ -33,6 +34,9 @@
 struct machine_factory; /* per daemon: configuration, accelerator verdict, uid pool, loops */
 struct machine;
 
+/* HOST: no VM. Its machine has no console, disks, NIC, uid or size of its own; the calls below do
+ * what fits. */
+enum backend { BACKEND_VM, BACKEND_HOST };
 enum accel { ACCEL_AUTO, ACCEL_KVM, ACCEL_TCG };
 /* VSOCK: the host kernel's; USER_VSOCK: a device of our own (aspis-vsock). */
 enum transport {
@@ -49,6 +53,7 @@ struct machine_config {
     const char *initrd;
     const char *jail_helper;  /* aspis-jail */
     const char *share_helper; /* aspis-share */
+    const char *agent;        /* aspis-agent, for pods without a VM; NULL: none can be made */
     const char *vsock_helper; /* aspis-vsock */
     const char *run_root;     /* "/run/aspis" */
     const char *state_root;   /* "/var/lib/aspis" */
@@ -59,6 +64,7 @@ struct machine_config {
     uint64_t base_memory_bytes;     /* guest memory of a pod without a limit */
     uint64_t overhead_memory_bytes; /* guest kernel and agent, added to the pod's limit */
     uint64_t max_memory_bytes;      /* 0: the host's memory */
+    uint64_t memory_ceiling_bytes;  /* to which a pod without a limit may grow; 0: the same */
     uint32_t max_vcpus;             /* 0: the host's */
     uint64_t scratch_bytes;         /* virtual size of the scratch disk */
     int64_t boot_timeout_ns;        /* QEMU start to agent's Hello */
@@ -97,25 +103,34 @@ void machine_start_templates(struct machine_factory *f);
 
 struct machine_spec {
     const char *sandbox_id;
-    const char *cgroup_parent;   /* from CRI: "/kubepods/..", "x.slice", or "" */
-    uint64_t memory_limit_bytes; /* of the pod, 0: none */
-    int64_t cpu_quota;           /* of the pod; <= 0: none */
+    const char *cgroup_parent;    /* from CRI: "/kubepods/..", "x.slice", or "" */
+    uint64_t memory_limit_bytes;  /* of the pod, 0: none: then it may grow (memory_ceiling_bytes) */
+    uint64_t memory_needed_bytes; /* what its containers may use together where they have limits */
+    int64_t cpu_quota;            /* of the pod; <= 0: none */
     uint64_t cpu_period;
+    bool spare;                /* for a pod that is not known yet: see machine_claim() */
     int tap_fd;                /* borrowed (dup'ed); -1: no NIC */
     const char *mac;           /* of the NIC; NULL: any, see machine_guest_mac() */
     struct timeline *timeline; /* NULL, or gets the steps of the start */
+
+    enum backend backend;
+    /* BACKEND_HOST: */
+    const char *netns;       /* network namespace to live in; NULL: the host's */
+    bool host_ipc, host_uts; /* else namespaces of its own */
 };
 
 /* What must be recorded so that a restarted daemon can find the machine again. All strings owned.
  */
 struct machine_record {
-    pid_t pid;
+    enum backend backend;
+    pid_t pid;               /* QEMU's; the agent's on the host */
     uint64_t pid_start_time; /* /proc/<pid>/stat field 22: guards against pid reuse */
     uint32_t uid;
     uint32_t cid; /* 0: virtio-serial */
     char *accel;  /* "kvm", "tcg" */
     char *transport;
     char *cgroup;          /* path below each hierarchy */
+    uint64_t boot_bytes;   /* what QEMU was started with */
     uint64_t memory_bytes; /* what the guest really has */
     uint32_t vcpus;
     bool cloned; /* started from a template */
@@ -138,6 +153,18 @@ struct machine_callbacks {
 struct machine *machine_start(struct machine_factory *f, const struct machine_spec *spec,
                               const struct machine_callbacks *cb, struct cancel *cancel,
                               struct err *err);
+/* A VM can be started before its pod is known: with spec.spare it is a clone in any case
+ * (UNAVAILABLE when there is no template), and modest about processor time. To
+ * be told when there is a template: fn comes from a thread of the pool and must not block, and
+ * comes no more once another, or NULL, has been set. */
+void machine_on_template(struct machine_factory *f, void (*fn)(void *arg), void *arg);
+/* Is the spare alive, and a clone of what is the template now? */
+bool machine_is_current(struct machine *m);
+/* Makes a spare the machine of the spec's pod, whose id it has had from the beginning: its cgroup,
+ * its size, and its callbacks from now on; none of the earlier ones runs once this has returned.
+ * After a failure it can only be destroyed. */
+int machine_claim(struct machine *m, const struct machine_spec *spec,
+                  const struct machine_callbacks *cb, struct cancel *cancel, struct err *err);
 /* Takes over a VM of an earlier daemon: pidfd, QMP query-status, agent Hello. NOT_FOUND when it is
  * gone. */
 struct machine *machine_adopt(struct machine_factory *f, const struct machine_spec *spec,
@@ -145,9 +172,17 @@ struct machine *machine_adopt(struct machine_factory *f, const struct machine_sp
                               const struct machine_callbacks *cb, struct cancel *cancel,
                               struct err *err);
 
+/* Makes the VM as large as a pod of these limits needs, as in machine_spec; returns when the agent
+ * has it. Memory that is no longer needed is asked back; vCPUs stay. */
+int machine_resize(struct machine *m, const struct machine_spec *spec, struct cancel *cancel,
+                   struct err *err);
+/* Host CPUs and memory nodes of the VM ("0-3,8"); "": any. */
+int machine_set_cpuset(struct machine *m, const char *cpus, const char *mems, struct err *err);
+
 void machine_get_record(struct machine *m, struct machine_record *out); /* deep copy */
 struct link *machine_link(struct machine *m);                           /* borrowed */
 bool machine_alive(struct machine *m);
+enum backend machine_backend(const struct machine *m);
 const char *machine_console_path(struct machine *m);
 const char *machine_run_dir(struct machine *m);
 /* Serial of the scratch disk for ConfigurePod. */
@@ -165,16 +200,29 @@ struct disk_part {
 };
 int machine_attach_image(struct machine *m, const char *serial, const struct disk_part *parts,
                          size_t n_parts, struct cancel *cancel, struct err *err);
+/* The same on the host: a directory that holds the image's tree. It is not written to. */
+int machine_attach_tree(struct machine *m, const char *serial, const char *dir, struct err *err);
 /* DetachDisk in the guest, device_del, DEVICE_DELETED, blockdev-del. Unknown serial: success. */
 int machine_detach_image(struct machine *m, const char *serial, struct cancel *cancel,
                          struct err *err);
 
-/* A directory or file of the host that containers see live, over the `fs` channel. */
+/* Files' ids from 0 on are, in the guest, those from `uid` and `gid` on, and the other way round,
+ * as an id-mapped mount does it: what is outside of them is nobody's, and cannot make files. n_uids
+ * 0: ids are as they are. */
+struct volume_ids {
+    uint32_t uid, n_uids;
+    uint32_t gid, n_gids;
+};
+
+/* A directory or file of the host that containers see live: over the `fs` channel, or as it is on
+ * the host. */
 struct machine_volume {
     const char *source; /* absolute; links are followed; missing: a directory is made */
     bool readonly;
     bool recursive; /* read-only with all that is mounted below it */
     bool slave;     /* what the host mounts below it later shows up too */
+    bool shared;    /* and what the container mounts shows up there: BACKEND_HOST only */
+    struct volume_ids ids;
     /* filled in */
     uint32_t id;       /* what the agent calls it */
     bool file;         /* no directory */
@@ -199,8 +247,8 @@ int machine_usage(struct machine *m, struct machine_usage *out, struct err *err)
  * why a guest is silent. */
 const char *machine_process_state(struct machine *m);
 
-/* Ends the VM: agent Shutdown with a short grace when the agent answers, then QMP quit, then
- * SIGKILL; frees cgroup, jail, uid, sockets, scratch disk; keeps nothing. Works on a dead machine.
+/* Kills the VM, which nothing of it outlives; frees cgroup, jail, uid, sockets, scratch disk; keeps
+ * nothing. Works on a dead machine.
  */
 int machine_destroy(struct machine *m, struct cancel *cancel, struct err *err);
 /* The same for a machine known only from its record (VM not adoptable), or, with record NULL, only

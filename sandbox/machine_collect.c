@@ -18,6 +18,7 @@
 #include "base/fs.h"
 #include "base/limits.h"
 #include "base/str.h"
+#include "proto/host_agent.h"
 #include "sandbox/cgroup.h"
 #include "sandbox/machine_internal.h"
 #include "sandbox/qemu_argv.h"
@@ -31,6 +32,26 @@ static bool listed(const char *id, const char *const *ids, size_t n)
             return true;
     }
     return false;
+}
+
+/* "aspis-agent --host RUN_DIR ...", of root: the agent of a pod on the host (proto/host_agent.h).
+ */
+static char *host_sandbox_of(const struct machine_factory *f, const char *proc_dir)
+{
+    struct stat st;
+    if (stat(proc_dir, &st) < 0 || st.st_uid != 0)
+        return NULL;
+    auto_free char *path = fs_format("%s/cmdline", proc_dir);
+    size_t len = 0;
+    auto_free char *args = fs_read(path, MiB(1), &len, NULL);
+    static const char start[] = HOST_AGENT_NAME "\0--host";
+    if (args == NULL || len <= sizeof(start) || memcmp(args, start, sizeof(start)) != 0)
+        return NULL;
+    auto_free char *base = fs_format("%s/sandboxes/", f->config.run_root);
+    const char *dir = args + sizeof(start); /* terminated by fs_read() if by nothing else */
+    return str_starts(dir, base) && strchr(dir + strlen(base), '/') == NULL
+               ? xstrdup(dir + strlen(base))
+               : NULL;
 }
 
 /* The id of the sandbox whose VM this process is; NULL when it is none of ours. The caller's. */
@@ -68,6 +89,8 @@ static int kill_strays(struct machine_factory *f, const char *const *ids, size_t
         auto_close int fd = (int)syscall(SYS_pidfd_open, (pid_t)pid, 0);
         auto_free char *dir = fs_format("/proc/%s", e->d_name);
         auto_free char *id = fd >= 0 ? sandbox_of(f, dir) : NULL;
+        if (id == NULL && fd >= 0)
+            id = host_sandbox_of(f, dir);
         if (id == NULL || (only != NULL ? strcmp(id, only) != 0 : listed(id, ids, n)))
             continue;
         (void)syscall(SYS_pidfd_send_signal, fd, SIGKILL, NULL, 0);
@@ -100,7 +123,8 @@ static int remove_cgroups(struct machine_factory *f, const char *const *ids, siz
                           const char *only, const struct strv *killed, struct cancel *cancel,
                           struct err *err)
 {
-    const char *places[] = {f->config.cgroup_root, "/kubepods", "/kubepods.slice"};
+    const char *places[] = {f->config.cgroup_root, f->spare_cgroup_root, "/kubepods",
+                            "/kubepods.slice"};
     auto_strv struct strv found = {0};
     int ret = 0;
     for (size_t i = 0; i < ARRAY_LEN(places); i++)
@@ -111,7 +135,7 @@ static int remove_cgroups(struct machine_factory *f, const char *const *ids, siz
             (!listed(name, (const char *const *)killed->v, killed->n) &&
              cgroup_populated(found.v[i])))
             continue;
-        if (cgroup_remove(found.v[i], f->config.cgroup_root, cancel, err) < 0)
+        if (cgroup_remove(found.v[i], machine_cgroup_root(f, found.v[i]), cancel, err) < 0)
             ret = -1;
     }
     return ret;

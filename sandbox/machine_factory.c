@@ -172,6 +172,19 @@ static int check_config(const struct machine_config *c, struct err *err)
     return 0;
 }
 
+/* It is installed beside the jail helper; clones go without it if it is not there. */
+static char *find_pages_library(const char *jail_helper)
+{
+    const char *slash = strrchr(jail_helper, '/');
+    char *path = fs_format("%.*s/aspis-pages.so", slash != NULL ? (int)(slash - jail_helper) : 0,
+                           jail_helper);
+    if (path != NULL && access(path, R_OK) < 0) {
+        free(path);
+        path = NULL;
+    }
+    return path;
+}
+
 struct machine_factory *machine_factory_new(const struct machine_config *config,
                                             struct loop *control, struct loop *io, struct err *err)
 {
@@ -184,10 +197,14 @@ struct machine_factory *machine_factory_new(const struct machine_config *config,
     f->config.initrd = xstrdup(config->initrd);
     f->config.jail_helper = xstrdup(config->jail_helper);
     f->config.share_helper = xstrdup(config->share_helper);
+    f->config.agent = xstrdup(config->agent);
+    f->pages_library = find_pages_library(config->jail_helper);
     f->config.vsock_helper = xstrdup(config->vsock_helper);
     f->config.run_root = xstrdup(config->run_root);
     f->config.state_root = xstrdup(config->state_root);
     f->config.cgroup_root = xstrdup(config->cgroup_root);
+    /* beside it, not below: the whole group is to get what others leave */
+    f->spare_cgroup_root = fs_format("%s-spare", config->cgroup_root);
     if (f->config.kvm_probe_timeout_ns <= 0)
         f->config.kvm_probe_timeout_ns = f->config.boot_timeout_ns;
     f->control = control;
@@ -216,6 +233,14 @@ struct machine_factory *machine_factory_new(const struct machine_config *config,
     return f;
 }
 
+const char *machine_cgroup_root(const struct machine_factory *f, const char *cgroup)
+{
+    size_t n = strlen(f->spare_cgroup_root);
+    return strncmp(cgroup, f->spare_cgroup_root, n) == 0 && cgroup[n] == '/'
+               ? f->spare_cgroup_root
+               : f->config.cgroup_root;
+}
+
 static void free_string(const char *s)
 {
     free(__extension__(void *)(uintptr_t) s);
@@ -231,10 +256,13 @@ void machine_factory_free(struct machine_factory *f)
     free_string(f->config.initrd);
     free_string(f->config.jail_helper);
     free_string(f->config.share_helper);
+    free_string(f->config.agent);
+    free(f->pages_library);
     free_string(f->config.vsock_helper);
     free_string(f->config.run_root);
     free_string(f->config.state_root);
     free_string(f->config.cgroup_root);
+    free(f->spare_cgroup_root);
     free(f->uids);
     free(f->accel_reason);
     free(f->accel_undecided_text);

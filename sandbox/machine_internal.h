@@ -6,8 +6,11 @@
 
 #include <pthread.h>
 
+#include "base/str.h"
 #include "sandbox/hypervisor.h"
+#include "sandbox/link.h"
 #include "sandbox/machine.h"
+#include "sandbox/share.h"
 
 #define SCRATCH_SERIAL "scratch"
 
@@ -17,6 +20,7 @@ struct machine_factory {
     const struct hv_ops *hv;
     uint64_t host_memory_bytes;
     uint32_t host_vcpus;
+    char *pages_library;      /* NULL: not installed */
     enum transport transport; /* decided */
     const char *transport_reason;
     int64_t tsc_sample_ns; /* first reading of both clocks */
@@ -30,6 +34,7 @@ struct machine_factory {
     pthread_mutex_t deciding;   /* held by who probes */
 
     struct template_pool *templates; /* NULL: none are wanted */
+    char *spare_cgroup_root;         /* of the VMs that have no pod yet */
 };
 
 /* One pod's VM size, from what CRI says (units as in machine_spec) and the configuration. */
@@ -58,10 +63,17 @@ uint32_t machine_cid_find(struct machine_factory *f, uint32_t seed, struct err *
 int machine_kill_stray(struct machine_factory *f, const char *id, struct cancel *cancel,
                        struct err *err);
 
+/* The group that holds a pod's, which goes when it is empty. */
+const char *machine_cgroup_root(const struct machine_factory *f, const char *cgroup);
 char *machine_run_path(const struct machine_factory *f, const char *id);
 char *machine_state_path(const struct machine_factory *f, const char *id);
 /* Letters, digits and -_. of at most 128 bytes. */
 int machine_check_id(const char *id, struct err *err);
+
+struct machine_size machine_spec_size(const struct machine_factory *f,
+                                      const struct machine_spec *spec);
+/* Of a pod that asks for nothing, which is a template's. */
+struct machine_size machine_base_size(const struct machine_factory *f);
 
 /* What a VM of this size is to QEMU, but for what is made for one pod (uid, descriptors, names). */
 struct hv_spec machine_hv_spec(const struct machine_factory *f, enum accel accel,
@@ -73,6 +85,61 @@ struct machine_how {
     const struct hv_template *tpl; /* NULL: an ordinary boot */
     const char *guest_mac;         /* of tpl's NIC; NULL: the spec's */
 };
+
+struct template;
+
+struct machine {
+    struct machine_factory *f;
+    char *id, *run_dir, *state_dir, *console_path;
+    char *guest_mac;             /* fixed once started; NULL: no NIC, or adopted */
+    struct machine_callbacks cb; /* from when it has started: the control loop's */
+    /* Fixed once started (the cgroup of a spare: once claimed), but for memory_bytes and vcpus,
+     * which are under lock. */
+    struct machine_record record;
+    struct template *tpl;     /* what it is a clone of, or NULL */
+    const struct hv_ops *ops; /* constant */
+    struct hv *hv;            /* fixed once started; NULL before */
+    struct share *share;      /* the same */
+
+    pthread_mutex_t lock; /* guards the fields below */
+    struct link *link;
+    struct cancel *boot; /* fired at death while booting */
+    bool started;
+    bool dead;
+    bool silent; /* machine_destroy() has begun: nobody is told of the death any more */
+    char *reason;
+    bool uid_taken;
+    struct strv cgroup_dirs; /* once somebody asked for machine_usage() */
+
+    pthread_mutex_t ending; /* held by machine_destroy() */
+
+    /* machine_grow.c */
+    pthread_mutex_t sizing; /* held while the size changes */
+    struct cancel *stop;    /* fired when the handle goes */
+    pthread_cond_t pressed; /* with lock */
+    pthread_t grower;       /* runs from the first time that the guest ran short; under lock: */
+    bool grower_runs, grower_ends;
+    bool short_of_memory; /* the guest has said so and nothing was done yet */
+    bool pinned;          /* the VM has a cpuset of its own, or may have; under sizing */
+    bool limited;         /* the pod has a memory limit, so its VM does not grow by itself */
+};
+
+static inline bool machine_on_host(const struct machine *m)
+{
+    return m->record.backend == BACKEND_HOST;
+}
+
+/* machine_grow.c: a machine's size after its start. On the host there is none: nothing changes. */
+int machine_grow_init(struct machine *m, struct err *err);
+void machine_grow_free(struct machine *m); /* ends what is under way */
+/* After Hello: what the VM did not start with. */
+int machine_fit(struct machine *m, const struct machine_spec *spec, struct cancel *cancel,
+                struct err *err);
+/* Of an adopted VM: learns its size. */
+int machine_learn_size(struct machine *m, const struct machine_spec *spec, struct cancel *cancel,
+                       struct err *err);
+/* Control loop: the guest runs short of memory. */
+void machine_press(struct machine *m);
 
 /* Boots, or clones; machine_start(), templates and the probe are this. */
 struct machine *machine_boot(struct machine_factory *f, const struct machine_spec *spec,

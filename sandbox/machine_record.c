@@ -16,13 +16,14 @@ void machine_record_clear(struct machine_record *r)
 
 char *machine_record_encode(const struct machine_record *r)
 {
-    json_auto_t *v =
-        json_pack("{s:I,s:I,s:I,s:I,s:s,s:s,s:s,s:I,s:I,s:b}", "pid", (json_int_t)r->pid,
-                  "pid_start_time", (json_int_t)r->pid_start_time, "uid", (json_int_t)r->uid, "cid",
-                  (json_int_t)r->cid, "accel", r->accel != NULL ? r->accel : "", "transport",
-                  r->transport != NULL ? r->transport : "", "cgroup",
-                  r->cgroup != NULL ? r->cgroup : "", "memory_bytes", (json_int_t)r->memory_bytes,
-                  "vcpus", (json_int_t)r->vcpus, "cloned", r->cloned);
+    json_auto_t *v = json_pack(
+        "{s:s,s:I,s:I,s:I,s:I,s:s,s:s,s:s,s:I,s:I,s:b,s:I}", "backend",
+        r->backend == BACKEND_HOST ? "host" : "vm", "pid", (json_int_t)r->pid, "pid_start_time",
+        (json_int_t)r->pid_start_time, "uid", (json_int_t)r->uid, "cid", (json_int_t)r->cid,
+        "accel", r->accel != NULL ? r->accel : "", "transport",
+        r->transport != NULL ? r->transport : "", "cgroup", r->cgroup != NULL ? r->cgroup : "",
+        "memory_bytes", (json_int_t)r->memory_bytes, "vcpus", (json_int_t)r->vcpus, "cloned",
+        r->cloned, "boot_bytes", (json_int_t)r->boot_bytes);
     char *text = v != NULL ? json_dumps(v, JSON_COMPACT) : NULL;
     return text != NULL ? text : xstrdup("{}");
 }
@@ -66,12 +67,18 @@ int machine_record_decode(const char *in, struct machine_record *r, struct err *
         machine_record_clear(r);
         return -1;
     }
+    const char *backend = json_string_value(json_object_get(v, "backend")); /* absent: a VM */
+    r->backend = backend != NULL && strcmp(backend, "host") == 0 ? BACKEND_HOST : BACKEND_VM;
     r->pid = (pid_t)pid;
     r->pid_start_time = (uint64_t)start;
     r->uid = (uint32_t)uid;
     r->cid = (uint32_t)cid;
     r->memory_bytes = (uint64_t)memory;
     r->vcpus = (uint32_t)vcpus;
+    const json_t *boot = json_object_get(v, "boot_bytes"); /* absent in records before VMs grew */
+    r->boot_bytes = json_is_integer(boot) && json_integer_value(boot) > 0
+                        ? (uint64_t)json_integer_value(boot)
+                        : r->memory_bytes;
     r->cloned = json_is_true(json_object_get(v, "cloned")); /* absent in records before clones */
     return 0;
 }

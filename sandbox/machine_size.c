@@ -9,6 +9,21 @@ static uint64_t round_up_mib(uint64_t n)
                                    : (n + MiB(1) - 1) / MiB(1) * MiB(1);
 }
 
+struct machine_size machine_spec_size(const struct machine_factory *f,
+                                      const struct machine_spec *spec)
+{
+    uint64_t memory = spec->memory_limit_bytes > spec->memory_needed_bytes
+                          ? spec->memory_limit_bytes
+                          : spec->memory_needed_bytes;
+    return machine_size_for(&f->config, f->host_memory_bytes, f->host_vcpus, memory,
+                            spec->cpu_quota, spec->cpu_period);
+}
+
+struct machine_size machine_base_size(const struct machine_factory *f)
+{
+    return machine_size_for(&f->config, f->host_memory_bytes, f->host_vcpus, 0, 0, 0);
+}
+
 struct machine_size machine_size_for(const struct machine_config *config, uint64_t host_memory,
                                      uint32_t host_vcpus, uint64_t memory_limit, int64_t cpu_quota,
                                      uint64_t cpu_period)

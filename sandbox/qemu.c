@@ -17,7 +17,6 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -30,9 +29,9 @@
 #include "proto/frame.h"
 #include "sandbox/jail.h"
 #include "sandbox/qemu_vm.h"
+#include "sandbox/sockets.h"
 
 #define LINGER_NS INT64_C(1000000000)
-#define QUIT_GRACE_NS INT64_C(1000000000)
 #define QEMU_NOFILE 16384 /* 31 disks of up to 129 descriptors, each opened twice */
 
 /* --- the end --- */
@@ -153,55 +152,6 @@ static void on_closed(void *arg, const char *reason)
     report_if_over(hv);
 }
 
-/* --- sockets --- */
-
-/* The directory is reached by descriptor so that its length does not count against sun_path. */
-static int address(const char *run_dir, const char *name, int *dir, struct sockaddr_un *sa,
-                   struct err *err)
-{
-    *dir = open(run_dir, O_PATH | O_DIRECTORY | O_CLOEXEC);
-    if (*dir < 0)
-        return err_sys(err, errno, "open %s", run_dir);
-    *sa = (struct sockaddr_un){.sun_family = AF_UNIX};
-    (void)snprintf(sa->sun_path, sizeof(sa->sun_path), "/proc/self/fd/%d/%s", *dir, name);
-    return 0;
-}
-
-static int make_socket(struct err *err)
-{
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (fd < 0)
-        (void)err_sys(err, errno, "make socket");
-    return fd;
-}
-
-static int listen_at(const char *run_dir, const char *name, struct err *err)
-{
-    auto_close int dir = -1;
-    auto_close int fd = make_socket(err);
-    struct sockaddr_un sa;
-    if (fd < 0 || address(run_dir, name, &dir, &sa, err) < 0)
-        return -1;
-    if ((unlinkat(dir, name, 0) < 0 && errno != ENOENT) ||
-        bind(fd, (struct sockaddr *)&sa, sizeof(sa)) < 0 || listen(fd, 4) < 0)
-        return err_sys(err, errno, "listen at %s/%s", run_dir, name);
-    return take_fd(&fd);
-}
-
-static int connect_at(const char *run_dir, const char *name, struct err *err)
-{
-    auto_close int dir = -1;
-    auto_close int fd = make_socket(err);
-    struct sockaddr_un sa;
-    if (fd < 0 || address(run_dir, name, &dir, &sa, err) < 0)
-        return -1;
-    /* a unix socket connects at once or not at all; a full backlog of a stopped QEMU must not block
-     */
-    if (fcntl(fd, F_SETFL, O_NONBLOCK) < 0 || connect(fd, (struct sockaddr *)&sa, sizeof(sa)) < 0)
-        return err_sys(err, errno, "connect to %s/%s", run_dir, name);
-    return take_fd(&fd);
-}
-
 /* --- making and freeing --- */
 
 static struct hv *make(const char *run_dir, struct loop *control, const struct hv_callbacks *cb,
@@ -286,7 +236,7 @@ static int start_watching(struct hv *hv, struct err *err)
 
 static int open_console(struct hv *hv, struct err *err)
 {
-    int fd = connect_at(hv->run_dir, HV_SOCKET_CONSOLE, err);
+    int fd = socket_connect_at(hv->run_dir, HV_SOCKET_CONSOLE, err);
     if (fd < 0)
         return -1;
     auto_free char *path = fs_format("%s/%s", hv->run_dir, HV_CONSOLE_FILE);
@@ -303,7 +253,7 @@ static int open_output(struct hv *hv, int fd, struct err *err)
 
 static int open_control(struct hv *hv, struct err *err)
 {
-    int fd = connect_at(hv->run_dir, HV_SOCKET_CONTROL, err);
+    int fd = socket_connect_at(hv->run_dir, HV_SOCKET_CONTROL, err);
     if (fd < 0)
         return -1;
     struct qmp_callbacks cb = {.on_event = on_event, .on_closed = on_closed, .arg = hv};
@@ -341,17 +291,18 @@ static bool has_ports(const struct hv_spec *s)
 static int make_endpoints(const struct hv_spec *s, struct endpoints *e, struct err *err)
 {
     static const char *const names[LINK_CHANNELS] = HV_SOCKETS_CHANNEL;
-    if ((e->control = listen_at(s->run_dir, HV_SOCKET_CONTROL, err)) < 0 ||
-        (e->console = listen_at(s->run_dir, HV_SOCKET_CONSOLE, err)) < 0)
+    if ((e->control = socket_listen_at(s->run_dir, HV_SOCKET_CONTROL, err)) < 0 ||
+        (e->console = socket_listen_at(s->run_dir, HV_SOCKET_CONSOLE, err)) < 0)
         return -1;
     for (int i = 0; has_ports(s) && i < LINK_CHANNELS; i++) {
-        if ((e->channel[i] = listen_at(s->run_dir, names[i], err)) < 0)
+        if ((e->channel[i] = socket_listen_at(s->run_dir, names[i], err)) < 0)
             return -1;
     }
     if (s->cid != 0 && (e->vhost = open("/dev/vhost-vsock", O_RDWR | O_CLOEXEC)) < 0)
         return err_sys(err, errno, "open /dev/vhost-vsock");
-    if (s->user_vsock && ((e->vsock_listen = listen_at(s->run_dir, HV_SOCKET_VSOCK, err)) < 0 ||
-                          (e->ram = qemu_vsock_ram(s, err)) < 0))
+    if (s->user_vsock &&
+        ((e->vsock_listen = socket_listen_at(s->run_dir, HV_SOCKET_VSOCK, err)) < 0 ||
+         (e->ram = qemu_vsock_ram(s, err)) < 0))
         return -1;
     if (pipe2(e->output, O_CLOEXEC) < 0)
         return err_sys(err, errno, "make pipe");
@@ -374,6 +325,10 @@ static int start_process(struct hv *hv, const struct hv_spec *s, const struct en
     binds[n++] = (struct jail_bind){.src = s->binary};
     binds[n++] = (struct jail_bind){.src = "/usr/share/qemu"};
     binds[n++] = (struct jail_bind){.src = "/usr/share/seabios", .optional = true};
+    static const char *const preload[] = {"LD_PRELOAD=" QEMU_JAIL_PAGES, NULL};
+    bool pages = qemu_is_clone(s) && s->pages_library != NULL;
+    if (pages)
+        binds[n++] = (struct jail_bind){.src = s->pages_library, .dst = QEMU_JAIL_PAGES};
     if (!qemu_is_clone(s)) {
         binds[n++] = (struct jail_bind){.src = s->kernel, .dst = QEMU_JAIL_KERNEL};
         binds[n++] = (struct jail_bind){.src = s->initrd, .dst = QEMU_JAIL_INITRD};
@@ -411,6 +366,7 @@ static int start_process(struct hv *hv, const struct hv_spec *s, const struct en
         .n_rlimits = ARRAY_LEN(limits),
         .proc_self = s->tpl != NULL, /* the way to a descriptor by name */
         .argv = (const char *const *)argv.v,
+        .env = pages ? preload : NULL,
         .fds = fds,
         .n_fds = n_fds,
     };
@@ -510,7 +466,7 @@ uint64_t hv_start_time(pid_t pid)
 }
 
 /* comm is the first 15 bytes of the program's name */
-static bool same_program(pid_t pid, const char *binary)
+bool hv_same_program(pid_t pid, const char *binary)
 {
     char path[64];
     (void)snprintf(path, sizeof(path), "/proc/%d/comm", (int)pid);
@@ -527,7 +483,7 @@ static int adopt_process(struct hv *hv, const struct hv_process *p, const char *
     hv->proc.pidfd = p->pid > 1 ? (int)syscall(SYS_pidfd_open, p->pid, 0) : -1;
     /* checked after the pidfd is open: from here on the pid cannot become another's */
     if (hv->proc.pidfd < 0 || hv_start_time(p->pid) != p->start_time ||
-        !same_program(p->pid, binary)) {
+        !hv_same_program(p->pid, binary)) {
         cleanup_closep(&hv->proc.pidfd);
         return err_set(err, ERR_NOT_FOUND, "qemu process %d is gone", (int)p->pid);
     }
@@ -583,27 +539,12 @@ static int qemu_quit(struct hv *hv, struct cancel *cancel, struct err *err)
         qemu_vsock_end(hv);
         return 0;
     }
-    (void)pthread_mutex_lock(&hv->lock);
-    bool over = hv->exited;
-    (void)pthread_mutex_unlock(&hv->lock);
-    if (!over && hv->qmp != NULL && cancel_check(cancel, NULL) == 0) {
-        auto_cancel struct cancel *c = cancel_child(cancel, mono_ns() + QUIT_GRACE_NS, NULL);
-        if (c != NULL && qmp_run(hv->qmp, "quit", NULL, -1, c, NULL) == 0)
-            (void)cancel_poll(c, hv->gone, POLLIN, -1, NULL);
-    }
-    kill_process(hv);
+    kill_process(hv); /* QMP's quit would only be slower: no disk of it outlives the VM */
     /* a killed process is gone in a moment unless the kernel holds it in uninterruptible I/O */
     if (cancel_poll(cancel, hv->gone, POLLIN, -1, err) < 0)
         return err_wrap(err, "wait for qemu's end");
     qemu_vsock_end(hv);
     return 0;
-}
-
-static int qemu_wait(struct hv *hv, struct cancel *cancel, struct err *err)
-{
-    if (hv->proc.pidfd < 0)
-        return 0;
-    return cancel_poll(cancel, hv->gone, POLLIN, -1, err) < 0 ? -1 : 0;
 }
 
 static struct hv_process qemu_process(struct hv *hv)
@@ -643,10 +584,11 @@ const struct hv_ops qemu_hv = {
     .adopt = qemu_adopt,
     .add_disk = qemu_add_disk,
     .remove_disk = qemu_remove_disk,
+    .resize = qemu_resize,
+    .size = qemu_size,
     .save = qemu_save,
     .query = qemu_query,
     .quit = qemu_quit,
-    .wait = qemu_wait,
     .process = qemu_process,
     .console_tail = qemu_console_tail,
     .free = qemu_free,

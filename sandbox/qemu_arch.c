@@ -8,13 +8,14 @@
 
 /* x86-64: q35 with a conventional bridge, since ACPI hot-plug behind it takes 16 ms where native
  * PCIe takes 175 and needs 5 s to unplug. `max` under TCG: images built for x86-64-v2 and v3 do not
- * run on qemu64. la57 is masked because five-level page walks only cost. reboot=t with -no-reboot
- * ends QEMU at a panic. */
+ * run on qemu64. la57 is masked because five-level page walks only cost; erms and fsrm because they
+ * make kernel and libc copy and clear memory with `rep movsb`, which TCG does a byte at a time,
+ * where it would be eight. reboot=t with -no-reboot ends QEMU at a panic. */
 static const struct qemu_arch table[] = {
     {
         .name = "x86_64",
         .machine = "q35,usb=off,vmport=off",
-        .cpu_tcg = "max,la57=off",
+        .cpu_tcg = "max,la57=off,erms=off,fsrm=off",
         .console = "ttyS0",
         .kernel_args = "quiet reboot=t panic=-1 swiotlb=noforce cryptomgr.notests",
         .kernel_args_tcg = "no_timer_check noreplace-smp",

@@ -54,6 +54,14 @@ static void kernel_args(const struct hv_spec *s, const struct qemu_arch *arch, s
               tcg ? arch->kernel_args_tcg : "", tsc);
 }
 
+uint64_t qemu_more_bytes(const struct hv_spec *s)
+{
+    if (s->max_memory_bytes <= s->memory_bytes)
+        return 0;
+    uint64_t bytes = (s->max_memory_bytes - s->memory_bytes) / HV_MEMORY_STEP * HV_MEMORY_STEP;
+    return bytes < QEMU_MORE_AT_HAND ? bytes : QEMU_MORE_AT_HAND;
+}
+
 bool qemu_is_clone(const struct hv_spec *s)
 {
     return s->tpl != NULL && s->tpl->state_fd >= 0;
@@ -86,7 +94,7 @@ static void machine_args(const struct hv_spec *s, const struct qemu_arch *arch, 
     add_opt(a, "-no-reboot", NULL);
     strv_add(a, "-machine");
     strv_addf(a, "%s%s", arch->machine, s->tpl != NULL ? ",memory-backend=ram" : "");
-    add_opt(a, "-accel", s->accel == ACCEL_KVM ? "kvm" : "tcg,tb-size=32,thread=multi");
+    add_opt(a, "-accel", s->accel == ACCEL_KVM ? "kvm" : "tcg,tb-size=64,thread=multi");
     add_opt(a, "-cpu", s->accel == ACCEL_KVM ? "host" : arch->cpu_tcg);
     strv_add(a, "-smp");
     strv_addf(a, "cpus=%u,maxcpus=%u", s->vcpus, s->max_vcpus);
@@ -136,6 +144,20 @@ static void channel_args(const struct hv_spec *s, struct strv *a)
     }
 }
 
+/* Memory that is added while the VM runs (qemu_size.c): none of it at first. A memory file of
+ * QEMU's own, shared, so that a template's state leaves it out like the rest of the RAM. */
+static void more_memory_args(const struct hv_spec *s, struct strv *a)
+{
+    uint64_t bytes = qemu_more_bytes(s);
+    if (bytes == 0)
+        return;
+    strv_add(a, "-object");
+    strv_addf(a, "memory-backend-memfd,id=" QEMU_MORE "-ram,size=%" PRIu64 "M,share=on,reserve=off",
+              bytes / MiB(1));
+    add_opt(a, "-device",
+            "virtio-mem-pci,id=" QEMU_MORE ",memdev=" QEMU_MORE "-ram,requested-size=0");
+}
+
 static void device_args(const struct hv_spec *s, const struct qemu_arch *arch, struct strv *a)
 {
     socket_chardev(a, "ctl", QEMU_FD_CONTROL);
@@ -148,10 +170,10 @@ static void device_args(const struct hv_spec *s, const struct qemu_arch *arch, s
     /* rng-builtin: getrandom in QEMU, no file */
     add_opt(a, "-object", "rng-builtin,id=rng");
     add_opt(a, "-device", "virtio-rng-pci,rng=rng");
-    /* To give a page back QEMU would punch a hole into the file below a clone's private mapping,
-     * which is every other clone's memory too. */
     strv_add(a, "-device");
-    strv_addf(a, "virtio-balloon-pci,free-page-reporting=%s", s->tpl != NULL ? "off" : "on");
+    strv_addf(a, "virtio-balloon-pci,free-page-reporting=%s",
+              s->tpl == NULL || s->pages_library != NULL ? "on" : "off");
+    more_memory_args(s, a);
     if (arch->vmgenid)
         add_opt(a, "-device", "vmgenid,guid=auto");
     if (s->tap_fd >= 0) {

@@ -27,16 +27,26 @@ enum {
 
 #define QEMU_JAIL_KERNEL "/aspis/vmlinuz"
 #define QEMU_JAIL_INITRD "/aspis/initrd"
+#define QEMU_JAIL_PAGES "/aspis/pages.so"
 #define QEMU_PLUG_BUS "plug"
-#define QEMU_PLUG_SLOTS 30   /* 1..30 on the bridge, for disks */
+#define QEMU_PLUG_SLOTS 29 /* 1..29 on the bridge are for disks */
+#define QEMU_PLUG_SLOT_MORE2 30
 #define QEMU_VSOCK_ADDR "1f" /* there too */
 #define QEMU_VSOCK_CID 3     /* nobody else sees it */
 #define QEMU_SCRATCH_FDSET 1
+/* The devices that add memory. The first is there from the start and small, since QEMU keeps tables
+ * for all that could be added (100 bytes per MiB); the second, for all the rest, is plugged in when
+ * the first does not suffice. */
+#define QEMU_MORE "more"
+#define QEMU_MORE2 "more2"
+#define QEMU_MORE_AT_HAND GiB(2)
 
 /* Appends the whole argument vector. INVALID when the MAC is none. */
 int qemu_argv(const struct hv_spec *spec, const struct qemu_arch *arch, struct strv *argv,
               struct err *err);
 bool qemu_is_clone(const struct hv_spec *spec);
+/* What the first device can add to the memory that it starts with; 0: nothing. */
+uint64_t qemu_more_bytes(const struct hv_spec *spec);
 /* QEMU's option syntax: a comma in a value is written twice. The caller's. */
 char *qemu_escape(const char *value);
 

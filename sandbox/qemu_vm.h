@@ -55,6 +55,11 @@ int qemu_remove_disk(struct hv *hv, const char *serial, struct cancel *cancel, s
 /* After adopt: learns which slots are taken. */
 int qemu_list_disks(struct hv *hv, struct cancel *cancel, struct err *err);
 
+/* qemu_size.c */
+int qemu_resize(struct hv *hv, uint64_t added_bytes, uint32_t vcpus, struct cancel *cancel,
+                struct err *err);
+int qemu_size(struct hv *hv, struct hv_size *out, struct cancel *cancel, struct err *err);
+
 /* qemu_template.c */
 char *qemu_shape(const struct hv_spec *spec, struct err *err);
 int qemu_save(struct hv *hv, int state_fd, struct cancel *cancel, struct err *err);

@@ -40,6 +40,7 @@ struct entry {
     uint32_t id;
     char *owner, *source;
     bool readonly, recursive, slave;
+    struct volume_ids ids;
     STAILQ_ENTRY(entry) link;
 };
 
@@ -77,10 +78,12 @@ static int save(struct share *s, struct err *err)
     struct entry *e;
     STAILQ_FOREACH(e, &s->entries, link)
     {
-        if (json_array_append_new(list, json_pack("{s:I, s:s, s:s, s:b, s:b, s:b}", "id",
-                                                  (json_int_t)e->id, "owner", e->owner, "source",
-                                                  e->source, "readonly", e->readonly, "recursive",
-                                                  e->recursive, "slave", e->slave)) < 0)
+        if (json_array_append_new(
+                list, json_pack("{s:I, s:s, s:s, s:b, s:b, s:b, s:[I, I, I, I]}", "id",
+                                (json_int_t)e->id, "owner", e->owner, "source", e->source,
+                                "readonly", e->readonly, "recursive", e->recursive, "slave",
+                                e->slave, "ids", (json_int_t)e->ids.uid, (json_int_t)e->ids.n_uids,
+                                (json_int_t)e->ids.gid, (json_int_t)e->ids.n_gids)) < 0)
             return err_set(err, ERR_INVALID, "volume path is not valid UTF-8");
     }
     json_auto_t *v =
@@ -111,6 +114,9 @@ static int load_entry(struct share *s, const json_t *v)
     e->readonly = yes(v, "readonly");
     e->recursive = yes(v, "recursive");
     e->slave = yes(v, "slave");
+    uint32_t *ids[] = {&e->ids.uid, &e->ids.n_uids, &e->ids.gid, &e->ids.n_gids};
+    for (size_t i = 0; i < ARRAY_LEN(ids); i++)
+        *ids[i] = (uint32_t)json_integer_value(json_array_get(json_object_get(v, "ids"), i));
     STAILQ_INSERT_TAIL(&s->entries, e, link);
     return 0;
 }
@@ -224,8 +230,8 @@ static void attach_all(struct share *s)
     {
         auto_err struct err why = ERR_INIT;
         bool file;
-        if (share_ns_attach(s->pidfd, e->id, e->source, e->readonly, e->recursive, e->slave, &file,
-                            &why) < 0)
+        if (share_ns_attach(s->pidfd, e->id, e->source, e->readonly, e->recursive, e->slave,
+                            &e->ids, &file, &why) < 0)
             log_error("a volume is lost", LOG_STR("owner", e->owner),
                       LOG_STR("error", err_msg(&why)));
     }
@@ -410,7 +416,8 @@ static int add_entries(struct share *s, const char *owner, struct machine_volume
                             .source = source,
                             .readonly = v[i].readonly,
                             .recursive = v[i].recursive,
-                            .slave = v[i].slave};
+                            .slave = v[i].slave,
+                            .ids = v[i].ids};
         STAILQ_INSERT_TAIL(&s->entries, e, link);
         v[i].id = e->id;
         v[i].all_readonly =
@@ -425,8 +432,9 @@ static int attach_entries(struct share *s, struct machine_volume *v, size_t n, s
     STAILQ_FOREACH(e, &s->entries, link)
     {
         for (size_t i = 0; i < n; i++) {
-            if (v[i].id == e->id && share_ns_attach(s->pidfd, e->id, e->source, e->readonly,
-                                                    e->recursive, e->slave, &v[i].file, err) < 0)
+            if (v[i].id == e->id &&
+                share_ns_attach(s->pidfd, e->id, e->source, e->readonly, e->recursive, e->slave,
+                                &e->ids, &v[i].file, err) < 0)
                 return -1;
         }
     }
@@ -508,6 +516,16 @@ struct share *share_new(const struct share_config *config, struct err *err)
         (void)eventfd_write(s->wake_fd, 1);
     }
     return s;
+}
+
+void share_move(struct share *s, const char *cgroup)
+{
+    if (s == NULL)
+        return;
+    (void)pthread_mutex_lock(&s->lock);
+    free(s->cgroup);
+    s->cgroup = xstrdup(cgroup);
+    (void)pthread_mutex_unlock(&s->lock);
 }
 
 void share_stop(struct share *s)

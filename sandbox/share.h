@@ -42,6 +42,8 @@ int share_add(struct share *s, const char *owner, struct machine_volume *v, size
               struct cancel *cancel, struct err *err);
 /* Unknown owner: success. The guest must have unmounted them. */
 int share_remove(struct share *s, const char *owner, struct cancel *cancel, struct err *err);
+/* Another cgroup, before the first volume. NULL is fine. */
+void share_move(struct share *s, const char *cgroup);
 /* Kills the server and waits for its end. Idempotent. */
 void share_stop(struct share *s);
 void share_free(struct share *s);

@@ -51,6 +51,7 @@ struct volume {
     struct fuse_session *se;
     volume_send_fn send;
     void *arg;
+    struct volume_ids ids;
     bool started;
     uint32_t epoch;
     struct inode **inodes;
@@ -67,6 +68,56 @@ static uint32_t inodes_in_use; /* of all volumes: each is a descriptor */
 static struct volume *volume_of(fuse_req_t req)
 {
     return fuse_req_userdata(req);
+}
+
+/* --- ids --- */
+
+#define NOBODY 65534 /* the kernel's overflow id */
+
+static uint32_t id_out(uint32_t id, uint32_t first, uint32_t n)
+{
+    return id < n ? first + id : NOBODY;
+}
+
+/* -1 as an id means "none" everywhere. */
+static bool id_in(uint32_t *id, uint32_t first, uint32_t n)
+{
+    if (*id == UINT32_MAX)
+        return true;
+    if (*id < first || *id - first >= n)
+        return false;
+    *id -= first;
+    return true;
+}
+
+/* What the guest sees. */
+static void stat_out(const struct volume *v, struct stat *st)
+{
+    if (v->ids.n_uids == 0)
+        return;
+    st->st_uid = id_out(st->st_uid, v->ids.uid, v->ids.n_uids);
+    st->st_gid = id_out(st->st_gid, v->ids.gid, v->ids.n_gids);
+}
+
+/* What the guest says; false with errno when it is nobody's here. */
+static bool ids_in(const struct volume *v, uid_t *uid, gid_t *gid)
+{
+    if (v->ids.n_uids == 0 ||
+        (id_in(uid, v->ids.uid, v->ids.n_uids) && id_in(gid, v->ids.gid, v->ids.n_gids)))
+        return true;
+    errno = EOVERFLOW;
+    return false;
+}
+
+/* Answers who may not make files. */
+static bool may_make(fuse_req_t req)
+{
+    uid_t uid = fuse_req_ctx(req)->uid;
+    gid_t gid = fuse_req_ctx(req)->gid;
+    bool may = ids_in(volume_of(req), &uid, &gid);
+    if (!may)
+        (void)fuse_reply_err(req, errno);
+    return may;
 }
 
 /* --- tables --- */
@@ -174,6 +225,7 @@ static int lookup(struct volume *v, const struct inode *parent, const char *name
     int r = remember(v, take_fd(&fd), &e->attr, &i);
     if (r == 0)
         e->ino = id_of(v, i);
+    stat_out(v, &e->attr);
     return r;
 }
 
@@ -284,10 +336,12 @@ static void op_forget_multi(fuse_req_t req, size_t count, struct fuse_forget_dat
 static void reply_attr(fuse_req_t req, const struct inode *i)
 {
     struct stat st;
-    if (fstat(i->fd, &st) < 0)
+    if (fstat(i->fd, &st) < 0) {
         (void)fuse_reply_err(req, errno);
-    else
-        (void)fuse_reply_attr(req, &st, TIMEOUT);
+        return;
+    }
+    stat_out(volume_of(req), &st);
+    (void)fuse_reply_attr(req, &st, TIMEOUT);
 }
 
 static void op_getattr(fuse_req_t req, fuse_ino_t id, struct fuse_file_info *fi)
@@ -326,6 +380,11 @@ static int set_times(const struct inode *i, const struct stat *st, int what)
     return utimensat(i->fd, "", t, AT_EMPTY_PATH);
 }
 
+static int set_owner(const struct volume *v, const struct inode *i, uid_t uid, gid_t gid)
+{
+    return ids_in(v, &uid, &gid) ? fchownat(i->fd, "", uid, gid, AT_EMPTY_PATH) : -1;
+}
+
 static void op_setattr(fuse_req_t req, fuse_ino_t id, struct stat *st, int what,
                        struct fuse_file_info *fi)
 {
@@ -342,8 +401,8 @@ static void op_setattr(fuse_req_t req, fuse_ino_t id, struct stat *st, int what,
         r = chmod(path_of(i, path), st->st_mode & 07777);
     }
     if (r == 0 && (what & (FUSE_SET_ATTR_UID | FUSE_SET_ATTR_GID)) != 0)
-        r = fchownat(i->fd, "", what & FUSE_SET_ATTR_UID ? st->st_uid : (uid_t)-1,
-                     what & FUSE_SET_ATTR_GID ? st->st_gid : (gid_t)-1, AT_EMPTY_PATH);
+        r = set_owner(volume_of(req), i, what & FUSE_SET_ATTR_UID ? st->st_uid : (uid_t)-1,
+                      what & FUSE_SET_ATTR_GID ? st->st_gid : (gid_t)-1);
     if (r == 0 && (what & FUSE_SET_ATTR_SIZE) != 0)
         r = set_size(volume_of(req), i, st->st_size, fi);
     if (r == 0 && (what & (FUSE_SET_ATTR_ATIME | FUSE_SET_ATTR_MTIME | FUSE_SET_ATTR_ATIME_NOW |
@@ -372,13 +431,16 @@ static void op_readlink(fuse_req_t req, fuse_ino_t id)
 
 /* What was just made belongs to who asked for it, as on a local file system: a directory with the
  * set-group-id bit hands its own group down. A change of owner clears set-id bits. */
-static int give(const struct fuse_ctx *c, const struct inode *parent, const char *name, mode_t mode)
+static int give(fuse_req_t req, const struct inode *parent, const char *name, mode_t mode)
 {
     struct stat st;
-    if (fstat(parent->fd, &st) < 0)
+    uid_t uid = fuse_req_ctx(req)->uid;
+    gid_t gid = fuse_req_ctx(req)->gid;
+    if (fstat(parent->fd, &st) < 0 || !ids_in(volume_of(req), &uid, &gid))
         return -1;
-    gid_t gid = st.st_mode & S_ISGID ? (gid_t)-1 : c->gid;
-    if (fchownat(parent->fd, name, c->uid, gid, AT_SYMLINK_NOFOLLOW) < 0)
+    if ((st.st_mode & S_ISGID) != 0)
+        gid = (gid_t)-1;
+    if (fchownat(parent->fd, name, uid, gid, AT_SYMLINK_NOFOLLOW) < 0)
         return -1;
     if (S_ISREG(mode) && (mode & (S_ISUID | S_ISGID)) != 0)
         return fchmodat(parent->fd, name, mode & 07777, 0);
@@ -389,7 +451,7 @@ static void made(fuse_req_t req, const struct inode *parent, const char *name, m
                  int result)
 {
     struct fuse_entry_param e;
-    if (result < 0 || give(fuse_req_ctx(req), parent, name, mode) < 0) {
+    if (result < 0 || give(req, parent, name, mode) < 0) {
         (void)fuse_reply_err(req, errno);
         return;
     }
@@ -404,7 +466,7 @@ static void op_mknod(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t
 {
     struct inode *p = find(req, parent);
     (void)dev;
-    if (p == NULL)
+    if (p == NULL || !may_make(req))
         return;
     if (!S_ISREG(mode) && !S_ISFIFO(mode) && !S_ISSOCK(mode)) {
         (void)fuse_reply_err(req, EPERM); /* a device of the host is not the guest's */
@@ -416,14 +478,14 @@ static void op_mknod(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t
 static void op_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode)
 {
     struct inode *p = find(req, parent);
-    if (p != NULL)
+    if (p != NULL && may_make(req))
         made(req, p, name, S_IFDIR | mode, mkdirat(p->fd, name, mode));
 }
 
 static void op_symlink(fuse_req_t req, const char *target, fuse_ino_t parent, const char *name)
 {
     struct inode *p = find(req, parent);
-    if (p != NULL)
+    if (p != NULL && may_make(req))
         made(req, p, name, S_IFLNK, symlinkat(target, p->fd, name));
 }
 
@@ -522,7 +584,7 @@ static int create_or_open(fuse_req_t req, const struct inode *p, const char *nam
 {
     int fd = openat(p->fd, name, host_flags(flags) | O_CREAT | O_EXCL | O_NOFOLLOW, mode);
     if (fd >= 0) {
-        if (give(fuse_req_ctx(req), p, name, S_IFREG | mode) < 0)
+        if (give(req, p, name, S_IFREG | mode) < 0)
             cleanup_closep(&fd);
         return fd;
     }
@@ -543,7 +605,7 @@ static void op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_
     struct volume *v = volume_of(req);
     struct inode *p = find(req, parent);
     struct fuse_entry_param e;
-    if (p == NULL)
+    if (p == NULL || !may_make(req))
         return;
     auto_close int fd = create_or_open(req, p, name, mode, fi->flags);
     int r = fd < 0 ? errno : lookup(v, p, name, &e);
@@ -788,7 +850,8 @@ static ssize_t io_read(int fd, void *to, size_t len, void *arg)
     return -1;
 }
 
-struct volume *volume_new(int root, volume_send_fn send, void *arg, struct err *err)
+struct volume *volume_new(int root, const struct volume_ids *ids, volume_send_fn send, void *arg,
+                          struct err *err)
 {
     auto_close int owned = root;
     struct stat st;
@@ -797,6 +860,7 @@ struct volume *volume_new(int root, volume_send_fn send, void *arg, struct err *
         return NULL;
     }
     struct volume *v = xcalloc(1, sizeof(*v));
+    v->ids = *ids;
     v->send = send;
     v->arg = arg;
     v->cap_inodes = 64;

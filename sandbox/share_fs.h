@@ -18,6 +18,7 @@
 #include <sys/uio.h>
 
 #include "base/err.h"
+#include "sandbox/machine.h"
 
 struct volume;
 
@@ -25,7 +26,8 @@ struct volume;
 typedef int (*volume_send_fn)(void *arg, const struct iovec *iov, int n);
 
 /* root: O_PATH descriptor, taken also on failure. */
-struct volume *volume_new(int root, volume_send_fn send, void *arg, struct err *err);
+struct volume *volume_new(int root, const struct volume_ids *ids, volume_send_fn send, void *arg,
+                          struct err *err);
 bool volume_started(const struct volume *v);
 /* One request that share_check() passed. */
 void volume_request(struct volume *v, void *message, size_t len);

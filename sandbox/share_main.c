@@ -3,7 +3,7 @@
  *     aspis-share guest=NAME
  * Descriptor 3 is the connection to the pod's `fs` channel, 4 a pipe from which one byte says that
  * the daemon has this process on record (its end instead: nobody would ever find it, so it ends).
- * Volume N is mounted at /tmp/N by the daemon. NAME only shows in ps.
+ * Volume N is mounted at /tmp/N by the daemon, its ids are in /tmp/N.ids. NAME only shows in ps.
  *
  * It ends when the VM hangs up, or says no sense: then the daemon starts another one.
  */
@@ -22,10 +22,12 @@
 #include <uthash.h>
 
 #include "base/cleanup.h"
+#include "base/fs.h"
 #include "base/limits.h"
 #include "base/str.h"
 #include "sandbox/share_check.h"
 #include "sandbox/share_fs.h"
+#include "sandbox/share_ns.h"
 #include "sandbox/share_wire.h"
 
 enum { CHANNEL_FD = 3, GO_FD = 4 };
@@ -66,6 +68,21 @@ static void close_volume(struct server *s, struct mounted *m)
     free(m);
 }
 
+/* Beside the volume, when its ids are others than the files'. */
+static int read_ids(uint32_t id, struct volume_ids *ids, struct err *err)
+{
+    char path[32];
+    (void)snprintf(path, sizeof(path), SHARE_IDS_FILE, id);
+    auto_close int fd = open(path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0 && errno == ENOENT)
+        return 0;
+    auto_free char *text = fd >= 0 ? fs_read_fd(fd, 128, NULL, err) : NULL;
+    if (text == NULL ||
+        sscanf(text, "%10u %10u %10u %10u", &ids->uid, &ids->n_uids, &ids->gid, &ids->n_gids) != 4)
+        return err_set(err, ERR_DATA_LOSS, "ids of volume %u", id);
+    return 0;
+}
+
 /* A volume is opened when the guest's kernel says INIT. */
 static struct mounted *open_volume(struct server *s, uint32_t id, struct err *err)
 {
@@ -83,7 +100,9 @@ static struct mounted *open_volume(struct server *s, uint32_t id, struct err *er
     struct mounted *m = xcalloc(1, sizeof(*m));
     m->id = id;
     m->server = s;
-    m->volume = volume_new(take_fd(&fd), send_message, m, err);
+    struct volume_ids ids = {0};
+    if (read_ids(id, &ids, err) == 0)
+        m->volume = volume_new(take_fd(&fd), &ids, send_message, m, err);
     if (m->volume == NULL) {
         free(m);
         return NULL;

@@ -15,7 +15,9 @@ struct job {
     int server;
     int tree; /* -1: detach */
     bool file;
+    const struct volume_ids *ids;
     char path[24];
+    char ids_path[32];
     int error; /* errno of the step that failed */
     const char *step;
 };
@@ -25,6 +27,15 @@ static void *fail(struct job *j, const char *step)
     j->error = errno;
     j->step = step;
     return NULL;
+}
+
+static int write_ids(const struct job *j)
+{
+    auto_close int fd = open(j->ids_path, O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0644);
+    return fd >= 0 && dprintf(fd, "%u %u %u %u\n", j->ids->uid, j->ids->n_uids, j->ids->gid,
+                              j->ids->n_gids) > 0
+               ? 0
+               : -1;
 }
 
 /* The server's namespace holds nothing but what we put there, but the server may write to /tmp:
@@ -39,8 +50,11 @@ static void *run(void *arg)
         (void)umount2(j->path, MNT_DETACH | UMOUNT_NOFOLLOW);
         if (rmdir(j->path) < 0)
             (void)unlink(j->path);
+        (void)unlink(j->ids_path);
         return NULL;
     }
+    if (j->ids->n_uids > 0 && write_ids(j) < 0)
+        return fail(j, "write down its ids");
     if (j->file) {
         auto_close int fd = open(j->path, O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0600);
         if (fd < 0)
@@ -77,7 +91,7 @@ static int set_attributes(int tree, bool readonly, bool recursive, bool slave, s
 }
 
 int share_ns_attach(int server, uint32_t id, const char *source, bool readonly, bool recursive,
-                    bool slave, bool *file, struct err *err)
+                    bool slave, const struct volume_ids *ids, bool *file, struct err *err)
 {
     struct stat st;
     auto_close int tree =
@@ -87,8 +101,9 @@ int share_ns_attach(int server, uint32_t id, const char *source, bool readonly, 
     if (S_ISBLK(st.st_mode) || S_ISCHR(st.st_mode))
         return err_set(err, ERR_UNIMPLEMENTED, "%s is a device; devices are not volumes", source);
     *file = !S_ISDIR(st.st_mode);
-    struct job j = {.server = server, .tree = tree, .file = *file};
+    struct job j = {.server = server, .tree = tree, .file = *file, .ids = ids};
     (void)snprintf(j.path, sizeof(j.path), "/tmp/%u", id);
+    (void)snprintf(j.ids_path, sizeof(j.ids_path), SHARE_IDS_FILE, id);
     if (set_attributes(tree, readonly, recursive, slave, err) < 0 || run_in_ns(&j, err) < 0)
         return err_wrap(err, "%s", source);
     return 0;
@@ -98,5 +113,6 @@ void share_ns_detach(int server, uint32_t id)
 {
     struct job j = {.server = server, .tree = -1};
     (void)snprintf(j.path, sizeof(j.path), "/tmp/%u", id);
+    (void)snprintf(j.ids_path, sizeof(j.ids_path), SHARE_IDS_FILE, id);
     (void)run_in_ns(&j, NULL);
 }

@@ -15,10 +15,14 @@
 #include <stdint.h>
 
 #include "base/err.h"
+#include "sandbox/machine.h"
+
+/* What the server reads a volume's ids from, a text of four numbers; missing: as they are. */
+#define SHARE_IDS_FILE "/tmp/%u.ids"
 
 /* server: pidfd. source: absolute, links are followed. *file: whether it is no directory. */
 int share_ns_attach(int server, uint32_t id, const char *source, bool readonly, bool recursive,
-                    bool slave, bool *file, struct err *err);
+                    bool slave, const struct volume_ids *ids, bool *file, struct err *err);
 /* Not attached, or the server is gone: success. */
 void share_ns_detach(int server, uint32_t id);
 

@@ -47,9 +47,11 @@ struct template_pool {
     bool making;   /* it is at it */
     bool stopping; /* it is to end */
     struct template *current;
-    unsigned failures;  /* in a row, of boots and clones */
-    int64_t not_before; /* CLOCK_MONOTONIC ns */
-    char *why;          /* of the last failure */
+    unsigned failures;           /* in a row, of boots and clones */
+    int64_t not_before;          /* CLOCK_MONOTONIC ns */
+    char *why;                   /* of the last failure */
+    void (*ready_fn)(void *arg); /* told of a new one; may be NULL */
+    void *ready_arg;
 };
 
 /* --- one template --- */
@@ -100,15 +102,10 @@ static int add_file(struct buf *b, const char *path, struct err *err)
     return 0;
 }
 
-static struct machine_size base_size(const struct machine_factory *f)
-{
-    return machine_size_for(&f->config, f->host_memory_bytes, f->host_vcpus, 0, 0, 0);
-}
-
 static char *make_key(struct machine_factory *f, enum accel accel, const char *scratch,
                       struct err *err)
 {
-    struct machine_size size = base_size(f);
+    struct machine_size size = machine_base_size(f);
     struct hv_spec hs = machine_hv_spec(f, accel, &size);
     hs.cid = f->transport == TRANSPORT_VSOCK ? 3 : 0;
     auto_free char *shape = f->hv->shape(&hs, err);
@@ -214,7 +211,8 @@ static struct template *make(struct template_pool *p, struct err *err)
     atomic_init(&t->refs, 1);
     t->ram = t->state = -1;
     t->key = make_key(f, accel, scratch, err);
-    if (t->key == NULL || (t->ram = memory_file("aspis-ram", base_size(f).memory_bytes, err)) < 0 ||
+    if (t->key == NULL ||
+        (t->ram = memory_file("aspis-ram", machine_base_size(f).memory_bytes, err)) < 0 ||
         (t->state = memory_file("aspis-state", 0, err)) < 0 || fill(p, t, accel, err) < 0)
         return NULL;
     auto_free char *now = make_key(f, accel, scratch, err);
@@ -282,6 +280,8 @@ static void make_one(struct template_pool *p)
     }
     template_unref(p->current);
     p->current = t;
+    if (p->ready_fn != NULL)
+        p->ready_fn(p->ready_arg);
 }
 
 static void *pool_thread(void *arg)
@@ -318,6 +318,16 @@ void template_pool_start(struct template_pool *p)
     p->runs = rc == 0;
     if (!p->runs)
         log_warn("no templates: pods boot their VMs", LOG_STR("error", strerror(rc)));
+}
+
+void template_pool_notify(struct template_pool *p, void (*fn)(void *arg), void *arg)
+{
+    if (p == NULL)
+        return;
+    (void)pthread_mutex_lock(&p->lock);
+    p->ready_fn = fn;
+    p->ready_arg = arg;
+    (void)pthread_mutex_unlock(&p->lock);
 }
 
 void machine_start_templates(struct machine_factory *f)
@@ -363,10 +373,9 @@ struct template *template_take(struct template_pool *p, enum accel accel,
 {
     if (p == NULL || !p->runs)
         return NULL;
-    struct machine_size base = base_size(p->f);
-    if (size->memory_bytes != base.memory_bytes ||
-        size->max_memory_bytes != base.max_memory_bytes || size->vcpus != base.vcpus ||
-        size->max_vcpus != base.max_vcpus)
+    /* What is larger grows after the clone, as far as the template's devices go. */
+    struct machine_size base = machine_base_size(p->f);
+    if (size->memory_bytes > base.max_memory_bytes || size->vcpus > base.max_vcpus)
         return NULL;
     auto_free char *scratch =
         scratch_master(p->f->config.state_root, p->f->config.scratch_bytes, NULL, NULL);

@@ -37,6 +37,9 @@ char *template_pool_text(struct template_pool *p);
 /* Ends the thread and a boot in progress. No clone may be starting. */
 void template_pool_free(struct template_pool *p);
 
+/* fn(arg) whenever a new template is ready, on the thread, under the pool's lock; NULL: nobody. It
+ * does not run any more once another is set. */
+void template_pool_notify(struct template_pool *p, void (*fn)(void *arg), void *arg);
 /* The template for a VM of this size, or NULL. */
 struct template *template_take(struct template_pool *p, enum accel accel,
                                const struct machine_size *size);

@@ -70,6 +70,7 @@ static void on_listener(struct loop_source *src, uint32_t events, void *arg)
 {
     struct server *s = arg;
     auto_err struct err err = ERR_INIT;
+    // cppcheck-suppress nullPointer
     int fd = accept4(LISTEN_FD, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
     (void)src;
     (void)events;

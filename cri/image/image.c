@@ -11,6 +11,7 @@
 
 #include "base/fs.h"
 #include "base/log.h"
+#include "cri/image/image_tree.h"
 #include "cri/image/manifest.h"
 #include "cri/image/reference.h"
 #include "cri/image/store_internal.h"
@@ -246,6 +247,7 @@ int image_remove(struct image_store *s, const char *reference,
     } while (what == NEW_HOLDER);
     if (what == HELD)
         return err_set(err, ERR_PRECONDITION, "image %s is in use by a container", id);
+    image_trees_bury(s);
     return 0;
 }
 
@@ -282,6 +284,17 @@ int image_fs_info(struct image_store *s, struct image_fs *out, struct err *err)
 {
     (void)err;
     image_dir_usage(s->opts.root, NULL, 2, out);
+    const struct store_image *i;
+    pthread_mutex_lock(&s->lock);
+    TAILQ_FOREACH(i, &s->images, link)
+    {
+        uint64_t bytes, inodes;
+
+        image_tree_usage(s, i->rec.id, &bytes, &inodes);
+        out->used_bytes += bytes;
+        out->inodes_used += inodes;
+    }
+    pthread_mutex_unlock(&s->lock);
     return 0;
 }
 

@@ -137,6 +137,12 @@ static inline void image_disk_serial(const char *id, char out[21])
 int image_disk_open(struct image_store *s, const char *id, struct image_disk *out, struct err *err);
 void image_disk_clear(struct image_disk *d);
 
+/* The image's files as a directory of the host, for pods without a VM: made by the first call,
+ * which takes as long as copying them, and removed with the image. Not to be written to. *dir is
+ * the caller's. */
+int image_tree_dir(struct image_store *s, const char *id, struct cancel *cancel, char **dir,
+                   struct err *err);
+
 /* Finishes or discards what a killed daemon left half done. At start, before serving. */
 int image_recover(struct image_store *s, struct err *err);
 

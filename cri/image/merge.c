@@ -241,6 +241,19 @@ static int write_image(struct tree *image, const uint64_t *blocks, size_t n, int
     return fsync(fd) < 0 ? err_sys(err, errno, "sync") : 0;
 }
 
+int merge_layers(struct tree *image, const char *const *layer_paths, size_t n, uint64_t *blocks,
+                 struct err *err)
+{
+    for (size_t i = 0; i < n; i++) {
+        uint64_t length;
+        if (merge_file(image, layer_paths[i], (uint32_t)i + 1, &length, err) < 0)
+            return err_wrap(err, "merge layer %s", layer_paths[i]);
+        if (blocks != NULL)
+            blocks[i] = length;
+    }
+    return 0;
+}
+
 int image_meta_build(const char *const *layer_paths, size_t n, const char *out_path,
                      struct err *err)
 {
@@ -252,10 +265,8 @@ int image_meta_build(const char *const *layer_paths, size_t n, const char *out_p
         return -1;
     if (blocks == NULL)
         return err_set(err, ERR_EXHAUSTED, "out of memory");
-    for (size_t i = 0; i < n; i++) {
-        if (merge_file(image, layer_paths[i], (uint32_t)i + 1, &blocks[i], err) < 0)
-            return err_wrap(err, "merge layer %s", layer_paths[i]);
-    }
+    if (merge_layers(image, layer_paths, n, blocks, err) < 0)
+        return -1;
     auto_close int fd = open(out_path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
     if (fd < 0)
         return err_sys(err, errno, "create %s", out_path);

@@ -8,11 +8,18 @@
 #ifndef ASPIS_CRI_IMAGE_MERGE_H
 #define ASPIS_CRI_IMAGE_MERGE_H
 
+#include <stddef.h>
+#include <stdint.h>
+
 #include "base/err.h"
 #include "cri/image/erofs_read.h"
 #include "cri/image/tree.h"
 
 /* The layer was read with the same tree as its arena; its directories cannot be used afterwards. */
 int merge_layer(struct tree *image, struct erofs_layer *layer, struct err *err);
+/* All layer files, bottom first, onto an empty tree; contents are in part k + 1 for the k-th.
+ * blocks (NULL, or n of them) gets the files' lengths. */
+int merge_layers(struct tree *image, const char *const *layer_paths, size_t n, uint64_t *blocks,
+                 struct err *err);
 
 #endif

@@ -13,6 +13,7 @@
 #include "base/fs.h"
 #include "base/limits.h"
 #include "base/log.h"
+#include "cri/image/image_tree.h"
 #include "cri/image/layer.h"
 #include "cri/image/login_tokens.h"
 #include "cri/image/manifest.h"
@@ -109,6 +110,7 @@ void store_sweep_locked(struct image_store *s)
     sweep_dir_locked(s, "blobs/sha512", "sha512:", "", blob_used_locked);
     sweep_dir_locked(s, "layers", "sha256:", ".erofs", layer_used_locked);
     sweep_dir_locked(s, "meta", "sha256:", ".erofs", tree_used_locked);
+    image_trees_sweep_locked(s, tree_used_locked);
 }
 
 /* Loading. */
@@ -385,6 +387,7 @@ int image_recover(struct image_store *s, struct err *err)
         rebuild_locked(s);
     store_sweep_locked(s);
     pthread_mutex_unlock(&s->lock);
+    image_trees_bury(s);
     return 0;
 }
 
@@ -490,9 +493,11 @@ struct image_store *image_store_open(const struct image_options *opts, struct er
     LIST_INIT(&s->pulls);
     (void)pthread_mutex_init(&s->lock, NULL);
     (void)pthread_mutex_init(&s->pulls_lock, NULL);
+    (void)pthread_mutex_init(&s->extracting, NULL);
     (void)pthread_cond_init(&s->pulls_idle, NULL);
     if (make_slots(s, err) < 0 || normalise_pinned(s, opts->pinned, err) < 0 ||
-        lock_root(s, err) < 0 || make_dirs(s, err) < 0 || open_catalog(s, err) < 0)
+        lock_root(s, err) < 0 || make_dirs(s, err) < 0 || image_trees_begin(s, err) < 0 ||
+        open_catalog(s, err) < 0)
         goto failed;
     return s;
 failed:
@@ -520,6 +525,8 @@ void image_store_close(struct image_store *s)
         (void)close(s->lock_fd);
     (void)pthread_mutex_destroy(&s->lock);
     (void)pthread_mutex_destroy(&s->pulls_lock);
+    (void)pthread_mutex_destroy(&s->extracting);
+    strv_clear(&s->dead_trees);
     (void)pthread_cond_destroy(&s->pulls_idle);
     free((void *)(uintptr_t)s->opts.root);
     free((void *)(uintptr_t)s->opts.jail_helper);

@@ -13,6 +13,7 @@
 #include "base/fs.h"
 #include "base/limits.h"
 #include "base/log.h"
+#include "cri/image/image_tree.h"
 #include "cri/image/layer.h"
 #include "cri/image/manifest.h"
 #include "cri/image/store_internal.h"
@@ -106,6 +107,7 @@ void store_lease_end(struct store_lease *lease)
     LIST_REMOVE(lease, link);
     store_sweep_locked(s);
     pthread_mutex_unlock(&s->lock);
+    image_trees_bury(s);
     strv_clear(&lease->blobs);
     strv_clear(&lease->layers);
     strv_clear(&lease->images);
@@ -363,7 +365,10 @@ uint64_t store_disk_size_locked(struct image_store *s, const struct store_image 
 
         total += l != NULL ? l->bytes : 0;
     }
-    return total;
+    uint64_t bytes;
+    uint64_t inodes;
+    image_tree_usage(s, i->rec.id, &bytes, &inodes);
+    return total + bytes;
 }
 
 bool store_image_hold(struct store_lease *lease, const char *id)

@@ -1,6 +1,6 @@
 /*
- * store_internal - the inside of struct image_store, for store.c, image.c, recover.c and pull.c
- * only.
+ * store_internal - the inside of struct image_store, for store.c, image.c, image_tree.c, recover.c
+ * and pull.c only.
  *
  * `lock` guards everything below it and is held for short steps: no network, no conversion, no
  * waiting, no callback of the caller's runs under it. Functions named *_locked want it held.
@@ -71,6 +71,9 @@ struct image_store {
     struct store_making *making; /* hash */
     LIST_HEAD(, store_lease) leases;
     uint64_t hold_serial;
+
+    struct strv dead_trees;     /* image_tree.c: to be removed without the lock */
+    pthread_mutex_t extracting; /* held while an image's tree is made; outside of `lock` */
 
     pthread_mutex_t pulls_lock; /* guards the rest; pull_jobs.c */
     pthread_cond_t pulls_idle;  /* pull_threads fell to 0 */

@@ -38,6 +38,8 @@ def arguments():
     ap.add_argument("--plot", help="draw the result there (SVG; needs python3-matplotlib)")
     ap.add_argument("--only", choices=["aspis", "containerd"])
     ap.add_argument("--no-templates", action="store_true", help="boot each VM, to compare")
+    ap.add_argument("--spares", type=int, default=1, help="VMs that aspis has ready before it is asked (0: none)")
+    ap.add_argument("--pause", type=float, default=1.5, help="seconds of rest before each round of pods, for both")
     ap.add_argument("--memory", type=int, default=256, help="MiB of a pod without a limit")
     return ap.parse_args()
 
@@ -69,11 +71,11 @@ def main():
         pause.tag(pause.image([mkimage.busybox_layer()], {"Entrypoint": ["sleep", "2147483647"], "Cmd": None}))
         refs["pause"] = reg.push(pause.dir, "bench/pause")
         if a.only != "containerd":
-            start(lambda base: Aspis(refs, base, not a.no_templates, a.memory), started)
+            start(lambda base: Aspis(refs, base, not a.no_templates, a.memory, a.spares), started)
         if a.only != "aspis":
             start(lambda base: Containerd(refs, base), started)
         if "calls" in wanted:
-            result["calls"] = parts.calls(started, a.n)
+            result["calls"] = parts.calls(started, a.n, a.pause)
         if "burst" in wanted:
             result["burst"] = parts.burst(started, *map(int, a.burst.split(",")))
         if "density" in wanted:

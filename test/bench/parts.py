@@ -72,11 +72,12 @@ def one_pod(rt, n, times, timelines):
     timed(times, "RemovePodSandbox", c.RemovePodSandbox, pod_sandbox_id=sandbox)
 
 
-def calls(runtimes, rounds):
+def calls(runtimes, rounds, pause):
     times, timelines = {rt.name: {} for rt in runtimes}, []
     for rt in runtimes:  # the first of each warms the page cache
         one_pod(rt, 9999, {}, [])
     for n in range(rounds):
+        time.sleep(pause)
         for rt in runtimes if n % 2 == 0 else reversed(runtimes):
             one_pod(rt, n, times[rt.name], timelines)
     return {"figures": {k: {c: figures(v[c]) for c in CALLS} for k, v in times.items()}, "timelines": timelines}

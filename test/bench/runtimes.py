@@ -11,6 +11,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "integration"))
 
 import daemon as world  # noqa: E402
+import spares  # noqa: E402
 from cri import Client  # noqa: E402
 
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -63,10 +64,11 @@ class Aspis:
     name = "aspis"
     gateway = world.GATEWAY4
 
-    def __init__(self, refs, base, templates=True, memory=256):
+    def __init__(self, refs, base, templates=True, memory=256, spares=1):
         self.image = refs["busybox"]
-        self.d = world.Daemon(base, overrides={"machine": {"templates": templates, "base_memory_mib": memory},
-                                               "daemon": {"log_level": "info"}})
+        self.d = world.Daemon(base, overrides={"machine": {"templates": templates, "base_memory_mib": memory,
+                                                           "spares": spares},
+                                               "daemon": {"log_level": os.environ.get("BENCH_LOG", "info")}})
         self.d.start()
         self.client = self.d.client
         self.client.PullImage(image={"image": self.image})
@@ -79,8 +81,11 @@ class Aspis:
     def daemon_pid(self):
         return self.d.proc.pid
 
+    def spares_made(self):
+        return self.d.log_text().count("spare vm ready")
+
     def pod_pids(self):
-        return self.d.qemu_pids()
+        return self.d.qemu_pids() + spares.pids(self.d)
 
     def timeline(self, sandbox):
         info = self.client.PodSandboxStatus(pod_sandbox_id=sandbox, verbose=True).info["info"]

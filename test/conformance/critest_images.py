@@ -8,6 +8,8 @@ the local registry instead, which takes the place of all of them. nginx, httpd a
 program each (webserver.c, nonewprivs.c). What cannot be made here: test-image-digest, which critest names by the
 digest of somebody else's build.
 """
+import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -22,8 +24,9 @@ REGISTRIES = ("registry.k8s.io", "k8s.gcr.io", "gcr.io", "public.ecr.aws", "dock
 STAGING = "k8s-staging-cri-tools/"
 E2E = "e2e-test-images/"
 
-# critest looks these up in its busybox
-PASSWD = mkimage.PASSWD + "www-data:x:33:33:www-data:/var/www:/bin/false\n"
+# critest looks these up in its busybox; uid 1000 is one image's own
+PASSWD = "".join(line for line in mkimage.PASSWD.splitlines(True) if not line.startswith("app:")) + \
+    "www-data:x:33:33:www-data:/var/www:/bin/false\n"
 GROUP = mkimage.GROUP + "www-data:x:33:\n"
 USERS = {"test-image-user-uid": "1002", "test-image-user-username": "www-data",
          "test-image-user-uid-group": "1003:1004", "test-image-user-username-group": "www-data:1004"}
@@ -58,6 +61,29 @@ def program(name):
         out.parent.rmdir()
 
 
+def plain_shell():
+    """A shell that looks its commands up, as a tar: busybox-static's takes its own programs whatever the file system says. Debian's
+    other build of busybox does not; it is not installed, since the two exclude each other."""
+    cache = Path(os.environ.get("ASPIS_CACHE", "/var/cache/aspis")) / "busybox-shell"
+    shell = cache / "sh"
+    if not shell.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="aspis-critest-") as work:
+            Path(work).chmod(0o755)
+            quiet = {"check": True, "cwd": work, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            subprocess.run(["apt-get", "download", "busybox"], **quiet)
+            subprocess.run(["dpkg-deb", "-x", next(Path(work).glob("busybox_*.deb")), "x"], **quiet)
+            made = shell.with_suffix(".new")
+            made.write_bytes((Path(work) / "x/bin/busybox").read_bytes())
+            made.chmod(0o755)
+            made.rename(shell)
+    tar = mkimage.Tar().file("bin/sh", shell.read_bytes(), 0o755)
+    out = subprocess.run(["ldd", shell], stdout=subprocess.PIPE, text=True, check=True).stdout
+    for library in sorted(set(re.findall(r"(/lib\S+)", out))):
+        tar.file(library.lstrip("/"), Path(library).read_bytes(), 0o755)
+    return tar.done()
+
+
 def build(directory):
     """Layouts by "name:tag"."""
     base = mkimage.busybox_layer()
@@ -73,7 +99,7 @@ def build(directory):
     def marked(text):
         return mkimage.Tar().file("test", text).done()
 
-    image(E2E + "busybox:1.29-2")
+    image(E2E + "busybox:1.29-2", plain_shell())
     image(STAGING + "test-image-tag:test", marked("test"))
     image(STAGING + "test-image-tag:all", marked("all"))
     image(STAGING + "test-image-latest:latest", marked("latest"))

@@ -15,6 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 BUILD = Path(os.environ.get("ASPIS_BUILD", ROOT / "build"))
 GUEST = Path(os.environ.get("ASPIS_GUEST", "/var/cache/aspis/guest"))
 INITRD = Path(os.environ.get("ASPIS_INITRD", BUILD / "agent" / "aspis-initrd.cpio"))
+# the program in the initrd, which a sanitized build has not made itself
+AGENT = Path(os.environ.get("ASPIS_AGENT", INITRD.parent / "aspis-agent"))
 
 # Suites that run at the same time on one machine take different slots.
 SLOT = int(os.environ.get("ASPIS_TEST_SLOT", "0"))
@@ -75,9 +77,11 @@ class Daemon:
             "machine": {"kernel": str(GUEST / "kernel" / "vmlinuz"), "initrd": str(INITRD),
                         "jail_helper": str(BUILD / "sandbox" / "aspis-jail"),
                         "share_helper": str(BUILD / "sandbox" / "aspis-share"),
+                        "agent": str(AGENT),
                         "vsock_helper": str(BUILD / "sandbox" / "aspis-vsock"),
                         "transport": os.environ.get("ASPIS_TRANSPORT", "auto"),
                         "accelerator": "tcg", "cgroup_root": self.cgroup,
+                        "spares": 0,  # they come and go as they like: test_spares.py has some
                         "base_memory_mib": 256, "scratch_mib": 2048,
                         # sanitizers and two cores shared by everything
                         "boot_timeout_seconds": 120},
@@ -193,6 +197,18 @@ class Daemon:
             except (FileNotFoundError, ProcessLookupError):
                 pass
         return found
+
+    def agent_pids(self):
+        """Agents of this daemon's pods on the host."""
+        found = []
+        for p in Path("/proc").iterdir():
+            try:
+                argv = (p / "cmdline").read_bytes().split(b"\0") if p.name.isdigit() else []
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if argv[:2] == [b"aspis-agent", b"--host"] and argv[2].startswith(str(self.run).encode()):
+                found.append(int(p.name))
+        return sorted(found)
 
     # --- what tests do all the time ---
     def run_pod(self, config, **kw):

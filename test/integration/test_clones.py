@@ -103,15 +103,6 @@ def test_other_inputs_make_another_template(own_daemon, images):
     assert first
 
 
-def test_larger_pods_boot(daemon, make_pod):
-    wait_template(daemon)
-    pod = make_pod("large", linux=pb.LinuxPodSandboxConfig(
-        resources=pb.LinuxContainerResources(memory_limit_in_bytes=400 << 20)))
-    m = machine(daemon, pod.id)
-    assert not m["cloned"] and m["memory_bytes"] >= 400 << 20
-    assert isinstance(pod, Pod)
-
-
 def test_templates_can_be_off(own_daemon, images):
     d = own_daemon(overrides={"machine": {"templates": False}})
     d.start()

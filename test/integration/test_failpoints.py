@@ -14,6 +14,7 @@ import grpc
 import pytest
 
 import audit
+import spares
 from conftest import settle, world
 from cri import container_config, pb, sandbox_config
 from daemon import BUILD, ROOT, Daemon
@@ -34,14 +35,24 @@ STEPS = {
     "machine.adopt": "adopt",
     "machine.accel": "accel",
     "template.make": "template", "template.save": "template", "template.load": "template",
+    "machine.claim": "spare", "spare.make": "spare", "spare.warm": "spare",
     "container.record": "create", "container.disk": "create", "container.agent": "create",
     "share.spawn": "create", "share.attached": "create",
     "machine.attach.fds": "create", "machine.attach.node": "create", "machine.attach.device": "create",
+    "container.fit": "create",
+    "container.limits": "update", "machine.resize": "update",
     "container.start": "start",
     "container.remove": "remove container",
     "image.resolve": "pull", "image.blob": "pull", "image.layer": "pull", "image.tree": "pull", "image.record": "pull",
     "image.sweep": "collect",
+    # of pods without a VM
+    "host.sockets": "run", "host.spawn": "run", "host.adopt": "adopt",
+    "container.tree": "create", "host.image": "create", "host.volumes": "create", "image.extract": "extract",
 }
+
+
+def on_host(name):
+    return name.startswith("host.") or name in ("container.tree", "image.extract")
 
 
 def _found():
@@ -165,7 +176,11 @@ def remove(d, i):
 
 
 def config_of(d, name):
-    return sandbox_config(name.replace(".", "-"), log_directory=d.logs / name)
+    more = {}
+    if on_host(name):
+        more["linux"] = pb.LinuxPodSandboxConfig(security_context=pb.LinuxSandboxSecurityContext(
+            namespace_options=pb.NamespaceOption(network=pb.NODE, pid=pb.CONTAINER)))
+    return sandbox_config(name.replace(".", "-"), log_directory=d.logs / name, **more)
 
 
 # ---- RunPodSandbox ----
@@ -216,7 +231,7 @@ def test_run_over_user_vsock(images, name):
 
 @pytest.fixture
 def pod(d, request):
-    config = sandbox_config("pod", log_directory=d.logs / "pod")
+    config = config_of(d, request.node.callspec.params.get("name", "pod"))
     i = d.run_pod(config)
     yield i, config
     remove(d, i)
@@ -260,6 +275,31 @@ def test_daemon_dies_in_create(d, pod, image, name):
     assert d.client.PodSandboxStatus(pod_sandbox_id=i).status.state == pb.SANDBOX_READY
     assert not names_in(d, i)
     lives(d, pod, "c", image)
+
+
+@pytest.mark.parametrize("how", ["error", "crash"])
+@pytest.mark.parametrize("name", of_step("extract"))
+def test_extraction_can_be_repeated(d, pod, image, name, how):
+    """The tree of an image for pods on the host: half of one is never used, nor kept."""
+    i, config = pod
+    trees = d.state / "images" / "trees"
+    remove(d, i)
+    forget(d, image)
+    assert not list(trees.iterdir())
+    d.client.PullImage(image={"image": image})
+    i = d.run_pod(config)
+    pod = i, config
+    try:
+        if how == "error":
+            d.points.set(f"{name}=error")
+            fails(name, d.create, i, container_config("c", image, ["true"]), config)
+            d.points.clear()
+        else:
+            dies(d, name, d.create, i, container_config("c", image, ["true"]), config)
+        assert not list(trees.iterdir()) and not list((d.state / "images" / "tmp").iterdir())
+        lives(d, pod, "c", image)
+    finally:
+        remove(d, i)
 
 
 @pytest.mark.parametrize("name", of_step("start"))
@@ -587,3 +627,87 @@ def test_a_pod_never_fails_because_of_a_template(images, name):
     finally:
         points.clear()
         d.destroy()
+
+
+@pytest.mark.parametrize("name", of_step("update"))
+def test_failed_updates_change_nothing(d, name, image):
+    """An error and a crash in the middle of a change of limits: the container has what it had."""
+    pod = d.run_pod(sandbox_config("updates"))
+    config = container_config("c", image, ["sleep", "1000"], resources=dict(memory_limit_in_bytes=100 << 20))
+    c = d.create(pod, config, sandbox_config("updates"))
+    d.client.StartContainer(container_id=c)
+    more = dict(container_id=c, linux=pb.LinuxContainerResources(memory_limit_in_bytes=400 << 20))
+    d.points.set(f"{name}=error")
+    fails(name, d.client.UpdateContainerResources, **more)
+    d.points.clear()
+    limit = lambda: d.client.ContainerStatus(container_id=c).status.resources.linux.memory_limit_in_bytes  # noqa: E731
+    assert limit() == 100 << 20
+    assert d.exec(c, "cat", "/sys/fs/cgroup/memory.max").stdout == b"%d\n" % (100 << 20)
+    dies(d, name, d.client.UpdateContainerResources, **more)
+    assert limit() == 100 << 20
+    d.client.UpdateContainerResources(**more)
+    assert limit() == 400 << 20
+    assert d.exec(c, "cat", "/sys/fs/cgroup/memory.max").stdout == b"%d\n" % (400 << 20)
+    d.remove_all()
+# ---- spare VMs ----
+
+@pytest.fixture
+def spare_daemon(own_daemon, images):
+    """With one spare, and failpoints; audited when it has ended, since only then nothing may be left."""
+    base_points = []
+
+    def make(*specs):
+        d = own_daemon(overrides={"machine": {"spares": 1}})
+        d.env["ASPIS_FAILPOINTS_FILE"] = str(d.base / "failpoints")
+        d.points = Points(d.base / "failpoints")
+        d.points.set(*specs)
+        base_points.append(d)
+        d.start()
+        d.client.PullImage(image={"image": images["busybox"]})
+        return d
+
+    yield make
+    for d in base_points:
+        d.points.clear()
+        if d.proc is None or d.proc.poll() is not None:
+            d.proc = None
+            d.start()
+        d.remove_all()
+        d.stop()
+        assert not spares.left(d)
+
+
+@pytest.mark.parametrize("name", ["spare.make", "spare.warm"])
+def test_no_spare_can_be_made(spare_daemon, image, name):
+    d = spare_daemon(f"{name}=error")
+    spares.wait_log(d, f"failpoint {name}")
+    assert not spares.left(d)
+    works(d, config_of(d, name), image)
+
+
+@pytest.mark.parametrize("name", ["spare.make", "spare.warm"])
+def test_daemon_dies_with_a_half_made_spare(spare_daemon, image, name):
+    d = spare_daemon(f"{name}=crash")
+    assert d.proc.wait(60) == -9
+    d.proc = None
+    d.client.close()
+    d.points.clear()
+    d.start()
+    spares.wait_ready(d)
+    works(d, config_of(d, name), image)
+
+
+def test_unusable_spare(spare_daemon, image):
+    d = spare_daemon("machine.claim=error")
+    spares.wait_ready(d)
+    works(d, config_of(d, "machine.claim"), image)
+    assert "a spare vm is unusable" in d.log_text()
+
+
+def test_daemon_dies_while_a_spare_is_claimed(spare_daemon, image):
+    d = spare_daemon("machine.claim=crash")
+    spares.wait_ready(d)
+    config = config_of(d, "machine.claim")
+    dies(d, "machine.claim", d.run_pod, config)
+    assert not d.client.ListPodSandbox().items
+    works(d, config, image)

@@ -24,6 +24,7 @@ def test_version_and_status(daemon):
     assert conditions["RuntimeReady"].status, conditions["RuntimeReady"]
     assert conditions["NetworkReady"].status, conditions["NetworkReady"]
     assert "" in [h.name for h in r.runtime_handlers]
+    assert all(h.features.user_namespaces for h in r.runtime_handlers if h.name in ("", "aspis-vm"))
     assert '"accelerator": "tcg"' in r.info["config"]
     assert daemon.client.RuntimeConfig().linux.cgroup_driver == pb.CGROUPFS
     daemon.client.UpdateRuntimeConfig(

@@ -92,7 +92,15 @@ static void test_wait(void **state)
     assert_null(disks_mounted(d)[0]);
     disks_release(d, "another"); /* a caller's mistake is logged, not fatal */
 
+    struct result tired = {0};
+    disks_acquire(d, "aspis-no-such-disk", on_image, &tired);
+    disks_give_up(d, &tired);
+    assert_int_equal(tired.calls, 1);
+    assert_int_equal(tired.code, ERR_ABORTED);
+    disks_give_up(d, &tired); /* waits no more */
+
     disks_free(d);
+    assert_int_equal(tired.calls, 1);
     assert_int_equal(waits.calls, 1);
     assert_int_equal(waits.code, ERR_CANCELLED);
     loop_free(loop);

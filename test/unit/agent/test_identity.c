@@ -1,4 +1,5 @@
 /* agent/identity: what can be checked without changing the machine that runs the test. */
+#include <sched.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -76,6 +77,25 @@ static void test_sysctl_unknown(void **state)
     assert_non_null(strstr(err_msg(&err), "kernel.there_is_no_such_thing"));
 }
 
+/* In a network namespace of its own. */
+static void test_sysctl_value(void **state)
+{
+    (void)state;
+    auto_err struct err err = ERR_INIT;
+    if (unshare(CLONE_NEWNET) < 0)
+        skip();
+    assert_int_equal(identity_set_sysctl("net.ipv4.ip_forward", "1", &err), 0);
+    assert_int_equal(identity_set_sysctl("net/ipv4/ip_forward", "0x0", &err), 0);
+    assert_int_equal(identity_set_sysctl("net.ipv4.ping_group_range", "0 7", &err), 0);
+    assert_int_equal(identity_set_sysctl("net.ipv4.ip_local_reserved_ports", "8000-8003,9", &err),
+                     0);
+    static const char *const bad[] = {"1 and more", "1 1", "one", ""};
+    for (size_t i = 0; i < 3; i++) {
+        assert_int_equal(identity_set_sysctl("net.ipv4.ip_forward", bad[i], &err), -1);
+        assert_non_null(strstr(err_msg(&err), "net.ipv4.ip_forward"));
+    }
+}
+
 static void test_entropy_size(void **state)
 {
     (void)state;
@@ -102,9 +122,9 @@ static void test_machine_id(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_hostname),       cmocka_unit_test(test_sysctl_path),
-        cmocka_unit_test(test_sysctl_unknown), cmocka_unit_test(test_entropy_size),
-        cmocka_unit_test(test_machine_id),
+        cmocka_unit_test(test_hostname),     cmocka_unit_test(test_sysctl_path),
+        cmocka_unit_test(test_sysctl_value), cmocka_unit_test(test_sysctl_unknown),
+        cmocka_unit_test(test_entropy_size), cmocka_unit_test(test_machine_id),
     };
     return cmocka_run_group_tests_name("identity", tests, NULL, NULL);
 }

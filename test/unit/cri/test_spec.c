@@ -11,8 +11,13 @@
 #include <cmocka.h>
 
 #include "base/cleanup.h"
+#include "base/limits.h"
 #include "base/str.h"
+#include "cri/seccomp.h"
 #include "cri/spec.h"
+
+/* the older fields of the security context are tried, too */
+#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
 
 #define OWN(s) ((char *)(uintptr_t)(s))
 
@@ -100,7 +105,7 @@ static void assert_at(struct box *b, const char *path, const char *want)
 static void assert_refused(struct box *b, enum err_code code, const char *words)
 {
     err_clear(&b->err);
-    int rc = spec_check_container(&b->c, &b->pod, &b->err);
+    int rc = spec_check_container(&b->c, &b->pod, BACKEND_VM, &b->err);
     char *text = rc == 0 ? spec_make(&b->c, &b->pod, &b->image, NULL, &b->err) : NULL;
     assert_null(text);
     assert_int_equal(b->err.code, code);
@@ -355,7 +360,7 @@ static void test_refused_containers(void **state)
     (void)state;
     struct box b;
     init(&b);
-    assert_int_equal(spec_check_container(&b.c, &b.pod, &b.err), 0);
+    assert_int_equal(spec_check_container(&b.c, &b.pod, BACKEND_VM, &b.err), 0);
     Runtime__V1__Mount mount;
     runtime__v1__mount__init(&mount);
     mount.host_path = OWN("host");
@@ -374,68 +379,255 @@ static void test_refused_containers(void **state)
     mount.propagation = RUNTIME__V1__MOUNT_PROPAGATION__PROPAGATION_HOST_TO_CONTAINER;
     assert_refused(&b, ERR_INVALID, "recursive read-only");
     mount.recursive_read_only = false;
-    mount.propagation = RUNTIME__V1__MOUNT_PROPAGATION__PROPAGATION_BIDIRECTIONAL;
-    assert_refused(&b, ERR_PRECONDITION, "aspis-host");
     mount.propagation = RUNTIME__V1__MOUNT_PROPAGATION__PROPAGATION_PRIVATE;
     mount.image_sub_path = OWN("x");
     assert_refused(&b, ERR_INVALID, "no image");
     b.c.n_mounts = 0;
     Runtime__V1__Device device;
     runtime__v1__device__init(&device);
-    device.host_path = OWN("/dev/kvm");
+    device.host_path = OWN("/dev/sda");
+    device.permissions = OWN("rwm");
     Runtime__V1__Device *devices[] = {&device};
     b.c.devices = devices;
     b.c.n_devices = 1;
-    assert_refused(&b, ERR_UNIMPLEMENTED, "/dev/kvm");
+    assert_refused(&b, ERR_PRECONDITION, "/dev/sda");
+    device.host_path = OWN("/dev/kvm");
+    assert_int_equal(spec_check_container(&b.c, &b.pod, BACKEND_VM, &b.err), 0);
+    device.permissions = OWN("rx");
+    assert_refused(&b, ERR_INVALID, "/dev/kvm");
+    device.permissions = OWN("r");
+    device.container_path = OWN("kvm");
+    assert_refused(&b, ERR_INVALID, "/dev/kvm");
     b.c.n_devices = 0;
     Runtime__V1__CDIDevice cdi;
     runtime__v1__cdidevice__init(&cdi);
-    cdi.name = OWN("vendor/gpu");
+    cdi.name = OWN("aspis.test/none=gpu");
     Runtime__V1__CDIDevice *cdis[] = {&cdi};
     b.c.cdi_devices = cdis;
     b.c.n_cdi_devices = 1;
-    assert_refused(&b, ERR_UNIMPLEMENTED, "vendor/gpu");
+    assert_refused(&b, ERR_NOT_FOUND, "aspis.test/none=gpu");
+    cdi.name = OWN("gpu");
+    assert_refused(&b, ERR_INVALID, "gpu");
     b.c.n_cdi_devices = 0;
-    b.security.privileged = true;
-    assert_refused(&b, ERR_PRECONDITION, "privileged");
-    b.security.privileged = false;
     Runtime__V1__SecurityProfile profile;
     runtime__v1__security_profile__init(&profile);
     profile.profile_type = RUNTIME__V1__SECURITY_PROFILE__PROFILE_TYPE__Localhost;
+    profile.localhost_ref = OWN("/nowhere/profile.json");
     b.security.seccomp = &profile;
-    assert_refused(&b, ERR_UNIMPLEMENTED, "seccomp");
+    assert_refused(&b, ERR_NOT_FOUND, "/nowhere/profile.json");
     b.security.seccomp = NULL;
     b.security.apparmor = &profile;
-    assert_refused(&b, ERR_UNIMPLEMENTED, "AppArmor");
+    assert_refused(&b, ERR_PRECONDITION, "AppArmor");
+    profile.profile_type = RUNTIME__V1__SECURITY_PROFILE__PROFILE_TYPE__RuntimeDefault;
+    assert_refused(&b, ERR_PRECONDITION, "AppArmor");
     profile.profile_type = RUNTIME__V1__SECURITY_PROFILE__PROFILE_TYPE__Unconfined;
-    assert_int_equal(spec_check_container(&b.c, &b.pod, &b.err), 0);
+    assert_int_equal(spec_check_container(&b.c, &b.pod, BACKEND_VM, &b.err), 0);
+    b.security.apparmor = NULL;
+    b.security.apparmor_profile = OWN("unconfined");
+    assert_int_equal(spec_check_container(&b.c, &b.pod, BACKEND_VM, &b.err), 0);
+    b.security.apparmor_profile = OWN("localhost/mine");
+    assert_refused(&b, ERR_PRECONDITION, "localhost/mine");
+    b.security.apparmor_profile = OWN("");
     b.security.run_as_group = &b.group;
     assert_refused(&b, ERR_INVALID, "run_as_group");
     b.security.run_as_group = NULL;
-    b.ns.pid = RUNTIME__V1__NAMESPACE_MODE__NODE;
-    assert_refused(&b, ERR_PRECONDITION, "pid namespace NODE");
     b.ns.pid = RUNTIME__V1__NAMESPACE_MODE__TARGET;
-    assert_refused(&b, ERR_UNIMPLEMENTED, "TARGET");
+    b.ns.target_id = OWN("");
+    assert_refused(&b, ERR_INVALID, "TARGET");
+    b.ns.target_id = OWN("abc");
+    assert_int_equal(spec_check_container(&b.c, &b.pod, BACKEND_VM, &b.err), 0);
     b.ns.pid = RUNTIME__V1__NAMESPACE_MODE__POD;
     assert_true(spec_shared_pid(&b.c));
-    b.ns.network = RUNTIME__V1__NAMESPACE_MODE__NODE;
-    assert_refused(&b, ERR_PRECONDITION, "network namespace NODE");
-    b.ns.network = RUNTIME__V1__NAMESPACE_MODE__POD;
-    b.ns.ipc = RUNTIME__V1__NAMESPACE_MODE__NODE;
-    assert_refused(&b, ERR_PRECONDITION, "ipc namespace NODE");
-    b.ns.ipc = RUNTIME__V1__NAMESPACE_MODE__POD;
     Runtime__V1__UserNamespace userns;
     runtime__v1__user_namespace__init(&userns);
     userns.mode = RUNTIME__V1__NAMESPACE_MODE__POD;
     b.ns.userns_options = &userns;
-    assert_refused(&b, ERR_UNIMPLEMENTED, "user namespace");
+    assert_refused(&b, ERR_INVALID, "mapping");
     userns.mode = RUNTIME__V1__NAMESPACE_MODE__NODE;
-    assert_int_equal(spec_check_container(&b.c, &b.pod, &b.err), 0);
+    assert_int_equal(spec_check_container(&b.c, &b.pod, BACKEND_VM, &b.err), 0);
     /* a client that sends no linux part at all */
     b.c.linux = NULL;
-    assert_int_equal(spec_check_container(&b.c, &b.pod, &b.err), 0);
+    assert_int_equal(spec_check_container(&b.c, &b.pod, BACKEND_VM, &b.err), 0);
     assert_false(spec_shared_pid(&b.c));
     assert_at(&b, "root", "{\"path\":\"rootfs\",\"readonly\":false}");
+    clear(&b);
+}
+
+static size_t filter_size(const struct box *b)
+{
+    auto_seccomp_filter struct seccomp_filter f = {0};
+    auto_err struct err err = ERR_INIT;
+    if (spec_seccomp(&b->c, &f, &err) < 0)
+        fail_msg("%s", err_msg(&err));
+    return f.len;
+}
+
+static void test_user_namespaces(void **state)
+{
+    (void)state;
+    struct box b;
+    init(&b);
+    Runtime__V1__IDMapping map;
+    Runtime__V1__IDMapping other;
+    Runtime__V1__UserNamespace u;
+    runtime__v1__idmapping__init(&map);
+    runtime__v1__idmapping__init(&other);
+    runtime__v1__user_namespace__init(&u);
+    Runtime__V1__IDMapping *maps[] = {&map, &other};
+    map.host_id = 65536;
+    map.length = 65536;
+    u.mode = RUNTIME__V1__NAMESPACE_MODE__POD;
+    u.uids = u.gids = maps;
+    u.n_uids = u.n_gids = 1;
+    b.ns.userns_options = &u;
+    assert_refused(&b, ERR_INVALID, "another one than its pod's");
+    Runtime__V1__NamespaceOption of_pod = b.ns;
+    b.pod_security.namespace_options = &of_pod;
+    assert_int_equal(spec_check_sandbox(&b.pod, &b.err), 0);
+    assert_int_equal(spec_check_container(&b.c, &b.pod, BACKEND_VM, &b.err), 0);
+    auto_arena struct arena *a = arena_new(KiB(64));
+    Aspis__Agent__V1__CreateContainerRequest req;
+    aspis__agent__v1__create_container_request__init(&req);
+    struct seccomp_filter none = {0};
+    assert_int_equal(spec_guest(&b.c, &none, &req, a, &b.err), 0);
+    assert_int_equal(req.n_uids, 1);
+    assert_int_equal(req.gids[0]->host_id, 65536);
+    assert_int_equal(spec_guest_understood(&req, 105, &b.err), 0);
+    assert_int_equal(spec_guest_understood(&req, 0, &b.err), -1);
+    Runtime__V1__UserNamespace others = u;
+    Runtime__V1__IDMapping *two[] = {&other};
+    other.host_id = 7;
+    other.length = 65536;
+    others.uids = two;
+    of_pod.userns_options = &others;
+    assert_refused(&b, ERR_INVALID, "another one than its pod's");
+    of_pod.userns_options = &u;
+    u.n_gids = 2;
+    assert_refused(&b, ERR_INVALID, "2 gid mappings");
+    u.n_gids = 1;
+    map.container_id = 1;
+    assert_refused(&b, ERR_INVALID, "uid 0 is not mapped");
+    map.container_id = 0;
+    map.length = UINT32_MAX;
+    assert_refused(&b, ERR_INVALID, "out of range");
+    map.length = 1;
+    u.mode = RUNTIME__V1__NAMESPACE_MODE__CONTAINER;
+    assert_int_equal(spec_check_sandbox(&b.pod, &b.err), -1);
+    u.mode = RUNTIME__V1__NAMESPACE_MODE__TARGET;
+    assert_int_equal(spec_check_sandbox(&b.pod, &b.err), -1);
+    u.mode = RUNTIME__V1__NAMESPACE_MODE__NODE;
+    assert_int_equal(spec_check_sandbox(&b.pod, &b.err), -1);
+    clear(&b);
+}
+
+static void test_devices(void **state)
+{
+    (void)state;
+    struct box b;
+    init(&b);
+    Runtime__V1__Device d[3];
+    Runtime__V1__Device *list[3];
+    for (size_t i = 0; i < ARRAY_LEN(d); i++) {
+        runtime__v1__device__init(&d[i]);
+        list[i] = &d[i];
+    }
+    d[0].host_path = OWN("/dev/fuse");
+    d[0].permissions = OWN("rw");
+    d[1].host_path = d[1].container_path = OWN("/dev/null"); /* is there anyway */
+    d[2].host_path = OWN("/dev/zero");
+    d[2].container_path = OWN("/dev/noughts");
+    b.c.devices = list;
+    b.c.n_devices = ARRAY_LEN(d);
+    assert_int_equal(spec_check_container(&b.c, &b.pod, BACKEND_VM, &b.err), 0);
+    auto_arena struct arena *a = arena_new(KiB(64));
+    Aspis__Agent__V1__CreateContainerRequest req;
+    aspis__agent__v1__create_container_request__init(&req);
+    struct seccomp_filter none = {0};
+    assert_int_equal(spec_guest(&b.c, &none, &req, a, &b.err), 0);
+    assert_int_equal(req.n_devices, 2);
+    assert_string_equal(req.devices[0]->container_path, "/dev/fuse");
+    assert_string_equal(req.devices[0]->permissions, "rw");
+    assert_string_equal(req.devices[1]->path, "/dev/zero");
+    assert_string_equal(req.devices[1]->container_path, "/dev/noughts");
+    assert_string_equal(req.devices[1]->permissions, "rwm");
+    assert_false(req.all_devices);
+    b.security.privileged = true;
+    aspis__agent__v1__create_container_request__init(&req);
+    assert_int_equal(spec_guest(&b.c, &none, &req, a, &b.err), 0);
+    assert_true(req.all_devices);
+    clear(&b);
+}
+
+static void test_seccomp(void **state)
+{
+    (void)state;
+    struct box b;
+    init(&b);
+    Runtime__V1__SecurityProfile profile;
+    runtime__v1__security_profile__init(&profile); /* RuntimeDefault */
+    assert_int_equal(filter_size(&b), 0);
+    b.security.seccomp = &profile;
+    assert_true(filter_size(&b) > 1000);
+    assert_at(&b, "linux.seccomp", "(none)");
+    b.security.privileged = true; /* nothing is filtered then */
+    assert_int_equal(filter_size(&b), 0);
+    b.security.privileged = false;
+    profile.profile_type = RUNTIME__V1__SECURITY_PROFILE__PROFILE_TYPE__Unconfined;
+    assert_int_equal(filter_size(&b), 0);
+    seccomp_forget();
+    clear(&b);
+}
+
+static void test_sysctls(void **state)
+{
+    (void)state;
+    static const char *const good[] = {"net.ipv4.ip_forward",
+                                       "net/ipv4/conf/eth0.7/forwarding",
+                                       "kernel.shm_rmid_forced",
+                                       "kernel.msgmax",
+                                       "kernel.sem",
+                                       "fs.mqueue.msg_max",
+                                       "vm.max_map_count",
+                                       "vm/swappiness"};
+    static const char *const bad[] = {"kernel.core_pattern",
+                                      "kernel.modprobe",
+                                      "kernel.hostname",
+                                      "kernel.panic",
+                                      "vm.drop_caches",
+                                      "",
+                                      ".",
+                                      "..",
+                                      "net/../kernel/modprobe",
+                                      "net..ipv4",
+                                      "/etc/passwd",
+                                      "net.",
+                                      "net",
+                                      "kernel.shm/../modprobe",
+                                      "net.a b",
+                                      "net.\001",
+                                      "kernel..shm"};
+    struct box b;
+    init(&b);
+    Runtime__V1__LinuxPodSandboxConfig__SysctlsEntry kv;
+    runtime__v1__linux_pod_sandbox_config__sysctls_entry__init(&kv);
+    Runtime__V1__LinuxPodSandboxConfig__SysctlsEntry *list[] = {&kv};
+    b.pod_linux.sysctls = list;
+    b.pod_linux.n_sysctls = 1;
+    kv.value = OWN("1");
+    for (size_t i = 0; i < ARRAY_LEN(good); i++) {
+        kv.key = OWN(good[i]);
+        if (spec_check_sandbox(&b.pod, &b.err) < 0)
+            fail_msg("%s", err_msg(&b.err));
+    }
+    for (size_t i = 0; i < ARRAY_LEN(bad); i++) {
+        kv.key = OWN(bad[i]);
+        if (spec_check_sandbox(&b.pod, &b.err) == 0)
+            fail_msg("%s was accepted", bad[i]);
+        assert_non_null(strstr(err_msg(&b.err), bad[i]));
+    }
+    kv.key = OWN("net.ipv4.ip_forward");
+    kv.value = OWN("");
+    assert_int_equal(spec_check_sandbox(&b.pod, &b.err), -1);
     clear(&b);
 }
 
@@ -445,11 +637,7 @@ static void test_refused_pods(void **state)
     struct box b;
     init(&b);
     assert_int_equal(spec_check_sandbox(&b.pod, &b.err), 0);
-    b.pod_security.privileged = true;
-    assert_int_equal(spec_check_sandbox(&b.pod, &b.err), -1);
-    assert_int_equal(b.err.code, ERR_PRECONDITION);
-    b.pod_security.privileged = false;
-    b.ns.network = RUNTIME__V1__NAMESPACE_MODE__NODE;
+    b.ns.pid = RUNTIME__V1__NAMESPACE_MODE__TARGET;
     b.pod_security.namespace_options = &b.ns;
     assert_int_equal(spec_check_sandbox(&b.pod, &b.err), -1);
     b.pod.linux = NULL;
@@ -485,6 +673,58 @@ static void test_resources(void **state)
     b.resources.n_unified = 1;
     assert_at(&b, "linux.resources.unified", "{\"memory.high\":\"1000\"}");
     clear(&b);
+}
+
+static void test_limits_that_cannot_be(void **state)
+{
+    (void)state;
+    auto_err struct err err = ERR_INIT;
+    struct {
+        Runtime__V1__LinuxContainerResources r;
+        enum err_code code;
+    } cases[12];
+    size_t n = 0;
+#define CASE(want, ...)                                                                            \
+    do {                                                                                           \
+        runtime__v1__linux_container_resources__init(&cases[n].r);                                 \
+        Runtime__V1__LinuxContainerResources *r = &cases[n].r;                                     \
+        cases[n++].code = (want);                                                                  \
+        __VA_ARGS__;                                                                               \
+    } while (0)
+    Runtime__V1__HugepageLimit pages;
+    runtime__v1__hugepage_limit__init(&pages);
+    pages.page_size = OWN("2MB");
+    pages.limit = 1;
+    Runtime__V1__HugepageLimit none = pages;
+    none.limit = 0;
+    Runtime__V1__HugepageLimit *list[] = {&pages};
+    Runtime__V1__HugepageLimit *empty[] = {&none};
+    Runtime__V1__LinuxContainerResources__UnifiedEntry entry;
+    runtime__v1__linux_container_resources__unified_entry__init(&entry);
+    entry.key = OWN("memory.high/../../x");
+    entry.value = OWN("1");
+    Runtime__V1__LinuxContainerResources__UnifiedEntry line = entry;
+    line.key = OWN("memory.high");
+    line.value = OWN("1\n2");
+    Runtime__V1__LinuxContainerResources__UnifiedEntry *climbing[] = {&entry};
+    Runtime__V1__LinuxContainerResources__UnifiedEntry *lines[] = {&line};
+    CASE(ERR_OK, r->memory_limit_in_bytes = -1);
+    CASE(ERR_OK, (r->n_hugepage_limits = 1, r->hugepage_limits = empty));
+    CASE(ERR_OK, (r->cpuset_cpus = OWN("0-3,7"), r->cpuset_mems = OWN("0")));
+    CASE(ERR_INVALID, r->memory_limit_in_bytes = MiB(4) - 1);
+    CASE(ERR_INVALID, r->memory_limit_in_bytes = -2);
+    CASE(ERR_INVALID, r->cpu_shares = -1);
+    CASE(ERR_INVALID, (r->memory_limit_in_bytes = MiB(8), r->memory_swap_limit_in_bytes = MiB(7)));
+    CASE(ERR_UNIMPLEMENTED, (r->n_hugepage_limits = 1, r->hugepage_limits = list));
+    CASE(ERR_INVALID, r->cpuset_cpus = OWN("0;1"));
+    CASE(ERR_INVALID, (r->n_unified = 1, r->unified = climbing));
+    CASE(ERR_INVALID, (r->n_unified = 1, r->unified = lines));
+#undef CASE
+    for (size_t i = 0; i < n; i++) {
+        (void)spec_check_resources(&cases[i].r, &err);
+        assert_int_equal(err.code, cases[i].code);
+        err_clear(&err);
+    }
 }
 
 /* The parts that OCI runtime-spec 1.0 requires, with their types. */
@@ -566,7 +806,7 @@ static void test_image_volumes(void **state)
     assert_refused(&b, ERR_INVALID,
                    "image volume at /data/: an image can be mounted read-only only");
     m[0].readonly = true;
-    assert_int_equal(spec_check_container(&b.c, &b.pod, &b.err), 0);
+    assert_int_equal(spec_check_container(&b.c, &b.pod, BACKEND_VM, &b.err), 0);
     size_t n = 0;
     auto_free struct machine_volume *v = spec_volumes(&b.c, &n);
     assert_int_equal(n, 1); /* images are no files of the host's */
@@ -593,7 +833,7 @@ static void test_image_volumes(void **state)
         assert_refused(&b, ERR_INVALID, "image volume at /data/: sub path");
     }
     m[0].image_sub_path = OWN("..a/b..");
-    assert_int_equal(spec_check_container(&b.c, &b.pod, &b.err), 0);
+    assert_int_equal(spec_check_container(&b.c, &b.pod, BACKEND_VM, &b.err), 0);
     m[0].host_path = OWN("/x");
     assert_refused(&b, ERR_INVALID, "both an image and the host path /x");
     clear(&b);
@@ -673,8 +913,13 @@ int main(void)
         cmocka_unit_test(test_stop_signal),
         cmocka_unit_test(test_users),
         cmocka_unit_test(test_refused_containers),
+        cmocka_unit_test(test_user_namespaces),
+        cmocka_unit_test(test_devices),
+        cmocka_unit_test(test_seccomp),
+        cmocka_unit_test(test_sysctls),
         cmocka_unit_test(test_refused_pods),
         cmocka_unit_test(test_resources),
+        cmocka_unit_test(test_limits_that_cannot_be),
         cmocka_unit_test(test_shape),
         cmocka_unit_test(test_image_volumes),
         cmocka_unit_test(test_too_large),

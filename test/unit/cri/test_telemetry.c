@@ -26,6 +26,7 @@ static void test_text(void **state)
     telemetry_call("Other", (enum err_code)99, 0);
     telemetry_machine_start(TELEMETRY_CLONED, 60000000);
     telemetry_machine_start(TELEMETRY_BOOTED, 900000000);
+    telemetry_machine_start(TELEMETRY_SPARE, 5000000);
     telemetry_machine_start(TELEMETRY_FAILED, 0);
     telemetry_machine_death();
     telemetry_pull(true, 1000000, 12345);
@@ -47,6 +48,7 @@ static void test_text(void **state)
     has(&b, "aspis_call_seconds_count{method=\"Version\"} 3\n");
     has(&b, "aspis_call_seconds_sum{method=\"Version\"} 72.002\n");
     has(&b, "aspis_machine_starts_total{how=\"cloned\"} 1\n");
+    has(&b, "aspis_machine_starts_total{how=\"spare\"} 1\n");
     has(&b, "aspis_machine_start_seconds_bucket{how=\"booted\",le=\"1\"} 1\n");
     has(&b, "aspis_machine_start_failures_total 1\n");
     has(&b, "aspis_machine_deaths_total 1\n");

@@ -171,6 +171,39 @@ static void shared_parent(void **state)
     assert_false(group_exists(&two));
 }
 
+static void moved(void **state)
+{
+    (void)state;
+    if (geteuid() != 0)
+        skip();
+    auto_err struct err err = ERR_INIT;
+    auto_strv struct strv one = {0};
+    auto_free char *elsewhere = fs_format("%s-spare", parent);
+    auto_free char *p1 = cgroup_path("", elsewhere, "one", &err);
+    auto_free char *p2 = cgroup_path("", parent, "two", &err);
+    assert_int_equal(cgroup_create(p1, &one, &err), 0);
+    cgroup_make_modest(elsewhere);
+    cgroup_make_modest("/there-is-none"); /* nothing to do is no error */
+    struct spawn_proc p = SPAWN_PROC_INIT;
+    start_member(&one, &p);
+    if (cgroup_move(p1, p2, elsewhere, NULL, &err) < 0)
+        fail_msg("%s", err_msg(&err));
+    assert_false(group_exists(&one));
+    assert_true(cgroup_populated(p2));
+    assert_int_equal(cgroup_move(p2, p2, parent, NULL, &err), 0);
+    assert_true(cgroup_populated(p2));
+    assert_int_equal(cgroup_move(p2, "/x/../y", parent, NULL, &err), -1);
+    err_clear(&err);
+    assert_true(cgroup_populated(p2));
+    assert_int_equal(cgroup_remove(p2, parent, NULL, &err), 0);
+    int status = 0;
+    assert_int_equal(spawn_wait(&p, NULL, &status, &err), 0);
+    assert_true(WIFSIGNALED(status));
+    auto_strv struct strv left = {0};
+    assert_int_equal(cgroup_find(elsewhere, &left, &err), 0);
+    assert_int_equal(left.n, 0);
+}
+
 static void put(const char *dir, const char *name, const char *text)
 {
     auto_free char *path = fs_format("%s/%s", dir, name);
@@ -234,7 +267,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(paths),         cmocka_unit_test(bad_paths), cmocka_unit_test(real_groups),
-        cmocka_unit_test(shared_parent), cmocka_unit_test(usage),
+        cmocka_unit_test(shared_parent), cmocka_unit_test(moved),     cmocka_unit_test(usage),
     };
     return cmocka_run_group_tests(tests, need_root, NULL);
 }

@@ -87,6 +87,9 @@ static void argv_tcg(void **state)
     has(t, "virtio-net-pci,netdev=net,mac=02:00:00:aA:00:01,romfile=\n");
     has(t, "free-page-reporting=on");
     has(t, "vmgenid");
+    /* 4096 less 300, in whole steps, of which no more than this is at hand */
+    has(t, "memory-backend-memfd,id=more-ram,size=2048M,share=on");
+    has(t, "virtio-mem-pci,id=more,memdev=more-ram,requested-size=0\n");
     has(t, "filename=/dev/fdset/1,discard=unmap");
     hasnt(t, "vhost-vsock");
     hasnt(t, "kvm");
@@ -193,6 +196,26 @@ static void sizes(void **state)
     c.max_vcpus = 0;
     assert_int_equal(machine_size_for(&c, host, 64, 0, 0, 0).max_vcpus, 32);
     assert_int_equal(machine_size_for(&c, host, 64, 0, 6400000, 100000).max_vcpus, 64);
+}
+
+static void sizes_of_pods(void **state)
+{
+    (void)state;
+    struct machine_factory f = {
+        .config = {.base_memory_bytes = MiB(256), .overhead_memory_bytes = MiB(96)},
+        .host_memory_bytes = GiB(16),
+        .host_vcpus = 4,
+    };
+    struct machine_spec s = {.memory_limit_bytes = MiB(300), .memory_needed_bytes = MiB(100)};
+    assert_int_equal(machine_spec_size(&f, &s).memory_bytes, MiB(396));
+    /* a container that was given more than its pod */
+    s.memory_needed_bytes = MiB(700);
+    assert_int_equal(machine_spec_size(&f, &s).memory_bytes, MiB(796));
+    s.memory_limit_bytes = 0;
+    assert_int_equal(machine_spec_size(&f, &s).memory_bytes, MiB(796));
+    s.memory_needed_bytes = UINT64_MAX;
+    assert_int_equal(machine_spec_size(&f, &s).memory_bytes, GiB(16));
+    assert_int_equal(machine_base_size(&f).memory_bytes, MiB(256));
 }
 
 /* --- record --- */
@@ -400,8 +423,9 @@ static void argv_template(void **state)
     s.tpl = &cloning;
     auto_free char *clone = joined(&s, &err);
     has(plain, "free-page-reporting=on");
-    assert_null(strstr(plain, "memory-backend"));
+    assert_null(strstr(plain, "memory-backend-file"));
     has(made, "share=on");
+    /* without the library a clone would punch holes into what others share */
     has(made, "free-page-reporting=off");
     has(made, "-kernel\n");
     assert_null(strstr(made, "-incoming"));
@@ -411,6 +435,9 @@ static void argv_template(void **state)
     has(clone, "-incoming\ndefer\n");
     assert_null(strstr(clone, "-kernel"));
     assert_null(strstr(clone, "-append"));
+    s.pages_library = "/usr/libexec/aspis/aspis-pages.so";
+    auto_free char *giving = joined(&s, &err);
+    has(giving, "free-page-reporting=on");
     const char *from = clone;
     auto_free char *copy = xstrdup(made);
     char *save = NULL;
@@ -456,6 +483,7 @@ int main(void)
         cmocka_unit_test(shapes),
         cmocka_unit_test(escaping),
         cmocka_unit_test(sizes),
+        cmocka_unit_test(sizes_of_pods),
         cmocka_unit_test(records),
         cmocka_unit_test_setup_teardown(console_bounds, io_setup, io_teardown),
         cmocka_unit_test_setup_teardown(scratch, io_setup, io_teardown),

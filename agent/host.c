@@ -1,0 +1,136 @@
+#include "agent/host.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/fs.h"
+#include "base/str.h"
+#include "proto/host_agent.h"
+
+/* As boot.c gives a guest's containers; the host's ceiling may be lower. */
+#define OPEN_FILES 1048576
+
+static int join_cgroups(const struct host_options *o, struct err *err)
+{
+    for (size_t i = 0; i < o->n_join; i++) {
+        auto_free char *file = fs_format("%s/cgroup.procs", o->join[i]);
+        if (fs_write_str(file, "0", err) < 0)
+            return err_wrap(err, "join cgroup");
+    }
+    return 0;
+}
+
+static int enter_netns(const char *path, struct err *err)
+{
+    auto_close int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0 || setns(fd, CLONE_NEWNET) < 0)
+        return err_sys(err, errno, "enter network namespace %s", path);
+    return 0;
+}
+
+static int make_namespaces(const struct host_options *o, struct err *err)
+{
+    int flags = CLONE_NEWNS;
+    if (!o->host_ipc)
+        flags |= CLONE_NEWIPC;
+    if (!o->host_uts)
+        flags |= CLONE_NEWUTS;
+    if (unshare(flags) < 0)
+        return err_sys(err, errno, "make namespaces");
+    return 0;
+}
+
+/* --- the root --- */
+
+static int bind(const char *from, const char *root, const char *at, unsigned long flags,
+                struct err *err)
+{
+    auto_free char *to = fs_format("%s%s", root, at);
+    if (fs_mkdir_p(to, 0755, err) < 0)
+        return -1;
+    if (mount(from, to, NULL, MS_BIND | flags, NULL) < 0)
+        return err_sys(err, errno, "bind %s", from);
+    return 0;
+}
+
+static int fill_root(const struct host_options *o, const char *root, struct err *err)
+{
+    auto_free char *run = fs_format("%s/host", o->run_dir);
+    auto_free char *tmp = fs_format("%s/tmp", root);
+    auto_free char *etc = fs_format("%s/etc", root);
+    auto_free char *scratch = fs_format("%s/scratch", run);
+    if (fs_mkdir_p(run, 0700, err) < 0 || fs_mkdir_p(tmp, 0700, err) < 0 ||
+        fs_mkdir_p(etc, 0755, err) < 0 || fs_mkdir_p(scratch, 0700, err) < 0)
+        return -1;
+    if (bind("/proc", root, "/proc", 0, err) < 0 || bind("/sys", root, "/sys", MS_REC, err) < 0 ||
+        bind("/dev", root, "/dev", MS_REC, err) < 0 || bind(run, root, "/run/aspis", 0, err) < 0 ||
+        bind(o->state_dir, root, "/run/aspis/scratch", 0, err) < 0)
+        return -1;
+    return 0;
+}
+
+/* Beside version 1 there may be an empty hierarchy of version 2 (systemd's "hybrid"). libcrun
+ * refuses to work where it has any controller, needed or not; without it the host is one of
+ * version 1. */
+static void hide_hybrid(const char *root)
+{
+    auto_free char *dir = fs_format("%s/sys/fs/cgroup/unified", root);
+    (void)umount2(dir, MNT_DETACH | UMOUNT_NOFOLLOW);
+}
+
+static int change_root(const char *root, struct err *err)
+{
+    if (chdir(root) < 0 || syscall(SYS_pivot_root, ".", ".") < 0 || umount2(".", MNT_DETACH) < 0 ||
+        chdir("/") < 0)
+        return err_sys(err, errno, "change the root to %s", root);
+    return 0;
+}
+
+static int make_root(const struct host_options *o, struct err *err)
+{
+    auto_free char *root = fs_format("%s/root", o->run_dir);
+    if (fs_mkdir_p(root, 0700, err) < 0)
+        return -1;
+    if (mount(NULL, "/", NULL, MS_REC | MS_SLAVE, NULL) < 0)
+        return err_sys(err, errno, "make mounts one-way");
+    if (mount("root", root, "tmpfs", MS_NODEV | MS_NOSUID, "mode=0755,size=1m") < 0)
+        return err_sys(err, errno, "mount the root");
+    if (fill_root(o, root, err) < 0)
+        return -1;
+    hide_hybrid(root);
+    return change_root(root, err);
+}
+
+int host_enter(const struct host_options *o, struct err *err)
+{
+    /* named after a descriptor until now */
+    (void)prctl(PR_SET_NAME, HOST_AGENT_NAME);
+    (void)close(HOST_FD_PROGRAM); /* what runs keeps its mount */
+    (void)setsid();
+    (void)umask(022);
+    if (join_cgroups(o, err) < 0 || (o->netns != NULL && enter_netns(o->netns, err) < 0) ||
+        make_namespaces(o, err) < 0 || make_root(o, err) < 0)
+        return err_wrap(err, "pod on the host");
+
+    /* These pass on to containers. */
+    struct rlimit files = {.rlim_cur = OPEN_FILES, .rlim_max = OPEN_FILES};
+    if (setrlimit(RLIMIT_NOFILE, &files) < 0 && getrlimit(RLIMIT_NOFILE, &files) == 0) {
+        files.rlim_cur = files.rlim_max;
+        (void)setrlimit(RLIMIT_NOFILE, &files);
+    }
+    struct rlimit core = {.rlim_cur = 0, .rlim_max = RLIM_INFINITY};
+    (void)setrlimit(RLIMIT_CORE, &core);
+    /* The pod's containers go before their supervisor. Needs CAP_SYS_RESOURCE, which a daemon in a
+     * container may lack. */
+    (void)fs_write_str("/proc/self/oom_score_adj", "-999", NULL);
+    return 0;
+}
