@@ -83,8 +83,12 @@ static int try_open(struct records *r, const char *path, struct err *err)
     if (sqlite3_open_v2(path, &r->db, flags, NULL) != SQLITE_OK)
         return db_error(r, "open", err);
     (void)sqlite3_busy_timeout(r->db, 5000);
-    if (sqlite3_exec(r->db, "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;", NULL, NULL,
-                     NULL) != SQLITE_OK)
+    /* Exclusive: nobody else uses it, and there is no shared memory file to be made on a disk that
+     * may be full. */
+    if (sqlite3_exec(r->db,
+                     "PRAGMA locking_mode=EXCLUSIVE; PRAGMA journal_mode=WAL;"
+                     "PRAGMA synchronous=NORMAL;",
+                     NULL, NULL, NULL) != SQLITE_OK)
         return db_error(r, "set up", err);
     if (!sound(r->db))
         return err_set(err, ERR_DATA_LOSS, "records: %s is damaged", path);
@@ -95,6 +99,8 @@ static int try_open(struct records *r, const char *path, struct err *err)
         return err_set(err, ERR_PRECONDITION,
                        "records: %s was written by a newer aspisd (schema %" PRId64 ")", path,
                        version);
+    if (version == SCHEMA_VERSION) /* nothing is written to a disk that may be full */
+        return 0;
     if (sqlite3_exec(r->db, schema, NULL, NULL, NULL) != SQLITE_OK ||
         sqlite3_exec(r->db, "PRAGMA user_version=1", NULL, NULL, NULL) != SQLITE_OK)
         return db_error(r, "create tables", err);
