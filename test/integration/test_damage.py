@@ -166,6 +166,9 @@ def test_a_full_disk(small_disk, images):
         d.start()
         assert pod.status().state == pb.SANDBOX_READY and d.status(c).state == pb.CONTAINER_RUNNING
         assert d.exec(c, "echo", "hi").stdout == b"hi\n"
+        d.stop()
+        d.start()
+        assert d.exec(c, "echo", "hi").stdout == b"hi\n"
     finally:
         (d.state / "ballast").unlink()
     for s in d.client.ListPodSandbox().items:
