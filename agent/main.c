@@ -21,6 +21,7 @@
 #include "agent/forward.h"
 #include "agent/host.h"
 #include "agent/mirror.h"
+#include "agent/older.h"
 #include "agent/pidns.h"
 #include "agent/pod.h"
 #include "agent/rpc.h"
@@ -147,7 +148,8 @@ static void add_methods(struct agent *a, const struct rpc_method *rows)
     while (a->methods[n].name != NULL)
         n++;
     for (; rows->name != NULL && n + 1 < MAX_METHODS; rows++)
-        a->methods[n++] = *rows;
+        if (protocol_call_minor(rows->name) <= AGENT_MINOR)
+            a->methods[n++] = *rows;
 }
 
 static int set_up(struct agent *a, struct err *err)

@@ -4,6 +4,7 @@
 #include <string.h>
 #include <sys/queue.h>
 
+#include "agent/older.h"
 #include "agent/peer.h"
 #include "base/cleanup.h"
 #include "base/limits.h"
@@ -258,7 +259,7 @@ static const ProtobufCMessage *decode(struct rpc_server *s, const struct frame *
 {
     auto_arena struct arena *tmp = arena_new(LIMIT_AGENT_CALL_ARENA);
     const Aspis__Ttrpc__Request *env;
-    const ProtobufCMessage *req;
+    ProtobufCMessage *req;
 
     if (tmp == NULL || arena == NULL) {
         (void)err_set(err, ERR_EXHAUSTED, "out of memory");
@@ -280,6 +281,10 @@ static const ProtobufCMessage *decode(struct rpc_server *s, const struct frame *
     if (req == NULL)
         (void)err_set(err, arena_exhausted(arena) ? ERR_EXHAUSTED : ERR_INVALID,
                       "request of %s cannot be unpacked", (*method)->name);
+#if AGENT_MINOR < PROTOCOL_MINOR
+    else
+        protocol_forget((*method)->name, req, AGENT_MINOR);
+#endif
     return req;
 }
 

@@ -8,11 +8,13 @@
 #include <sys/utsname.h>
 #include <time.h>
 
+#include "agent/older.h"
 #include "base/cleanup.h"
 #include "base/fs.h"
 #include "base/log.h"
 #include "base/str.h"
 #include "proto/agent.pb-c.h"
+#include "proto/version.h"
 
 /* For the reply to leave through the virtual port before the machine goes. */
 #define SHUTDOWN_DELAY_NS INT64_C(20000000)
@@ -45,10 +47,10 @@ static void hello(struct rpc_call *call, const ProtobufCMessage *request, void *
     const Aspis__Agent__V1__HelloRequest *req =
         (const Aspis__Agent__V1__HelloRequest *)(const void *)request;
     auto_err struct err err = ERR_INIT;
-    if (req->major != SERVICE_PROTOCOL_MAJOR) {
+    if (req->major != PROTOCOL_MAJOR) {
         err_set(&err, ERR_UNIMPLEMENTED,
-                "agent " ASPIS_VERSION " speaks protocol %d.%d, the daemon %u.%u",
-                SERVICE_PROTOCOL_MAJOR, SERVICE_PROTOCOL_MINOR, req->major, req->minor);
+                "agent " ASPIS_VERSION " speaks protocol %d.%d, the daemon %u.%u", PROTOCOL_MAJOR,
+                AGENT_MINOR, req->major, req->minor);
         rpc_fail(call, &err);
         return;
     }
@@ -64,8 +66,8 @@ static void hello(struct rpc_call *call, const ProtobufCMessage *request, void *
 
     Aspis__Agent__V1__HelloResponse r;
     aspis__agent__v1__hello_response__init(&r);
-    r.major = SERVICE_PROTOCOL_MAJOR;
-    r.minor = SERVICE_PROTOCOL_MINOR;
+    r.major = PROTOCOL_MAJOR;
+    r.minor = AGENT_MINOR;
     r.agent_version = version;
     r.kernel_release = uts.release;
     r.sandbox_id = id;

@@ -11,10 +11,6 @@
 #include "base/err.h"
 #include "base/loop.h"
 
-/* Of proto/agent.proto. */
-#define SERVICE_PROTOCOL_MAJOR 1
-#define SERVICE_PROTOCOL_MINOR 1
-
 struct service;
 
 /* shutdown runs on the loop shortly after Shutdown was answered. */

@@ -210,8 +210,12 @@ char *message_text(const char *s, size_t max)
     while (len > 0 && s[len] != '\0' && ((unsigned char)s[len] & 0xc0) == 0x80)
         len--;
     char *out = malloc(len * 3 + 1);
-    if (out != NULL)
-        repair_text(s, len, out);
+    if (out == NULL)
+        return NULL;
+    repair_text(s, len, out);
+    for (char *p = out; *p != '\0'; p++)
+        if (((unsigned char)*p < 0x20 && *p != '\n' && *p != '\t') || *p == 0x7f)
+            *p = '?';
     return out;
 }
 

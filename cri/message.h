@@ -35,8 +35,9 @@ ProtobufCMessage *message_unpack(const ProtobufCMessageDescriptor *desc, const v
 uint8_t *message_pack(const ProtobufCMessage *message, size_t max, struct arena *arena, size_t *len,
                       struct err *err);
 
-/* A copy of at most max bytes of s as valid UTF-8 (at most three times as long); from malloc, NULL
- * when memory is out. */
+/* A copy of at most max bytes of s as valid UTF-8 (at most three times as long), for people:
+ * control characters other than newline and tab become '?', or a client's string could speak to a
+ * terminal. From malloc, NULL when memory is out. */
 char *message_text(const char *s, size_t max);
 
 #endif

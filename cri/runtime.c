@@ -164,6 +164,10 @@ static void load(struct runtime *rt, struct err *err)
             TAILQ_INSERT_TAIL(&s->containers, c, link);
             (void)pthread_mutex_unlock(&rt->lock);
         }
+        if (c == NULL)
+            log_error("record of container is unusable; the container will be removed",
+                      LOG_STR("container", r->id), LOG_STR("sandbox", r->sandbox_id),
+                      LOG_STR("error", s != NULL ? err_msg(&why) : "its sandbox is not known"));
         container_record_clear(r);
     }
     free(sandboxes);

@@ -24,9 +24,11 @@ static int check_name(const char *field, const char *value, struct err *err)
         return err_set(err, ERR_INVALID, "%s is empty", field);
     if (strlen(value) > LIMIT_NAME)
         return err_set(err, ERR_INVALID, "%s is longer than %d bytes", field, LIMIT_NAME);
-    /* it becomes part of environment strings of CNI plugins, where `;` separates */
-    if (strpbrk(value, ";\n") != NULL)
-        return err_set(err, ERR_INVALID, "%s \"%.64s\" holds a semicolon or newline", field, value);
+    /* It becomes part of CNI_ARGS, "NAME=VALUE;...": plugins refuse what they cannot take apart, a
+     * DEL as well, and the pod could never be removed. */
+    if (strpbrk(value, ";=\n") != NULL)
+        return err_set(err, ERR_INVALID, "%s \"%.64s\" holds a semicolon, newline or equals sign",
+                       field, value);
     return 0;
 }
 

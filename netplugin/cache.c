@@ -179,6 +179,25 @@ int cache_remove(const char *file, struct err *err)
     return 0;
 }
 
+int cache_remove_unfinished(const char *dir, const char *container_id, const char *ifname,
+                            struct err *err)
+{
+    auto_free char *results = fs_format("%s/results", dir);
+    auto_free char *middle = fs_format("-%s-%s.", container_id, ifname);
+    auto_closedir DIR *d = opendir(results);
+    const struct dirent *e;
+
+    if (d == NULL)
+        return errno == ENOENT ? 0 : err_sys(err, errno, "open %s", results);
+    while ((errno = 0, e = readdir(d)) != NULL) {
+        const char *at = strstr(e->d_name, middle);
+        if (at != NULL && strlen(at) == strlen(middle) + strlen("XXXXXX") &&
+            unlinkat(dirfd(d), e->d_name, 0) < 0 && errno != ENOENT)
+            return err_sys(err, errno, "remove %s/%s", results, e->d_name);
+    }
+    return errno != 0 ? err_sys(err, errno, "read %s", results) : 0;
+}
+
 int cache_each(const char *dir, const char *container_id, const char *ifname,
                int (*fn)(const char *file, void *arg, struct err *err), void *arg, struct err *err)
 {

@@ -38,6 +38,10 @@ int cache_parse(const char *text, size_t len, struct cache_entry *out, struct er
 int cache_read(const char *file, struct cache_entry *out, struct err *err);
 /* Missing is fine. */
 int cache_remove(const char *file, struct err *err);
+/* Removes what a daemon that was killed in cache_write() left. Nobody may be writing it meanwhile.
+ */
+int cache_remove_unfinished(const char *dir, const char *container_id, const char *ifname,
+                            struct err *err);
 
 /* Calls fn with the path of every file that, by its name, belongs to container_id and ifname (both
  * NULL: every file), until fn returns non-zero, which is then returned. A missing directory has no

@@ -234,7 +234,8 @@ int cni_del(struct cni *c, const struct cni_attachment *a, struct cancel *cancel
     if (pass == NULL)
         return err_wrap(err, "CNI DEL");
     if (FAILPOINT("netplugin.del", err) < 0 ||
-        cache_each(c->cache_dir, a->sandbox_id, a->ifname, del_cached, &d, err) < 0)
+        cache_each(c->cache_dir, a->sandbox_id, a->ifname, del_cached, &d, err) < 0 ||
+        cache_remove_unfinished(c->cache_dir, a->sandbox_id, a->ifname, err) < 0)
         return -1;
     if (d.done)
         return 0;

@@ -71,7 +71,10 @@ struct call {
     int done;          /* eventfd, readable from DONE on (user calls) */
     uint8_t *response; /* packed envelope, owned, when DONE without failure */
     size_t response_len;
-    const char *failure; /* when DONE and there is no response: why, for UNAVAILABLE */
+    const char *failure;  /* when DONE and there is no response: why, for UNAVAILABLE */
+    uint32_t since;       /* the agent's minor version that it needs, 0: any */
+    const char *needs;    /* what of it */
+    uint32_t agent_minor; /* when it failed since the agent's is lower */
     TAILQ_ENTRY(call) queue;
     UT_hash_handle hh;
 };
@@ -92,6 +95,7 @@ struct link {
     struct link_chan rpc;
     /* under rpc.lock */
     bool up;                 /* Hello was answered on this connection */
+    uint32_t minor;          /* of the protocol, in that answer */
     struct call_queue queue; /* not sent yet */
     struct call *sent;       /* by stream */
     unsigned n_calls;        /* user calls queued or sent */

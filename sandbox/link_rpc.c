@@ -9,11 +9,10 @@
 #include "base/limits.h"
 #include "base/str.h"
 #include "proto/ttrpc.pb-c.h"
+#include "proto/version.h"
 #include "sandbox/link_impl.h"
 
 #define SERVICE "aspis.agent.v1.Agent"
-#define PROTOCOL_MAJOR 1
-#define PROTOCOL_MINOR 1
 /* Of the agent's unanswered calls some are the link's own. */
 #define CALLS_MAX (LIMIT_RPC_CALLS - 8)
 /* A refused Hello or an Events stream that ended is asked for again after this. */
@@ -214,6 +213,12 @@ static bool rpc_fill(struct link *l)
         finish(l, c, NULL);
         return true;
     }
+    if (c->since > l->minor) {
+        unlist(l, c);
+        c->agent_minor = l->minor;
+        finish(l, c, "the agent is too old");
+        return true;
+    }
     return send_call(l, c);
 }
 
@@ -285,7 +290,8 @@ static int hello_answered(struct link *l, const struct frame *f, struct err *err
     if (f->len > OWN_MESSAGE)
         return err_set(err, ERR_DATA_LOSS, "answer to Hello of %zu bytes", f->len);
     if (unpack_response(f->payload, f->len, arena, &env, &refused) < 0) {
-        if (refused.code == ERR_DATA_LOSS)
+        /* UNIMPLEMENTED: an agent of another major version */
+        if (refused.code == ERR_DATA_LOSS || refused.code == ERR_UNIMPLEMENTED)
             return err_move(err, &refused);
         again(l); /* an agent that is out of calls or memory for the moment */
         return 0;
@@ -296,8 +302,9 @@ static int hello_answered(struct link *l, const struct frame *f, struct err *err
         return err_set(err, ERR_DATA_LOSS, "answer to Hello cannot be read");
     /* The minor version only adds: the lower one of both is what may be used. */
     if (hello->major != PROTOCOL_MAJOR)
-        return err_set(err, ERR_PRECONDITION, "the agent speaks version %u.%u of the protocol",
-                       hello->major, hello->minor);
+        return err_set(err, ERR_PRECONDITION,
+                       "the agent speaks version %u.%u of the protocol, the daemon %d.%d",
+                       hello->major, hello->minor, PROTOCOL_MAJOR, PROTOCOL_MINOR);
     (void)pthread_mutex_lock(&l->rpc.lock);
     if (l->boot_id != NULL)
         atomic_fetch_add(&reconnects, 1);
@@ -307,6 +314,7 @@ static int hello_answered(struct link *l, const struct frame *f, struct err *err
         l->boot_id = xstrdup(hello->boot_id);
         l->last_event = l->n_unacked = l->ack_want = 0;
     }
+    l->minor = hello->minor;
     l->up = true;
     queue_events(l);
     queue_ack(l);
@@ -452,6 +460,15 @@ void link_rpc_clear(struct link *l)
 
 /* --- for callers --- */
 
+static int too_old(const struct call *c, struct err *err)
+{
+    return err_set(
+        err, ERR_UNIMPLEMENTED,
+        "the pod's agent speaks version %d.%u of the protocol, and %s needs %d.%u: a pod "
+        "that is started now has it",
+        PROTOCOL_MAJOR, c->agent_minor, c->needs, PROTOCOL_MAJOR, c->since);
+}
+
 /* Runs c to its end; -1 with *err when it was cancelled or the link failed. */
 static int run(struct link *l, struct call *c, struct cancel *cancel, struct err *err)
 {
@@ -480,7 +497,9 @@ static int run(struct link *l, struct call *c, struct cancel *cancel, struct err
     if (c->state == CALL_DONE) {
         if (ret < 0)
             err_clear(err); /* the answer came first after all */
-        ret = c->failure == NULL ? 0 : err_set(err, ERR_UNAVAILABLE, "%s", c->failure);
+        ret = c->failure == NULL          ? 0
+              : c->agent_minor < c->since ? too_old(c, err)
+                                          : err_set(err, ERR_UNAVAILABLE, "%s", c->failure);
     } else {
         bool sent = c->state == CALL_SENT;
 
@@ -526,13 +545,18 @@ const ProtobufCMessage *link_call(struct link *l, const char *method,
                                   const ProtobufCMessageDescriptor *reply, struct arena *arena,
                                   struct cancel *cancel, struct err *err)
 {
-    struct call c = {.kind = CALL_USER};
+    const struct protocol_addition *newest = protocol_newest(method, request);
+    struct call c = {.kind = CALL_USER, .agent_minor = UINT32_MAX};
     const ProtobufCMessage *m = NULL;
     int64_t deadline = cancel_deadline(cancel);
     int64_t left = deadline == 0 ? 0 : deadline - mono_ns();
 
     if (deadline != 0 && left <= 0)
         left = 1;
+    if (newest != NULL) {
+        c.since = newest->minor;
+        c.needs = newest->field != NULL ? newest->field : method;
+    }
     c.request = pack_request(method, request, left, &c.request_len, err);
     if (c.request != NULL && run(l, &c, cancel, err) == 0)
         m = decode_reply(&c, reply, arena, err);

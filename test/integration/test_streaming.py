@@ -115,6 +115,10 @@ def test_tokens(daemon, box):
     assert url.startswith("http://127.0.0.1:")
     upgrade = ["Connection: Upgrade", "Upgrade: SPDY/3.1", "X-Stream-Protocol-Version: v4.channel.k8s.io"]
     assert http_upgrade(url.replace("/exec/", "/attach/"), upgrade)[1] == 404
+    # guessed ones, while a good one waits: of the right form, near it, of another length, nothing
+    base, good = url.rsplit("/", 1)
+    for guess in ("0" * len(good), good[:-1] + ("0" if good[-1] != "0" else "1"), good[:-1], good + "0", good.swapcase() + "x", ""):
+        assert http_upgrade(f"{base}/{guess}", upgrade)[1] == 404, guess
     s, status, *_ = http_upgrade(url, ["Connection: close"])
     assert status == 400  # and used
     assert http_upgrade(url, upgrade)[1] == 404

@@ -135,6 +135,8 @@ static void test_text(void **state)
     assert_string_equal(b, "ab");
     auto_free char *c = message_text("ab\xe2\x82\xac", 5);
     assert_string_equal(c, "ab\xe2\x82\xac");
+    auto_free char *f = message_text("a\033[2J\r\n\tb\177", 20);
+    assert_string_equal(f, "a?[2J?\n\tb?");
     auto_free char *d = message_text("\xff", 5);
     assert_string_equal(d, "\xEF\xBF\xBD");
     auto_free char *e = message_text("\x80\x80\x80\x80", 3);

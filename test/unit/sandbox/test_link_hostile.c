@@ -240,6 +240,16 @@ static void s_version(struct fake *f)
     hello(f, 2);
 }
 
+/* An agent of another major version refuses the daemon's: it says so in words. */
+static void s_hello_refused(struct fake *f)
+{
+    uint32_t stream;
+    uint8_t type;
+
+    if (get_frame(f->fd[0], &stream, &type))
+        answer(f->fd[0], stream, ERR_UNIMPLEMENTED, NULL, 0);
+}
+
 static void s_hello_garbage(struct fake *f)
 {
     uint32_t stream;
@@ -304,7 +314,8 @@ static void broken_protocol(void **state)
     (void)state;
     expect_broken(s_garbage, "no frame");
     expect_broken(s_huge, "no frame");
-    expect_broken(s_version, "version 2.0");
+    expect_broken(s_version, "version 2.0 of the protocol, the daemon 1.");
+    expect_broken(s_hello_refused, "agent: lies");
     expect_broken(s_hello_garbage, "cannot be read");
     expect_broken(s_hello_long, "bytes");
     expect_broken(s_flood_responses, "flood");
@@ -591,6 +602,36 @@ static void call_fails_when_the_guest_dies(void **state)
     stop(&f);
 }
 
+static void s_oldest(struct fake *f)
+{
+    uint8_t c;
+
+    hello(f, 1); /* 1.0 */
+    (void)get(f->fd[0], &c, 1);
+}
+
+/* What the agent is too old for is not even asked. */
+static void older_agent(void **state)
+{
+    struct fake f = {0};
+    auto_err struct err err = ERR_INIT;
+    auto_arena struct arena *a = arena_new(MiB(8));
+    auto_cancel struct cancel *c = cancel_new(mono_ns() + 20000000000, NULL);
+    Aspis__Agent__V1__StatsRequest req;
+
+    (void)state;
+    aspis__agent__v1__stats_request__init(&req);
+    start(&f, s_oldest);
+    assert_null(link_call(f.host.link, "Stats", &req.base,
+                          &aspis__agent__v1__stats_response__descriptor, a, c, &err));
+    assert_int_equal(err.code, ERR_UNIMPLEMENTED);
+    if (strstr(err_msg(&err), "speaks version 1.0") == NULL ||
+        strstr(err_msg(&err), "Stats needs 1.2") == NULL)
+        fail_msg("%s", err_msg(&err));
+    assert_int_equal(atomic_load(&f.done), 0); /* nothing came */
+    stop(&f);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -602,6 +643,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(hanging_up_is_not_breaking),
         cmocka_unit_test(old_data_after_opening_again),
         cmocka_unit_test(call_fails_when_the_guest_dies),
+        cmocka_unit_test(older_agent),
     };
 
     (void)signal(SIGPIPE, SIG_IGN);
