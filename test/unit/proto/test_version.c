@@ -66,8 +66,7 @@ static bool in_table(const char *method, const char *field)
     return false;
 }
 
-/* Fields of messages below a request can only be new in messages that are: the table names fields
- * of the request itself. */
+/* A new field of a message below a request is in the table under the message's name. */
 static void look(const char *method, const ProtobufCMessageDescriptor *m, int depth)
 {
     if (depth == DEPTH)
@@ -78,7 +77,7 @@ static void look(const char *method, const ProtobufCMessageDescriptor *m, int de
         if (in_list(line)) {
             if (f->type == PROTOBUF_C_TYPE_MESSAGE)
                 look(method, f->descriptor, depth + 1);
-        } else if (depth > 0 || !in_table(method, f->name)) {
+        } else if (!in_table(depth > 0 ? m->short_name : method, f->name)) {
             fail_msg("%s: field %s is in neither version 1.1 nor protocol_additions", method, line);
         }
     }
