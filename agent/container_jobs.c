@@ -30,6 +30,11 @@ char *job_volume_path(const char *state_dir, const char *container_id, uint32_t 
     return fs_format("%s/.volumes/%s/%u", state_dir, container_id, id);
 }
 
+char *job_mirror_path(const char *state_dir, uint32_t id)
+{
+    return fs_format("%s/.mirrors/%u", state_dir, id);
+}
+
 static char *bundle_path(const struct job_paths *at, const char *name)
 {
     return fs_format("%s/%s%s", at->state_dir, at->id, name);
@@ -224,6 +229,25 @@ static const char *image_dir(struct create_job *job, const char *name, struct er
     return NULL;
 }
 
+/* Devices that are disks of the VM get the names that they have here. */
+static int name_disks(struct create_job *job, struct err *err)
+{
+    static const char prefix[] = "aspis:disk:";
+    for (size_t i = 0; i < job->req->n_devices; i++) {
+        Aspis__Agent__V1__Device *d = job->req->devices[i];
+        const char *node = NULL;
+        if (!str_starts(d->path, prefix))
+            continue;
+        for (size_t k = 1 + job->req->n_volume_disks; k < job->n_images; k++)
+            if (strcmp(job->images[k].serial, d->path + strlen(prefix)) == 0)
+                node = job->images[k].mountpoint;
+        if (node == NULL)
+            return err_set(err, ERR_INVALID, "device %.200s: no such disk", d->path);
+        d->path = xstrdup(node); /* the child ends soon */
+    }
+    return 0;
+}
+
 /* "volume:7" is the seventh volume of the pod, mounted for this container; else a file of the pod.
  */
 static const char *source_of(void *arg, const char *name, struct err *err)
@@ -240,7 +264,9 @@ static const char *source_of(void *arg, const char *name, struct err *err)
     for (size_t i = 0; i < job->req->n_volumes; i++) {
         if (job->req->volumes[i]->id == id) {
             free(job->volume_path);
-            job->volume_path = job_volume_path(job->at.state_dir, job->at.id, (uint32_t)id);
+            job->volume_path = job->req->volumes[i]->mirrored
+                                   ? job_mirror_path(job->at.state_dir, (uint32_t)id)
+                                   : job_volume_path(job->at.state_dir, job->at.id, (uint32_t)id);
             return job->volume_path;
         }
     }
@@ -330,9 +356,9 @@ int create_job_run(void *arg, struct op_result *res, int *fd_out, struct err *er
     auto_free struct user_ids *ids = xcalloc(1, sizeof(*ids));
     auto_close int listener = -1;
 
-    if (fs_mkdir_p(bundle, 0700, err) < 0 || fs_mkdir_p(state_root, 0700, err) < 0 ||
-        mount_rootfs(job, rootfs, err) < 0 || resolve_user(job, rootfs, ids, err) < 0 ||
-        check_mapped(job, ids, err) < 0)
+    if (name_disks(job, err) < 0 || fs_mkdir_p(bundle, 0700, err) < 0 ||
+        fs_mkdir_p(state_root, 0700, err) < 0 || mount_rootfs(job, rootfs, err) < 0 ||
+        resolve_user(job, rootfs, ids, err) < 0 || check_mapped(job, ids, err) < 0)
         return -1;
     struct spec_changes changes = {.root_path = rootfs,
                                    .readonly_rootfs = req->readonly_rootfs,

@@ -7,6 +7,7 @@
  *     <state_dir>/<id>/config.json   the spec as libcrun got it
  *     <state_dir>/<id>/rootfs        overlay mount: image below, <scratch>/<id>/upper above
  *     <state_dir>/.volumes/<id>/<volume>  its volumes; of images: image-<n>
+ *     <state_dir>/.mirrors/<volume>  mirrored volumes, the pod's (mirror.h)
  *     <state_dir>/.crun/<id>/        libcrun's own state
  */
 #ifndef ASPIS_AGENT_CONTAINER_JOBS_H
@@ -50,6 +51,8 @@ int remove_job_run(void *arg, struct op_result *res, int *fd_out, struct err *er
 
 /* Where a volume of a container is mounted; the caller's to free. */
 char *job_volume_path(const char *state_dir, const char *container_id, uint32_t id);
+/* Where a mirrored volume of the pod is; the caller's to free. */
+char *job_mirror_path(const char *state_dir, uint32_t id);
 /* Where libcrun keeps its state; the caller's to free. */
 char *job_state_root(const char *state_dir);
 

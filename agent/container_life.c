@@ -146,6 +146,8 @@ static int mount_volumes(struct container *c, struct err *err)
     if (req->n_volumes > 0 && t->volumes == NULL)
         return err_set(err, ERR_UNIMPLEMENTED, "this agent has no volumes");
     for (size_t i = 0; i < req->n_volumes; i++) {
+        if (req->volumes[i]->mirrored)
+            continue;
         auto_free char *path = job_volume_path(t->state_dir, c->id, req->volumes[i]->id);
         if (volumes_mount(t->volumes, c->id, req->volumes[i]->id, req->volumes[i]->file, path,
                           err) < 0)
@@ -266,18 +268,20 @@ void handle_create(struct rpc_call *call, const ProtobufCMessage *request, void 
         fail_call(call, ERR_EXHAUSTED, "too many containers in one pod");
         return;
     }
-    if (req->n_volume_disks > LIMIT_IMAGE_VOLUMES) {
-        fail_call(call, ERR_INVALID, "too many image volumes");
+    if (req->n_volume_disks > LIMIT_IMAGE_VOLUMES || req->n_raw_disks > LIMIT_IMAGE_VOLUMES) {
+        fail_call(call, ERR_INVALID, "too many image volumes or disks");
         return;
     }
     struct container *c = xcalloc(1, sizeof(*c));
     c->table = t;
     c->id = xstrdup(req->container_id);
-    c->n_images = 1 + req->n_volume_disks;
+    c->n_images = 1 + req->n_volume_disks + req->n_raw_disks;
     c->images = xcalloc(c->n_images, sizeof(*c->images));
     c->images[0].serial = xstrdup(req->image_disk);
     for (size_t i = 0; i < req->n_volume_disks; i++)
         c->images[1 + i].serial = xstrdup(req->volume_disks[i]);
+    for (size_t i = 0; i < req->n_raw_disks; i++)
+        c->images[1 + req->n_volume_disks + i].serial = xstrdup(req->raw_disks[i]);
     c->oom_watch = -1;
     timeline_begin(&c->timeline);
     c->create_call = call;

@@ -89,10 +89,26 @@ static void image_free(struct image *i)
     free(i);
 }
 
+static bool is_raw(const char *serial)
+{
+    return str_starts(serial, "raw");
+}
+
+static struct image *image_new(struct disks *d, const char *serial, const char *mountpoint)
+{
+    struct image *i = xcalloc(1, sizeof(*i));
+    i->serial = xstrdup(serial);
+    i->mountpoint = xstrdup(mountpoint);
+    LIST_INSERT_HEAD(&d->images, i, link);
+    return i;
+}
+
 /* Mounts the image on `dev` (NULL: it is mounted); NULL with *err. */
 static struct image *image_mount(struct disks *d, const char *serial, const char *dev,
                                  struct err *err)
 {
+    if (is_raw(serial))
+        return image_new(d, serial, dev);
     auto_free char *mountpoint = fs_format("%s/%s", d->dir, serial);
     if (fs_mkdir_p(mountpoint, 0700, err) < 0)
         return NULL;
@@ -102,11 +118,7 @@ static struct image *image_mount(struct disks *d, const char *serial, const char
         (void)rmdir(mountpoint);
         return NULL;
     }
-    struct image *i = xcalloc(1, sizeof(*i));
-    i->serial = xstrdup(serial);
-    i->mountpoint = take(mountpoint);
-    LIST_INSERT_HEAD(&d->images, i, link);
-    return i;
+    return image_new(d, serial, mountpoint);
 }
 
 static void waiter_end(struct waiter *w, const char *mountpoint, const struct err *err)
@@ -273,6 +285,10 @@ int disks_detach(struct disks *d, const char *serial, struct err *err)
         return 0;
     if (i->refs > 0)
         return err_set(err, ERR_PRECONDITION, "disk %s: %u containers use it", serial, i->refs);
+    if (is_raw(serial)) {
+        image_free(i);
+        return 0;
+    }
     if (umount2(i->mountpoint, UMOUNT_NOFOLLOW) < 0) {
         if (errno == EBUSY)
             return err_set(err, ERR_PRECONDITION, "disk %s: its file system is in use", serial);

@@ -5,6 +5,9 @@
  * An image disk holds an erofs file system and is mounted read-only once, at <dir>/<serial>,
  * however many containers use it.
  *
+ * A disk whose serial begins with "raw" is handed over as it is: its "mount point" is its device
+ * node.
+ *
  * Memory: the table owns its entries and mount points. Threads: the loop's.
  */
 #ifndef ASPIS_AGENT_DISK_H

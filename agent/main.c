@@ -20,6 +20,7 @@
 #include "agent/containers.h"
 #include "agent/forward.h"
 #include "agent/host.h"
+#include "agent/mirror.h"
 #include "agent/older.h"
 #include "agent/pidns.h"
 #include "agent/pod.h"
@@ -46,6 +47,7 @@ struct agent {
     struct pod *pod;
     struct stdio *io;
     struct volumes *volumes;
+    struct mirrors *mirrors;
     struct containers *containers;
     struct container_stats *stats;
     struct forwards *forwards;
@@ -194,6 +196,8 @@ static int set_up(struct agent *a, struct err *err)
     add_methods(a, containers_methods(a->containers));
     add_methods(a, container_stats_methods(a->stats));
     add_methods(a, forwards_methods(a->forwards));
+    a->mirrors = mirrors_new(state_dir);
+    add_methods(a, mirrors_methods(a->mirrors));
     a->rpc = rpc_server_new(a->loop, a->methods, err);
     if (a->rpc == NULL || watch_signals(a, err) < 0)
         return -1;
@@ -227,6 +231,7 @@ static void tear_down(struct agent *a)
     if (a->containers != NULL)
         containers_free(a->containers);
     volumes_free(a->volumes);
+    mirrors_free(a->mirrors);
     if (a->io != NULL)
         stdio_free(a->io);
     pod_free(a->pod);

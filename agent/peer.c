@@ -272,11 +272,11 @@ int peer_send(struct peer *p, uint32_t stream, uint8_t type, uint8_t flags, cons
     return out == NULL ? -1 : frame_append(out, stream, type, flags, payload, len);
 }
 
-int peer_send_offset(struct peer *p, uint8_t type, uint32_t stream, uint64_t offset)
+int peer_send_credit(struct peer *p, uint32_t stream, uint64_t offset, uint32_t window)
 {
-    struct buf *out = queue(p, FRAME_HEADER + sizeof(offset));
+    struct buf *out = queue(p, FRAME_HEADER + sizeof(offset) + sizeof(window));
 
-    return out == NULL ? -1 : frame_append_offset(out, type, stream, offset);
+    return out == NULL ? -1 : frame_append_credit(out, stream, offset, window);
 }
 
 int peer_send_io(struct peer *p, uint32_t stream, uint8_t flags, uint64_t offset, const void *a,

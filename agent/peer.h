@@ -52,7 +52,7 @@ size_t peer_queued(const struct peer *p);
 /* Queues one frame; -1 when the peer is down or the queue full (then nothing was queued). */
 int peer_send(struct peer *p, uint32_t stream, uint8_t type, uint8_t flags, const void *payload,
               size_t len);
-int peer_send_offset(struct peer *p, uint8_t type, uint32_t stream, uint64_t offset);
+int peer_send_credit(struct peer *p, uint32_t stream, uint64_t offset, uint32_t window);
 /* FRAME_IO_DATA whose bytes lie in two pieces. */
 int peer_send_io(struct peer *p, uint32_t stream, uint8_t flags, uint64_t offset, const void *a,
                  size_t a_len, const void *b, size_t b_len);

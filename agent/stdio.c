@@ -26,6 +26,11 @@
 #define QUEUE_DATA KiB(128)
 #define QUEUE_ALL MiB(1)
 #define READ_MAX KiB(64)
+/* Input is acknowledged at once while it comes in small pieces, and else in steps: each
+ * acknowledgement costs the guest as much as several KiB of data. A host that knows of no window
+ * but LIMIT_IO_WINDOW must not run dry meanwhile. */
+#define ACK_SMALL KiB(4)
+#define ACK_STEP (LIMIT_IO_WINDOW / 2)
 
 struct io_stream {
     uint32_t id;
@@ -48,7 +53,7 @@ struct io_stream {
 
     /* input */
     bool is_tty;
-    uint64_t acked; /* the highest ACK sent: the host may be LIMIT_IO_WINDOW past it */
+    uint64_t acked; /* the highest ACK sent: the host may be LIMIT_IO_INPUT_WINDOW past it */
     bool ack_due;
     bool open_due; /* an OPEN is to be answered */
 
@@ -92,7 +97,7 @@ static bool data_due(const struct io_stream *st)
 
 static bool open_answerable(const struct io_stream *st)
 {
-    return st->open_due && st->ring.len <= LIMIT_IO_WINDOW;
+    return st->open_due && st->ring.len <= LIMIT_IO_INPUT_WINDOW;
 }
 
 static bool has_news(const struct io_stream *st)
@@ -129,7 +134,7 @@ static void send_one(struct io_stream *st)
 
         if (ack < st->acked)
             ack = st->acked;
-        if (peer_send_offset(peer, FRAME_IO_ACK, st->id, ack) == 0) {
+        if (peer_send_credit(peer, st->id, ack, LIMIT_IO_INPUT_WINDOW) == 0) {
             st->acked = ack;
             st->ack_due = false;
             if (open_answerable(st))
@@ -295,6 +300,13 @@ static void end_input(struct io_stream *st)
     kick(st);
 }
 
+static bool worth_an_ack(const struct io_stream *st)
+{
+    uint64_t due = st->base > st->acked ? st->base - st->acked : 0;
+
+    return due >= ACK_STEP || (due > 0 && due <= ACK_SMALL && st->ring.len == 0);
+}
+
 /* Writes what the process takes; grants credit for it. */
 static void drain_input(struct io_stream *st)
 {
@@ -326,7 +338,7 @@ static void drain_input(struct io_stream *st)
             return;
         }
     }
-    if (st->base > st->acked && (st->ring.len == 0 || st->base - st->acked >= LIMIT_IO_WINDOW / 4))
+    if (worth_an_ack(st))
         st->ack_due = true;
     kick(st);
 }
@@ -370,11 +382,27 @@ static void output_open(struct io_stream *st, uint64_t offset)
         kick(st);
 }
 
+/* What the process takes at once need not go through the ring. Returns how many bytes those were;
+ * errors are found again by drain_input() with the rest. */
+static size_t write_through(struct io_stream *st, const uint8_t *data, size_t len)
+{
+    ssize_t n;
+
+    if (st->ring.len > 0 || len == 0)
+        return 0;
+    n = write(st->fd, data, len);
+    if (n <= 0)
+        return 0;
+    st->base += (size_t)n;
+    return (size_t)n;
+}
+
 static void input_data(struct io_stream *st, const struct frame *f, uint64_t offset)
 {
     const uint8_t *data = f->payload + 8;
     size_t len = f->len - 8;
     uint64_t have = ring_end(st);
+    size_t n;
 
     if (st->fd < 0 || st->eof)
         return;
@@ -386,11 +414,12 @@ static void input_data(struct io_stream *st, const struct frame *f, uint64_t off
         return;
     data += have - offset;
     len -= (size_t)(have - offset);
-    if (have + len > st->acked + LIMIT_IO_WINDOW) {
+    if (have + len > st->acked + LIMIT_IO_INPUT_WINDOW) {
         input_broken(st, "more bytes than were granted");
         return;
     }
-    if (ring_append(&st->ring, data, len) < 0) {
+    n = write_through(st, data, len);
+    if (ring_append(&st->ring, data + n, len - n) < 0) {
         input_broken(st, "the guest is out of memory");
         return;
     }
@@ -532,7 +561,8 @@ static struct io_stream *add(struct stdio *s, int fd, bool input, struct err *er
     st->input = input;
     /* Input: what was granted before a reconnect and once more after it. Output: see
      * stdio_finish_output(). */
-    st->ring = (struct ring)RING_INIT(input ? 2 * LIMIT_IO_WINDOW : LIMIT_IO_WINDOW + LIMIT_PIPE);
+    st->ring =
+        (struct ring)RING_INIT(input ? 2 * LIMIT_IO_INPUT_WINDOW : LIMIT_IO_WINDOW + LIMIT_PIPE);
     st->id = ++s->last_id;
     HASH_ADD(hh, s->streams, id, sizeof(st->id), st);
     return st;

@@ -109,6 +109,30 @@ static void add(struct volume *v, struct request *r)
         v->unsent = r;
 }
 
+/* The kernel asks for a file's capabilities before each write. Files of volumes have none, and the
+ * host need not be asked. */
+static bool asks_for_capabilities(const char *request, size_t len, const struct fuse_in_header *h)
+{
+    static const char name[] = "security.capability";
+    size_t head = sizeof(*h) + sizeof(struct fuse_getxattr_in);
+    return h->opcode == FUSE_GETXATTR && len == head + sizeof(name) &&
+           memcmp(request + head, name, sizeof(name)) == 0;
+}
+
+static void to_kernel(struct volume *v, const void *data, size_t len)
+{
+    /* ENOENT: nobody waits for it any more */
+    if (v->fd >= 0 && write(v->fd, data, len) < 0 && errno != ENOENT)
+        log_warn("a volume's reply was refused", LOG_INT("volume", v->id),
+                 LOG_STR("error", strerror(errno)));
+}
+
+static void answer_none(struct volume *v, uint64_t unique)
+{
+    struct fuse_out_header h = {.len = sizeof(h), .error = -ENODATA, .unique = unique};
+    to_kernel(v, &h, sizeof(h));
+}
+
 /* The kernel's next request; false when there is none now. */
 static bool fetch(struct volume *v)
 {
@@ -123,6 +147,8 @@ static bool fetch(struct volume *v)
     memcpy(&h, v->all->block, sizeof(h));
     if (h.opcode == FUSE_INIT && v->init == NULL)
         v->init = store(v->all->block, (size_t)n);
+    else if (asks_for_capabilities(v->all->block, (size_t)n, &h))
+        answer_none(v, h.unique);
     else if (h.opcode != FUSE_INTERRUPT) /* the answer is on its way: not worth the trouble */
         add(v, store(v->all->block, (size_t)n));
     return true;
@@ -197,14 +223,6 @@ static struct volume *find(struct volumes *s, uint32_t id)
     if (v->id == id)
         return v;
     return NULL;
-}
-
-static void to_kernel(struct volume *v, const void *data, size_t len)
-{
-    /* ENOENT: nobody waits for it any more */
-    if (v->fd >= 0 && write(v->fd, data, len) < 0 && errno != ENOENT)
-        log_warn("a volume's reply was refused", LOG_INT("volume", v->id),
-                 LOG_STR("error", strerror(errno)));
 }
 
 static void replied(struct volume *v)

@@ -33,6 +33,7 @@
 #define LIMIT_RPC_CALLS 128            /* unanswered calls on one link */
 #define LIMIT_IO_FRAME KiB(64)         /* payload of one stdio frame */
 #define LIMIT_IO_WINDOW KiB(256)       /* unacknowledged bytes per stdio stream */
+#define LIMIT_IO_INPUT_WINDOW KiB(512) /* the same of stdin, where the agent says so */
 #define LIMIT_AGENT_EVENTS 4096        /* exit records kept until acknowledged */
 #define LIMIT_LINK_JUNK 4096           /* unasked-for frames on a channel within a second */
 #define LIMIT_LINK_STALE MiB(64)       /* bytes on a connection before its preamble is answered */
@@ -62,10 +63,21 @@
 #define LIMIT_FS_FRAME KiB(64) /* one piece of a FUSE message */
 #define LIMIT_FS_DATA KiB(128) /* of one READ or WRITE */
 #define LIMIT_FS_MESSAGE (LIMIT_FS_DATA + KiB(4))
+#define LIMIT_FS_XATTR KiB(64) /* one value, or a list of names */
 #define LIMIT_FS_QUEUE KiB(512) /* guest: bytes waiting for the channel */
 #define LIMIT_FS_VOLUMES 512    /* mounted in one pod at a time */
 #define LIMIT_FS_INODES 500000  /* that one pod's guest may know: a descriptor each */
 #define LIMIT_FS_HANDLES 65536  /* open files and directories of one volume */
+
+/* Volumes that are copied into the guest: at first, and what they may grow to; a ConfigMap or
+ * Secret has at most 1 MiB. */
+#define LIMIT_MIRROR_FIRST MiB(1)
+#define LIMIT_MIRROR_BYTES MiB(3)
+#define LIMIT_MIRROR_POD MiB(8)   /* all of one pod, as they were at first */
+#define LIMIT_MIRROR_ENTRIES 1000 /* files and directories of one; the same for names at its top   \
+                                   */
+#define LIMIT_MIRROR_DEPTH 16
+#define LIMIT_MIRROR_VOLUMES 64 /* in one pod */
 
 /* CNI. */
 #define LIMIT_CNI_OUTPUT MiB(1)

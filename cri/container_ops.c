@@ -14,6 +14,7 @@
 #include "base/log.h"
 #include "base/str.h"
 #include "cri/agent_call.h"
+#include "cri/container_disks.h"
 #include "cri/container_end.h"
 #include "cri/container_images.h"
 #include "cri/container_input.h"
@@ -162,6 +163,8 @@ static void *plug_thread(void *arg)
 {
     struct plug *p = arg;
     p->ret = container_images_attach(p->c, p->m, p->both, &p->err);
+    if (p->ret == 0)
+        p->ret = container_disks_attach(p->c, p->m, p->both, &p->err);
     if (p->ret < 0)
         cancel_fire(p->both);
     timeline_mark(p->timeline, "image disks plugged");
@@ -200,6 +203,7 @@ static int put_volumes(Aspis__Agent__V1__CreateContainerRequest *req,
         aspis__agent__v1__volume__init(out);
         out->id = v[i].id;
         out->file = v[i].file;
+        out->mirrored = v[i].mirrored;
         req->volumes[req->n_volumes++] = out;
     }
     return arena_exhausted(a) ? err_sys(err, ENOMEM, "volumes") : 0;
@@ -264,7 +268,7 @@ static int create_in_guest(struct container *c, struct machine *m, struct image 
     const Runtime__V1__LinuxContainerConfig *l = c->config->linux;
     req.readonly_rootfs =
         l != NULL && l->security_context != NULL && l->security_context->readonly_rootfs;
-    if (spec_guest(c->config, &filter, &req, a, err) < 0 ||
+    if (spec_guest(c->config, c->sandbox->backend.backend, &filter, &req, a, err) < 0 ||
         check_target(c, req.pid_target, err) < 0)
         return -1;
     const ProtobufCMessage *reply =
@@ -290,6 +294,12 @@ static int create_in_guest(struct container *c, struct machine *m, struct image 
 static int create_on_images(struct container *c, struct machine *m, struct image *image,
                             struct timeline *t, struct cancel *cancel, struct err *err)
 {
+    /* no device appears there, for which the agent could wait */
+    if (machine_backend(m) == BACKEND_HOST) {
+        if (container_images_attach(c, m, cancel, err) < 0)
+            return -1;
+        return create_in_guest(c, m, image, cancel, err);
+    }
     auto_cancel struct cancel *both = cancel_child(cancel, 0, err);
     struct plug p = {.c = c, .m = m, .timeline = t, .both = both};
     auto_err struct err why = ERR_INIT;
@@ -362,6 +372,7 @@ static void undo_create(struct container *c)
     (void)drop_volumes(c, own, NULL);
     inspect_drop_spec(c);
     container_images_detach(c, own);
+    container_disks_detach(c, own);
     container_close_log(c, true);
     (void)container_delete(c, NULL);
     model_remove_container(c->rt, c);
@@ -573,6 +584,7 @@ int container_remove(struct container *c, struct cancel *cancel, struct err *err
         return err_wrap(err, "remove %s", container_title(c, title));
     inspect_drop_spec(c);
     container_images_detach(c, cancel);
+    container_disks_detach(c, cancel);
     container_close_log(c, true);
     if (container_delete(c, err) < 0)
         return err_wrap(err, "remove %s", container_title(c, title));

@@ -53,8 +53,9 @@ int spec_user(const Runtime__V1__ContainerConfig *c, const struct image_config *
 int spec_seccomp(const Runtime__V1__ContainerConfig *c, struct seccomp_filter *f, struct err *err);
 
 /* Fills in what the agent gets beside the spec; the filter is borrowed. */
-int spec_guest(const Runtime__V1__ContainerConfig *c, const struct seccomp_filter *filter,
-               Aspis__Agent__V1__CreateContainerRequest *req, struct arena *a, struct err *err);
+int spec_guest(const Runtime__V1__ContainerConfig *c, enum backend backend,
+               const struct seccomp_filter *filter, Aspis__Agent__V1__CreateContainerRequest *req,
+               struct arena *a, struct err *err);
 /* PRECONDITION when the agent ignored something of it, since it is older; knows: from its reply. */
 int spec_guest_understood(const Aspis__Agent__V1__CreateContainerRequest *req, uint32_t knows,
                           struct err *err);
@@ -68,5 +69,10 @@ int spec_stop_signal(const Runtime__V1__ContainerConfig *c, const struct image_c
                      char name[16]);
 /* The number of "SIGTERM", "TERM", "15", "SIGRTMIN+3"; -1 when it is none. */
 int spec_signal_number(const char *name);
+
+/* Devices that are block devices of the host become disks of the VM (container_disks.h). */
+bool spec_is_disk(const char *host_path); /* now */
+/* Of the container's device number `index`. */
+void spec_disk_serial(const char *container_id, size_t index, char out[21]);
 
 #endif

@@ -3,7 +3,9 @@
  * its kernel, another container's process namespace, user namespaces; and the seccomp filter.
  */
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "base/limits.h"
 #include "base/str.h"
@@ -20,18 +22,30 @@ static const char *const of_the_guest[] = {
     "/dev/random", "/dev/tty",  "/dev/urandom", "/dev/zero",
 };
 
-static int check_device(const char *path, const char *permissions, enum backend backend,
+bool spec_is_disk(const char *host_path)
+{
+    struct stat st;
+    return stat(host_path, &st) == 0 && S_ISBLK(st.st_mode);
+}
+
+void spec_disk_serial(const char *container_id, size_t index, char out[21])
+{
+    (void)snprintf(out, 21, MACHINE_RAW_DISK "%zu-%.12s", index % 1000, container_id);
+}
+
+static int check_device(const char *path, const char *permissions, enum backend backend, bool disk,
                         struct err *err)
 {
-    bool known = backend == BACKEND_HOST; /* the agent looks */
+    bool known = disk || backend == BACKEND_HOST; /* the agent looks */
     for (size_t i = 0; !known && i < ARRAY_LEN(of_the_guest); i++)
         known = strcmp(path, of_the_guest[i]) == 0;
     if (!known)
-        return err_set(err, ERR_PRECONDITION,
-                       "device %.200s: a VM pod has no devices of the host, which take the handler "
-                       "aspis-host; its own kernel offers full, fuse, kvm, net/tun, null, random, "
-                       "tty, urandom, zero",
-                       path);
+        return err_set(
+            err, ERR_PRECONDITION,
+            "device %.200s: a VM pod has no devices of the host but disks; others take the handler "
+            "aspis-host; its own kernel offers full, fuse, kvm, net/tun, null, random, "
+            "tty, urandom, zero",
+            path);
     if (strlen(permissions) > 3 || strspn(permissions, "rwm") != strlen(permissions))
         return err_set(err, ERR_INVALID, "device %.200s: permissions \"%.16s\" are not of r, w, m",
                        path, permissions);
@@ -66,7 +80,8 @@ int spec_check_devices(const Container *c, enum backend backend, struct err *err
 {
     auto_cdi_edits struct cdi_edits edits = {0};
     for (size_t i = 0; i < c->n_devices; i++) {
-        if (check_device(c->devices[i]->host_path, c->devices[i]->permissions, backend, err) < 0)
+        if (check_device(c->devices[i]->host_path, c->devices[i]->permissions, backend,
+                         spec_is_disk(c->devices[i]->host_path), err) < 0)
             return -1;
         if (!str_empty(c->devices[i]->container_path) && c->devices[i]->container_path[0] != '/')
             return err_set(err, ERR_INVALID, "device %.200s: the path in the container is relative",
@@ -75,7 +90,8 @@ int spec_check_devices(const Container *c, enum backend backend, struct err *err
     if (resolve_cdi(c, &edits, err) < 0)
         return -1;
     for (size_t i = 0; i < edits.n_nodes; i++) {
-        if (check_device(edits.nodes[i].host_path, edits.nodes[i].permissions, backend, err) < 0)
+        if (check_device(edits.nodes[i].host_path, edits.nodes[i].permissions, backend, false,
+                         err) < 0)
             return err_wrap(err, "CDI");
     }
     return 0;
@@ -89,10 +105,12 @@ static int put_device(Request *req, const char *path, const char *as, const char
 {
     if (str_empty(as))
         as = path;
-    bool usual = strcmp(path, as) == 0 && strcmp(path, "/dev/fuse") != 0 &&
-                 strcmp(path, "/dev/kvm") != 0 && strcmp(path, "/dev/net/tun") != 0;
-    if (usual)
-        return 0;
+    static const char *const usual[] = {"/dev/full", "/dev/null",    "/dev/random",
+                                        "/dev/tty",  "/dev/urandom", "/dev/zero"};
+    for (size_t i = 0; strcmp(path, as) == 0 && i < ARRAY_LEN(usual); i++) {
+        if (strcmp(path, usual[i]) == 0)
+            return 0;
+    }
     Aspis__Agent__V1__Device *d = arena_alloc(a, sizeof(*d));
     if (d == NULL)
         return err_sys(err, ENOMEM, "devices");
@@ -104,22 +122,41 @@ static int put_device(Request *req, const char *path, const char *as, const char
     return arena_exhausted(a) ? err_sys(err, ENOMEM, "devices") : 0;
 }
 
-static int put_devices(const Container *c, Request *req, struct arena *a, struct err *err)
+/* A block device of the host, which the VM has as a disk of this serial. */
+static int put_disk(Request *req, const Runtime__V1__Device *d, size_t index, struct arena *a,
+                    struct err *err)
+{
+    char serial[21];
+    spec_disk_serial(req->container_id, index, serial);
+    req->raw_disks[req->n_raw_disks++] = arena_strdup(a, serial);
+    const char *path = arena_printf(a, "aspis:disk:%s", serial);
+    if (path == NULL)
+        return err_sys(err, ENOMEM, "devices");
+    return put_device(req, path, str_empty(d->container_path) ? d->host_path : d->container_path,
+                      d->permissions, a, err);
+}
+
+static int put_devices(const Container *c, enum backend backend, Request *req, struct arena *a,
+                       struct err *err)
 {
     auto_cdi_edits struct cdi_edits edits = {0};
     const Security *s = security_of(c);
-    if (s != NULL && s->privileged) {
-        req->all_devices = true;
-        return 0;
-    }
-    if (resolve_cdi(c, &edits, err) < 0)
+    req->all_devices = s != NULL && s->privileged;
+    if (!req->all_devices && resolve_cdi(c, &edits, err) < 0)
         return -1;
     req->devices = arena_alloc(a, (c->n_devices + edits.n_nodes + 1) * sizeof(void *));
-    if (req->devices == NULL)
+    req->raw_disks = arena_alloc(a, (c->n_devices + 1) * sizeof(void *));
+    if (req->devices == NULL || req->raw_disks == NULL)
         return err_sys(err, ENOMEM, "devices");
     for (size_t i = 0; i < c->n_devices; i++) {
         const Runtime__V1__Device *d = c->devices[i];
-        if (put_device(req, d->host_path, d->container_path, d->permissions, a, err) < 0)
+        int rc = 0;
+        if (backend == BACKEND_VM && spec_is_disk(d->host_path))
+            rc = put_disk(req, d, i, a, err);
+        else if (!req->all_devices || (backend == BACKEND_HOST && !str_empty(d->container_path) &&
+                                       strcmp(d->host_path, d->container_path) != 0))
+            rc = put_device(req, d->host_path, d->container_path, d->permissions, a, err);
+        if (rc < 0)
             return -1;
     }
     for (size_t i = 0; i < edits.n_nodes; i++) {
@@ -146,8 +183,8 @@ static Aspis__Agent__V1__IdMapping **copy_map(Runtime__V1__IDMapping *const *map
     return out;
 }
 
-int spec_guest(const Container *c, const struct seccomp_filter *filter, Request *req,
-               struct arena *a, struct err *err)
+int spec_guest(const Container *c, enum backend backend, const struct seccomp_filter *filter,
+               Request *req, struct arena *a, struct err *err)
 {
     const Runtime__V1__NamespaceOption *n = namespaces_of(c);
     req->seccomp_filter = (ProtobufCBinaryData){filter->len, filter->program};
@@ -162,7 +199,7 @@ int spec_guest(const Container *c, const struct seccomp_filter *filter, Request 
     }
     if (arena_exhausted(a))
         return err_sys(err, ENOMEM, "create request");
-    return put_devices(c, req, a, err);
+    return put_devices(c, backend, req, a, err);
 }
 
 int spec_guest_understood(const Request *req, uint32_t knows, struct err *err)

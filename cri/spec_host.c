@@ -36,7 +36,10 @@ void spec_host_clamp(json_t *process)
     uint64_t own = own_capabilities();
     const char *key;
     json_t *set;
-    json_object_foreach(json_object_get(process, "capabilities"), key, set) keep_own(set, own);
+    json_object_foreach(json_object_get(process, "capabilities"), key, set)
+    {
+        keep_own(set, own);
+    }
     if ((own & (UINT64_C(1) << CAP_SYS_RESOURCE)) != 0)
         return;
     struct rlimit files;

@@ -60,8 +60,12 @@ int frame_append_io(struct buf *out, uint32_t stream, uint8_t flags, uint64_t of
                     const void *data, size_t len);
 /* Appends FRAME_IO_OPEN or FRAME_IO_ACK. */
 int frame_append_offset(struct buf *out, uint8_t type, uint32_t stream, uint64_t offset);
+/* Appends FRAME_IO_ACK with the receiver's window in bytes behind the offset. */
+int frame_append_credit(struct buf *out, uint32_t stream, uint64_t offset, uint32_t window);
 /* Reads the leading u64 of an io frame; -1 when it is not there. */
 int frame_offset(const struct frame *f, uint64_t *offset);
+/* The window that an ACK names, LIMIT_IO_WINDOW when it names none. */
+uint32_t frame_window(const struct frame *f);
 
 void preamble_make(uint8_t out[PREAMBLE_SIZE], enum link_channel ch,
                    const uint8_t nonce[PREAMBLE_NONCE]);

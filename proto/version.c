@@ -14,9 +14,13 @@ const struct protocol_addition protocol_additions[] = {
     {"CreateContainer", "all_devices", 2},
     {"CreateContainer", "uids", 2},
     {"CreateContainer", "gids", 2},
+    {"CreateContainer", "raw_disks", 2},
+    {"CreateContainer", "Volume.mirrored", 2}, /* only of what SyncVolume has made */
     {"Resize", NULL, 2},
     {"SetLimits", NULL, 2},
     {"Stats", NULL, 2},
+    {"SyncVolume", NULL, 2},
+    {"DropVolume", NULL, 2},
 };
 const size_t n_protocol_additions = ARRAY_LEN(protocol_additions);
 

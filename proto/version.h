@@ -17,7 +17,8 @@
 #define PROTOCOL_MAJOR 1
 #define PROTOCOL_MINOR 2
 
-/* A call (field NULL), or a field of a call's request. */
+/* A call (field NULL), or a field of a call's request. "Message.field", below a request, is only
+ * told: such a field may be sent where something else has made sure that the agent knows it. */
 struct protocol_addition {
     const char *method;
     const char *field;

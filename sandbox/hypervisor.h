@@ -119,6 +119,9 @@ struct hv_ops {
     /* A read-only disk of the parts one after the other. Already there: success. */
     int (*add_disk)(struct hv *hv, const char *serial, const struct disk_part *parts,
                     size_t n_parts, struct cancel *cancel, struct err *err);
+    /* A block device of the host, open for what the guest may do. */
+    int (*add_device)(struct hv *hv, const char *serial, int fd, bool writable,
+                      struct cancel *cancel, struct err *err);
     /* Not there: success. */
     int (*remove_disk)(struct hv *hv, const char *serial, struct cancel *cancel, struct err *err);
     /* Asks the guest to take in, or to let go of, so much memory that all of it is added_bytes (a

@@ -34,6 +34,7 @@ struct stream {
     /* input */
     struct buf pending; /* [base, base + len): not acknowledged yet */
     uint64_t base;
+    uint32_t window; /* how far past base the agent lets us go */
     uint64_t sent;
     bool granted; /* the agent answered OPEN on this connection */
     bool resumed; /* offsets are known from an earlier connection */
@@ -254,7 +255,7 @@ static int data_came(struct link *l, const struct frame *f, struct err *err)
 }
 
 /* Under the lock: the agent says how much of the input it has. */
-static int accept_ack(struct stream *s, uint64_t offset, struct err *err)
+static int accept_ack(struct stream *s, uint64_t offset, uint32_t window, struct err *err)
 {
     if (offset > INT64_MAX)
         return err_set(err, ERR_DATA_LOSS, "stream %u: impossible offset", s->id);
@@ -272,6 +273,8 @@ static int accept_ack(struct stream *s, uint64_t offset, struct err *err)
             s->sent = offset; /* the rest was lost with the old connection */
     }
     s->granted = true;
+    if (window > s->window)
+        s->window = window < LIMIT_IO_INPUT_WINDOW ? window : LIMIT_IO_INPUT_WINDOW;
     (void)eventfd_write(s->wake, 1);
     kick(s);
     return 0;
@@ -290,7 +293,7 @@ static int ack_came(struct link *l, const struct frame *f, struct err *err)
     if (s == NULL || !s->input || s->dead != NULL || s->open_due)
         ret = link_chan_junk(&l->io, err);
     else
-        ret = accept_ack(s, offset, err);
+        ret = accept_ack(s, offset, frame_window(f), err);
     (void)pthread_mutex_unlock(&l->io.lock);
     return ret;
 }
@@ -453,7 +456,8 @@ struct stream *stream_open_input(struct link *l, uint32_t id, struct err *err)
 
     s->id = id;
     s->input = true;
-    s->pending = (struct buf)BUF_INIT(LIMIT_IO_WINDOW);
+    s->window = LIMIT_IO_WINDOW;
+    s->pending = (struct buf)BUF_INIT(LIMIT_IO_INPUT_WINDOW);
     s->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (s->wake < 0) {
         (void)err_sys(err, errno, "make eventfd");
@@ -466,7 +470,7 @@ struct stream *stream_open_input(struct link *l, uint32_t id, struct err *err)
 /* Under the lock: takes what fits the window. Returns whether all is on its way. */
 static bool feed(struct stream *s, const char **data, size_t *len, bool eof)
 {
-    size_t n = LIMIT_IO_WINDOW - s->pending.len;
+    size_t n = s->window - s->pending.len;
 
     if (n > *len)
         n = *len;

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <seccomp.h>
+#include <stdbool.h>
 #include <sys/prctl.h>
 
 #include "base/cleanup.h"
@@ -35,6 +36,14 @@ static const int always[] = {
 static const int absent[] = {SCMP_SYS(open),     SCMP_SYS(openat),     SCMP_SYS(access),
                              SCMP_SYS(readlink), SCMP_SYS(readlinkat), SCMP_SYS(stat)};
 
+static bool is_in(int call, const int *calls, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if (calls[i] == call)
+            return true;
+    return false;
+}
+
 static int add(scmp_filter_ctx ctx, uint32_t action, const int *calls, size_t n)
 {
     int rc = 0;
@@ -55,8 +64,9 @@ int lock_down(const int *calls, size_t n, struct err *err)
     int rc = add(ctx, SCMP_ACT_ALLOW, always, ARRAY_LEN(always));
     if (rc == 0)
         rc = add(ctx, SCMP_ACT_ALLOW, calls, n);
-    if (rc == 0)
-        rc = add(ctx, SCMP_ACT_ERRNO(ENOENT), absent, ARRAY_LEN(absent));
+    for (size_t i = 0; i < ARRAY_LEN(absent) && rc == 0; i++)
+        if (!is_in(absent[i], calls, n))
+            rc = add(ctx, SCMP_ACT_ERRNO(ENOENT), &absent[i], 1);
     if (rc == 0)
         rc = seccomp_load(ctx);
     seccomp_release(ctx);

@@ -13,7 +13,8 @@
 #include "base/err.h"
 
 /* Allowed beside what every program needs (memory, locks, clocks, signals' return, exit): `calls`,
- * by number. Looking for a file gives ENOENT; anything else kills the process. */
+ * by number. Looking for a file, if that is not among them, gives ENOENT; anything else kills the
+ * process. */
 int lock_down(const int *calls, size_t n, struct err *err);
 
 #endif

@@ -28,6 +28,7 @@
 #include "sandbox/host_ns.h"
 #include "sandbox/lock.h"
 #include "sandbox/machine_internal.h"
+#include "sandbox/mirror.h"
 #include "sandbox/scratch.h"
 #include "sandbox/share.h"
 #include "sandbox/template.h"
@@ -148,6 +149,7 @@ void machine_free(struct machine *m)
     /* the hypervisor first: once it is silent no callback of its can be closing the link */
     m->ops->free(m->hv);
     share_free(m->share);
+    mirror_free(m->mirror);
     if (m->link != NULL) {
         link_close(m->link, "the daemon let go of the vm");
         link_unref(m->link);
@@ -297,7 +299,8 @@ static int start_link(struct machine *m, struct cancel *cancel, struct err *err)
     (void)pthread_mutex_lock(&m->lock);
     m->link = l;
     (void)pthread_mutex_unlock(&m->lock);
-    if (FAILPOINT("machine.hello", err) < 0)
+    m->mirror = mirror_new(m->run_dir, m->f->mirror_watch, l, err);
+    if (m->mirror == NULL || FAILPOINT("machine.hello", err) < 0)
         return -1;
     return link_wait_up(l, cancel, err);
 }
@@ -736,6 +739,14 @@ int machine_attach_tree(struct machine *m, const char *serial, const char *dir, 
     return host_ns_attach_image(m->record.pid, m->record.pid_start_time, serial, dir, err);
 }
 
+int machine_attach_device(struct machine *m, const char *serial, int fd, bool writable,
+                          struct cancel *cancel, struct err *err)
+{
+    if (check_alive(m, err) < 0)
+        return -1;
+    return m->ops->add_device(m->hv, serial, fd, writable, cancel, err);
+}
+
 int machine_detach_image(struct machine *m, const char *serial, struct cancel *cancel,
                          struct err *err)
 {
@@ -757,6 +768,28 @@ int machine_detach_image(struct machine *m, const char *serial, struct cancel *c
 
 /* --- volumes --- */
 
+/* Those that the guest gets a copy of. -1, or how many the others are, which are put into rest and
+ * their places into at. */
+static ssize_t mirror_some(struct machine *m, const char *owner, struct machine_volume *v, size_t n,
+                           struct machine_volume *rest, size_t *at, struct cancel *cancel,
+                           struct err *err)
+{
+    size_t k = 0;
+    for (size_t i = 0; i < n; i++) {
+        int r = v[i].readonly && !v[i].slave && v[i].ids.n_uids == 0
+                    ? mirror_add(m->mirror, owner, v[i].source, &v[i].id, cancel, err)
+                    : 0;
+        if (r < 0)
+            return -1;
+        v[i].mirrored = v[i].all_readonly = r == 1;
+        if (r == 1)
+            continue;
+        rest[k] = v[i];
+        at[k++] = i;
+    }
+    return (ssize_t)k;
+}
+
 int machine_add_volumes(struct machine *m, const char *owner, struct machine_volume *v, size_t n,
                         struct cancel *cancel, struct err *err)
 {
@@ -766,9 +799,19 @@ int machine_add_volumes(struct machine *m, const char *owner, struct machine_vol
         return -1;
     if (machine_on_host(m))
         return host_ns_attach_volumes(m->record.pid, m->record.pid_start_time, owner, v, n, err);
-    if (m->share == NULL)
-        return err_set(err, ERR_UNIMPLEMENTED, "no file server is configured");
-    return share_add(m->share, owner, v, n, cancel, err);
+    auto_free struct machine_volume *rest = xcalloc(n, sizeof(*rest));
+    auto_free size_t *at = xcalloc(n, sizeof(*at));
+    ssize_t k = mirror_some(m, owner, v, n, rest, at, cancel, err);
+    int r = k < 0 ? -1 : 0;
+    if (k > 0 && m->share == NULL)
+        r = err_set(err, ERR_UNIMPLEMENTED, "no file server is configured");
+    else if (k > 0)
+        r = share_add(m->share, owner, rest, (size_t)k, cancel, err);
+    if (r < 0)
+        mirror_remove(m->mirror, owner);
+    for (ssize_t i = 0; i < k; i++)
+        v[at[i]] = rest[i];
+    return r;
 }
 
 int machine_remove_volumes(struct machine *m, const char *owner, struct cancel *cancel,
@@ -776,6 +819,7 @@ int machine_remove_volumes(struct machine *m, const char *owner, struct cancel *
 {
     if (machine_on_host(m))
         host_ns_detach_volumes(m->record.pid, m->record.pid_start_time, owner);
+    mirror_remove(m->mirror, owner);
     return m->share != NULL ? share_remove(m->share, owner, cancel, err) : 0;
 }
 
@@ -813,6 +857,7 @@ static int destroy(struct machine *m, struct cancel *cancel, struct err *err)
     if (m->hv != NULL && m->ops->quit(m->hv, cancel, err) < 0)
         return -1;
     share_stop(m->share);
+    mirror_stop(m->mirror);
     uint32_t uid = m->uid_taken ? m->record.uid : 0;
     if (sweep(m->f, m->id, m->record.cgroup, uid, cancel, err) < 0)
         return -1;

@@ -202,6 +202,11 @@ int machine_attach_image(struct machine *m, const char *serial, const struct dis
                          size_t n_parts, struct cancel *cancel, struct err *err);
 /* The same on the host: a directory that holds the image's tree. It is not written to. */
 int machine_attach_tree(struct machine *m, const char *serial, const char *dir, struct err *err);
+/* A block device of the host as a disk; the fd, open for what the guest may do, is borrowed.
+ * Serials of such disks begin so: the guest hands them to containers as they are. */
+#define MACHINE_RAW_DISK "raw"
+int machine_attach_device(struct machine *m, const char *serial, int fd, bool writable,
+                          struct cancel *cancel, struct err *err);
 /* DetachDisk in the guest, device_del, DEVICE_DELETED, blockdev-del. Unknown serial: success. */
 int machine_detach_image(struct machine *m, const char *serial, struct cancel *cancel,
                          struct err *err);
@@ -215,7 +220,7 @@ struct volume_ids {
 };
 
 /* A directory or file of the host that containers see live: over the `fs` channel, or as it is on
- * the host. */
+ * the host; or small ones that kubelet writes as a copy that follows within milliseconds. */
 struct machine_volume {
     const char *source; /* absolute; links are followed; missing: a directory is made */
     bool readonly;
@@ -225,6 +230,7 @@ struct machine_volume {
     struct volume_ids ids;
     /* filled in */
     uint32_t id;       /* what the agent calls it */
+    bool mirrored;     /* a copy in the guest's memory */
     bool file;         /* no directory */
     bool all_readonly; /* nothing below it can be written to */
 };

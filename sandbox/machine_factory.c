@@ -190,7 +190,11 @@ struct machine_factory *machine_factory_new(const struct machine_config *config,
 {
     if (check_config(config, err) < 0)
         return NULL;
+    struct mirror_watch *watch = mirror_watch_new(err);
+    if (watch == NULL)
+        return NULL;
     struct machine_factory *f = xcalloc(1, sizeof(*f));
+    f->mirror_watch = watch;
     f->config = *config;
     f->config.qemu = xstrdup(config->qemu);
     f->config.kernel = xstrdup(config->kernel);
@@ -251,6 +255,7 @@ void machine_factory_free(struct machine_factory *f)
     if (f == NULL)
         return;
     template_pool_free(f->templates);
+    mirror_watch_free(f->mirror_watch);
     free_string(f->config.qemu);
     free_string(f->config.kernel);
     free_string(f->config.initrd);

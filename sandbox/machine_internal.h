@@ -10,6 +10,7 @@
 #include "sandbox/hypervisor.h"
 #include "sandbox/link.h"
 #include "sandbox/machine.h"
+#include "sandbox/mirror_watch.h"
 #include "sandbox/share.h"
 
 #define SCRATCH_SERIAL "scratch"
@@ -34,7 +35,8 @@ struct machine_factory {
     pthread_mutex_t deciding;   /* held by who probes */
 
     struct template_pool *templates; /* NULL: none are wanted */
-    char *spare_cgroup_root;         /* of the VMs that have no pod yet */
+    struct mirror_watch *mirror_watch;
+    char *spare_cgroup_root; /* of the VMs that have no pod yet */
 };
 
 /* One pod's VM size, from what CRI says (units as in machine_spec) and the configuration. */
@@ -100,6 +102,7 @@ struct machine {
     const struct hv_ops *ops; /* constant */
     struct hv *hv;            /* fixed once started; NULL before */
     struct share *share;      /* the same */
+    struct mirror *mirror;    /* the same */
 
     pthread_mutex_t lock; /* guards the fields below */
     struct link *link;

@@ -583,6 +583,7 @@ const struct hv_ops qemu_hv = {
     .launch = qemu_launch,
     .adopt = qemu_adopt,
     .add_disk = qemu_add_disk,
+    .add_device = qemu_add_device,
     .remove_disk = qemu_remove_disk,
     .resize = qemu_resize,
     .size = qemu_size,

@@ -1,6 +1,6 @@
 /*
- * Image disks of a running QEMU: hot-plugged virtio-blk on the bridge, read-only, whose contents
- * are several files one after the other.
+ * Disks of a running QEMU: hot-plugged virtio-blk on the bridge. Image disks are read-only, and
+ * their contents are several files one after the other; a block device of the host is one as it is.
  *
  * One file is a `raw` node. More are a VMDK of flat extents: a text file in a sealed memfd that
  * names the parts by their descriptor sets, so that an image of forty layers is one device in one
@@ -34,6 +34,14 @@
          */
 #define DESCRIPTOR_SET 255
 #define UNDO_NS INT64_C(5000000000)
+
+/* What becomes a disk: the parts, or without any the device. */
+struct source {
+    const struct disk_part *parts;
+    size_t n;
+    int device;
+    bool writable;
+};
 
 static int set_id(int slot, size_t n)
 {
@@ -125,9 +133,13 @@ static json_t *file_node(int set)
     return json_pack("{s:s,s:s,s:b}", "driver", "file", "filename", path, "read-only", 1);
 }
 
-static int hand_over(struct hv *hv, int slot, const struct disk_part *parts, size_t n,
-                     struct cancel *cancel, struct err *err)
+static int hand_over(struct hv *hv, int slot, const struct source *s, struct cancel *cancel,
+                     struct err *err)
 {
+    const struct disk_part *parts = s->parts;
+    size_t n = s->n;
+    if (n == 0)
+        return add_fd(hv, set_id(slot, 0), s->device, cancel, err);
     for (size_t i = 0; i < n; i++) {
         struct stat st;
         if (fstat(parts[i].fd, &st) < 0 || !S_ISREG(st.st_mode) ||
@@ -144,10 +156,31 @@ static int hand_over(struct hv *hv, int slot, const struct disk_part *parts, siz
     return fd < 0 ? -1 : add_fd(hv, set_id(slot, DESCRIPTOR_SET), fd, cancel, err);
 }
 
-static int add_node(struct hv *hv, int slot, const struct disk_part *parts, size_t n,
-                    struct cancel *cancel, struct err *err)
+/* Several pods may have the device, as with any runtime: no locks. Writes go through the host's
+ * page cache, and the guest's flushes reach the device. */
+static int add_device_node(struct hv *hv, int slot, bool writable, struct cancel *cancel,
+                           struct err *err)
 {
     char node[32];
+    char path[32];
+    (void)snprintf(node, sizeof(node), "disk%d", slot);
+    (void)snprintf(path, sizeof(path), "/dev/fdset/%d", set_id(slot, 0));
+    return qmp_run(hv->qmp, "blockdev-add",
+                   json_pack("{s:s,s:s,s:b,s:s,s:{s:s,s:s,s:b,s:s,s:s}}", "driver", "raw",
+                             "node-name", node, "read-only", !writable, "discard", "unmap", "file",
+                             "driver", "host_device", "filename", path, "read-only", !writable,
+                             "locking", "off", "discard", "unmap"),
+                   -1, cancel, err);
+}
+
+static int add_node(struct hv *hv, int slot, const struct source *s, struct cancel *cancel,
+                    struct err *err)
+{
+    const struct disk_part *parts = s->parts;
+    size_t n = s->n;
+    char node[32];
+    if (n == 0)
+        return add_device_node(hv, slot, s->writable, cancel, err);
     (void)snprintf(node, sizeof(node), "disk%d", slot);
     json_t *args =
         n == 1 ? json_pack("{s:s,s:s,s:b,s:I,s:o}", "driver", "raw", "node-name", node, "read-only",
@@ -191,17 +224,17 @@ static void undo(struct hv *hv, int slot)
     remove_fds(hv, slot, c);
 }
 
-static int plug(struct hv *hv, const char *serial, const struct disk_part *parts, size_t n,
-                struct cancel *cancel, struct err *err)
+static int plug(struct hv *hv, const char *serial, const struct source *s, struct cancel *cancel,
+                struct err *err)
 {
     int slot = free_slot(hv);
     if (slot == 0)
         return err_set(err, ERR_EXHAUSTED, "all %d disk slots are taken", QEMU_PLUG_SLOTS);
     int ret = FAILPOINT("machine.attach.fds", err);
     if (ret == 0)
-        ret = hand_over(hv, slot, parts, n, cancel, err);
+        ret = hand_over(hv, slot, s, cancel, err);
     if (ret == 0 && (ret = FAILPOINT("machine.attach.node", err)) == 0)
-        ret = add_node(hv, slot, parts, n, cancel, err);
+        ret = add_node(hv, slot, s, cancel, err);
     if (ret < 0) {
         undo(hv, slot);
         return -1;
@@ -220,23 +253,37 @@ static int plug(struct hv *hv, const char *serial, const struct disk_part *parts
     return -1;
 }
 
-int qemu_add_disk(struct hv *hv, const char *serial, const struct disk_part *parts, size_t n_parts,
-                  struct cancel *cancel, struct err *err)
+static int add(struct hv *hv, const char *serial, const struct source *s, struct cancel *cancel,
+               struct err *err)
 {
     auto_err struct err local = ERR_INIT; /* plug() looks at the code */
     if (check_serial(serial, err) < 0)
         return -1;
-    if (n_parts == 0 || n_parts > MAX_PARTS)
-        return err_set(err, ERR_INVALID, "disk %s: %zu parts", serial, n_parts);
     if (lock_within(&hv->disks, cancel, "another disk of this vm", err) < 0)
         return -1;
-    int ret = find_slot(hv, serial) != 0 ? 0 : plug(hv, serial, parts, n_parts, cancel, &local);
+    int ret = find_slot(hv, serial) != 0 ? 0 : plug(hv, serial, s, cancel, &local);
     (void)pthread_mutex_unlock(&hv->disks);
     if (ret < 0) {
         (void)err_wrap(&local, "attach disk %s", serial);
         return err_move(err, &local);
     }
     return 0;
+}
+
+int qemu_add_disk(struct hv *hv, const char *serial, const struct disk_part *parts, size_t n_parts,
+                  struct cancel *cancel, struct err *err)
+{
+    struct source s = {.parts = parts, .n = n_parts, .device = -1};
+    if (n_parts == 0 || n_parts > MAX_PARTS)
+        return err_set(err, ERR_INVALID, "disk %s: %zu parts", serial, n_parts);
+    return add(hv, serial, &s, cancel, err);
+}
+
+int qemu_add_device(struct hv *hv, const char *serial, int fd, bool writable, struct cancel *cancel,
+                    struct err *err)
+{
+    struct source s = {.device = fd, .writable = writable};
+    return add(hv, serial, &s, cancel, err);
 }
 
 static int unplug(struct hv *hv, int slot, struct cancel *cancel, struct err *err)

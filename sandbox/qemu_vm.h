@@ -51,6 +51,8 @@ struct hv {
 
 int qemu_add_disk(struct hv *hv, const char *serial, const struct disk_part *parts, size_t n_parts,
                   struct cancel *cancel, struct err *err);
+int qemu_add_device(struct hv *hv, const char *serial, int fd, bool writable, struct cancel *cancel,
+                    struct err *err);
 int qemu_remove_disk(struct hv *hv, const char *serial, struct cancel *cancel, struct err *err);
 /* After adopt: learns which slots are taken. */
 int qemu_list_disks(struct hv *hv, struct cancel *cancel, struct err *err);

@@ -96,6 +96,21 @@ static bool forgets_ok(struct body *b)
            in.count == b->left / sizeof(struct fuse_forget_one);
 }
 
+/* libfuse sets FUSE_SETXATTR_EXT only when it is asked for: the short form. */
+static bool setxattr_ok(struct body *b)
+{
+    uint32_t in[2]; /* size, flags */
+    return fixed(b, in, sizeof(in)) && name(b, true) && in[0] == b->left;
+}
+
+/* With a name: GETXATTR. A size of 0 asks how much there is. */
+static bool getxattr_ok(struct body *b, bool named)
+{
+    struct fuse_getxattr_in in;
+    return fixed(b, &in, sizeof(in)) && in.size <= LIMIT_FS_XATTR && (!named || name(b, true)) &&
+           b->left == 0;
+}
+
 static enum share_verdict verdict(bool ok)
 {
     return ok ? SHARE_PASS : SHARE_HOSTILE;
@@ -150,6 +165,14 @@ static enum share_verdict check_body(uint32_t opcode, struct body *b)
         return verdict(only(b, sizeof(struct fuse_fallocate_in)));
     case FUSE_LSEEK:
         return verdict(only(b, sizeof(struct fuse_lseek_in)));
+    case FUSE_SETXATTR:
+        return verdict(setxattr_ok(b));
+    case FUSE_GETXATTR:
+        return verdict(getxattr_ok(b, true));
+    case FUSE_LISTXATTR:
+        return verdict(getxattr_ok(b, false));
+    case FUSE_REMOVEXATTR:
+        return verdict(name(b, true) && b->left == 0);
     case FUSE_READLINK:
     case FUSE_STATFS:
         return verdict(b->left == 0);

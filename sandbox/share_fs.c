@@ -11,6 +11,7 @@
 #include <sys/random.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #define HASH_FUNCTION HASH_FNV /* clang warns of the default one */
@@ -19,6 +20,7 @@
 #include "base/cleanup.h"
 #include "base/limits.h"
 #include "base/str.h"
+#include "sandbox/share_xattr.h"
 
 /* How long a guest may go on with what it has seen: kubelet's changes show within this. */
 #define TIMEOUT 0.1
@@ -790,8 +792,72 @@ static void op_fsyncdir(fuse_req_t req, fuse_ino_t id, int only_data, struct fus
         answer(req, only_data ? fdatasync(dirfd(h->dir)) : fsync(dirfd(h->dir)));
 }
 
-/* flush is left out: the kernel then saves a round trip per close. Extended attributes and locks
- * are not served: the former are refused, the latter are the guest's own. */
+/* --- extended attributes --- */
+
+/* The inode of a request for an attribute; answers it when there is none. */
+static struct inode *find_attribute(fuse_req_t req, fuse_ino_t id, const char *name, int refusal)
+{
+    struct inode *i = find(req, id);
+    if (i == NULL)
+        return NULL;
+    if (xattr_is_served(name, i->type))
+        return i;
+    (void)fuse_reply_err(req, refusal);
+    return NULL;
+}
+
+static void op_setxattr(fuse_req_t req, fuse_ino_t id, const char *name, const char *value,
+                        size_t size, int flags)
+{
+    char path[40];
+    struct inode *i = find_attribute(req, id, name, EOPNOTSUPP);
+    if (i != NULL)
+        answer(req, setxattr(path_of(i, path), name, value, size, flags));
+}
+
+static void op_getxattr(fuse_req_t req, fuse_ino_t id, const char *name, size_t size)
+{
+    char path[40];
+    struct inode *i = find_attribute(req, id, name, ENODATA);
+    if (i == NULL)
+        return;
+    ssize_t n = getxattr(path_of(i, path), name, size > 0 ? data : NULL,
+                         size < sizeof(data) ? size : sizeof(data));
+    if (n < 0)
+        (void)fuse_reply_err(req, errno);
+    else if (size == 0)
+        (void)fuse_reply_xattr(req, (size_t)n);
+    else
+        (void)fuse_reply_buf(req, data, (size_t)n);
+}
+
+static void op_listxattr(fuse_req_t req, fuse_ino_t id, size_t size)
+{
+    char path[40];
+    struct inode *i = find(req, id);
+    if (i == NULL)
+        return;
+    ssize_t n = xattr_list(path_of(i, path), i->type, data, sizeof(data));
+    if (n < 0)
+        (void)fuse_reply_err(req, errno);
+    else if (size == 0)
+        (void)fuse_reply_xattr(req, (size_t)n);
+    else if ((size_t)n > size)
+        (void)fuse_reply_err(req, ERANGE);
+    else
+        (void)fuse_reply_buf(req, data, (size_t)n);
+}
+
+static void op_removexattr(fuse_req_t req, fuse_ino_t id, const char *name)
+{
+    char path[40];
+    struct inode *i = find_attribute(req, id, name, EOPNOTSUPP);
+    if (i != NULL)
+        answer(req, removexattr(path_of(i, path), name));
+}
+
+/* flush is left out: the kernel then saves a round trip per close. Locks are not served: they are
+ * the guest's own. */
 static const struct fuse_lowlevel_ops operations = {
     .init = op_init,
     .lookup = op_lookup,
@@ -821,6 +887,10 @@ static const struct fuse_lowlevel_ops operations = {
     .fallocate = op_fallocate,
     .readdirplus = op_readdirplus,
     .lseek = op_lseek,
+    .setxattr = op_setxattr,
+    .getxattr = op_getxattr,
+    .listxattr = op_listxattr,
+    .removexattr = op_removexattr,
 };
 
 /* --- the volume --- */

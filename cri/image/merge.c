@@ -245,7 +245,7 @@ int merge_layers(struct tree *image, const char *const *layer_paths, size_t n, u
                  struct err *err)
 {
     for (size_t i = 0; i < n; i++) {
-        uint64_t length;
+        uint64_t length = 0;
         if (merge_file(image, layer_paths[i], (uint32_t)i + 1, &length, err) < 0)
             return err_wrap(err, "merge layer %s", layer_paths[i]);
         if (blocks != NULL)

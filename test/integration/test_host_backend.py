@@ -303,8 +303,10 @@ def test_volumes(daemon, host_net, tmp_path):
 def test_devices(daemon, host_net):
     """CRI's Device list."""
     c = host_net.start("c", "sleep", "1000", devices=[
-        pb.Device(container_path="/dev/my-loop", host_path="/dev/loop-control", permissions="rw")])
-    r = daemon.exec(c, "sh", "-c", "ls -l /dev/my-loop && : </dev/my-loop")
+        pb.Device(container_path="/dev/my-loop", host_path="/dev/loop-control", permissions="rw"),
+        pb.Device(container_path="/dev/loop0", host_path="/dev/loop0", permissions="r"),
+        pb.Device(container_path="/dev/null", host_path="/dev/null", permissions="rwm")])
+    r = daemon.exec(c, "sh", "-c", "ls -l /dev/my-loop && : </dev/my-loop && test -b /dev/loop0")
     assert r.exit_code == 0, r
     assert b"10, 237" in r.stdout
     with pytest.raises(grpc.RpcError) as e:
@@ -334,7 +336,7 @@ def test_handlers(daemon, make_pod):
     vm = make_pod()
     assert info(daemon, vm.id)["backend"] == "vm"
     for bad, word in (({"mounts": [mount("/tmp", "/x", propagation=pb.PROPAGATION_BIDIRECTIONAL)]}, "aspis-host"),
-                      ({"devices": [pb.Device(container_path="/dev/x", host_path="/dev/loop0", permissions="r")]}, "aspis-host"),
+                      ({"devices": [pb.Device(container_path="/dev/x", host_path="/dev/loop-control", permissions="r")]}, "aspis-host"),
                       (privileged(), "privileged")):
         with pytest.raises(grpc.RpcError) as e:
             vm.create("bad", "sleep", "1", **bad)

@@ -10,6 +10,7 @@ import grpc
 import pytest
 
 from cri import pb
+from daemon import BUILD
 
 
 @pytest.fixture
@@ -41,6 +42,13 @@ def within(seconds, check):
     while not check():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def tool(src, name):
+    """A program of this folder, linked statically."""
+    subprocess.run(["gcc", "-static", "-O1", "-Wall", "-Wextra", "-Werror", "-o", str(src / f".{name}"),
+                    str(Path(__file__).parent / f"{name}.c")], check=True)
+    return src / f".{name}"
 
 
 def servers(daemon):
@@ -211,6 +219,23 @@ def test_kubelet_flips_a_config_map(daemon, pod, src):
     print("slowest flip", slowest)
 
 
+def test_user_attributes(daemon, pod, src):
+    """Extended attributes of users go both ways; others stay the host's."""
+    (src / "a").write_text("a")
+    os.setxattr(src / "a", "user.from", b"the host")
+    os.setxattr(src / "a", "trusted.secret", b"of the host")
+    c = pod.start("x", "sleep", "1000", mounts=[mount(src, "/data"), mount(src, "/ro", readonly=True),
+                                                mount(tool(src, "xattr"), "/xattr", readonly=True)])
+    assert out(daemon, c, "/xattr list /data/a; /xattr get /data/a user.from") == "user.from\nthe host\n"
+    out(daemon, c, "/xattr set /data/a user.to value; /xattr set /data user.dir d; /xattr remove /data/a user.from")
+    assert sorted(os.listxattr(src / "a")) == ["trusted.secret", "user.to"]
+    assert os.getxattr(src / "a", "user.to") == b"value" and os.getxattr(src, "user.dir") == b"d"
+    assert "No data" in fails(daemon, c, "/xattr get /data/a trusted.secret")
+    fails(daemon, c, "/xattr set /data/a security.other y || /xattr set /data/a trusted.x y")
+    assert sorted(os.listxattr(src / "a")) == ["trusted.secret", "user.to"]
+    assert "Read-only" in fails(daemon, c, "/xattr set /ro/a user.x y")
+
+
 def test_termination_log(daemon, pod, src):
     log = src / "termination"
     log.touch()
@@ -273,6 +298,8 @@ def test_the_server_is_confined(daemon, pod, src):
     allowed = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 4  # CHOWN, DAC_OVERRIDE, FOWNER, FSETID
     for which in ("CapPrm", "CapEff", "CapInh", "CapBnd", "CapAmb"):
         assert int(status[which], 16) == allowed, which
+    if b"__asan" not in (BUILD / "sandbox" / "aspis-share").read_bytes():
+        assert status["Seccomp"] == "2"
     places = [line.split()[4] for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines()]
     assert set(places) >= {"/", "/proc", "/tmp"} and len([p for p in places if p.startswith("/tmp/")]) == 1
     assert not any(str(src) in p or p.startswith(("/var", "/home", "/run")) for p in places)
@@ -291,3 +318,18 @@ def test_removal_of_containers_frees_their_volumes(daemon, pod, src):
     assert len([p for p in places if p.startswith("/tmp/")]) == 1
     links = [os.readlink(p) for p in Path(f"/proc/{pid}/fd").iterdir()]
     assert len(links) < 12, links
+
+
+def test_memory_backed(daemon, pod, src):
+    """emptyDir with medium Memory: kubelet's tmpfs, shared like any directory."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(src)], check=True)
+    try:
+        c = pod.start("x", "sleep", "1000", mounts=[mount(src, "/cache")])
+        out(daemon, c, "echo hi > /cache/a && mv /cache/a /cache/b && test $(stat -f -c %b /cache) -lt 300")
+        assert (src / "b").read_text() == "hi\n"
+        assert "No space" in fails(daemon, c, "dd if=/dev/zero of=/cache/big bs=64k count=32")
+        assert (src / "big").stat().st_size < 1 << 20
+        daemon.client.StopContainer(container_id=c, timeout=0)
+        daemon.client.RemoveContainer(container_id=c)
+    finally:
+        subprocess.run(["umount", "--lazy", str(src)], check=True)

@@ -212,19 +212,21 @@ static void input_credit_across_connections(void **state)
     /* Nobody reads: fill the pipe and the window. */
     (void)fcntl(fd, F_SETPIPE_SZ, 4096);
     for (;;) {
-        while (next(f, &fr))
+        while (next(f, &fr)) {
             assert_int_equal(frame_offset(&fr, &acked), 0);
-        if (sent + sizeof(chunk) > acked + LIMIT_IO_WINDOW)
+            assert_int_equal(frame_window(&fr), LIMIT_IO_INPUT_WINDOW);
+        }
+        if (sent + sizeof(chunk) > acked + LIMIT_IO_INPUT_WINDOW)
             break;
         send_data(f, id, 0, sent, chunk, sizeof(chunk));
         sent += sizeof(chunk);
     }
-    assert_true(sent <= acked + LIMIT_IO_WINDOW);
+    assert_true(sent <= acked + LIMIT_IO_INPUT_WINDOW);
     /* A new host learns what arrived and gets one more window, once. */
     connect_host(f);
     send_offset(f, FRAME_IO_OPEN, id, 0);
     expect_offset(f, id, FRAME_IO_ACK, sent);
-    for (uint64_t end = sent + LIMIT_IO_WINDOW; sent < end; sent += sizeof(chunk))
+    for (uint64_t end = sent + LIMIT_IO_INPUT_WINDOW; sent < end; sent += sizeof(chunk))
         send_data(f, id, 0, sent, chunk, sizeof(chunk));
     expect_nothing(f);
     connect_host(f);
@@ -240,12 +242,48 @@ static void input_credit_across_connections(void **state)
     assert_int_equal(frame_offset(&fr, &acked), 0);
     assert_int_equal(acked, sent);
     /* and past a window it is the host's fault */
-    for (int i = 0; i < 5; i++) {
+    for (uint64_t end = sent + LIMIT_IO_INPUT_WINDOW; sent <= end; sent += sizeof(chunk)) {
         expect_nothing(f);
         send_data(f, id, 0, sent, chunk, sizeof(chunk));
-        sent += sizeof(chunk);
     }
     expect_reset(f, id, "more bytes than were granted");
+    (void)close(fd);
+}
+
+/* Bulk is acknowledged in steps that leave credit even to a host which knows of no larger window.
+ */
+static void input_acks_are_few(void **state)
+{
+    struct fix *f = *state;
+    static char chunk[KiB(32)];
+    char back[KiB(32)];
+    unsigned acks = 0;
+    uint64_t acked = 0;
+    int fd;
+    uint32_t id = input(f, &fd);
+    struct frame fr;
+
+    send_offset(f, FRAME_IO_OPEN, id, 0);
+    expect_offset(f, id, FRAME_IO_ACK, 0);
+    for (size_t i = 0; i < sizeof(chunk); i++)
+        chunk[i] = (char)(i * 7);
+    for (uint64_t sent = 0; sent < MiB(2);) {
+        assert_true(sent + sizeof(chunk) <= acked + LIMIT_IO_WINDOW);
+        send_data(f, id, 0, sent, chunk, sizeof(chunk));
+        sent += sizeof(chunk);
+        for (size_t got = 0; got < sizeof(back);) {
+            ssize_t n = read(fd, back + got, sizeof(back) - got);
+            assert_true(n > 0);
+            got += (size_t)n;
+        }
+        assert_memory_equal(back, chunk, sizeof(back));
+        while (next(f, &fr)) {
+            assert_int_equal(fr.type, FRAME_IO_ACK);
+            assert_int_equal(frame_offset(&fr, &acked), 0);
+            acks++;
+        }
+    }
+    assert_true(acks > 0 && acks <= MiB(2) / KiB(128));
     (void)close(fd);
 }
 
@@ -344,6 +382,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(input_overlap_and_gap, setup, teardown),
         cmocka_unit_test_setup_teardown(input_end, setup, teardown),
         cmocka_unit_test_setup_teardown(input_credit_across_connections, setup, teardown),
+        cmocka_unit_test_setup_teardown(input_acks_are_few, setup, teardown),
         cmocka_unit_test_setup_teardown(outputs_take_turns, setup, teardown),
         cmocka_unit_test_setup_teardown(idle_streams_cost_nothing, setup, teardown),
     };

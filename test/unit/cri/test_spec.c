@@ -489,7 +489,7 @@ static void test_user_namespaces(void **state)
     Aspis__Agent__V1__CreateContainerRequest req;
     aspis__agent__v1__create_container_request__init(&req);
     struct seccomp_filter none = {0};
-    assert_int_equal(spec_guest(&b.c, &none, &req, a, &b.err), 0);
+    assert_int_equal(spec_guest(&b.c, BACKEND_VM, &none, &req, a, &b.err), 0);
     assert_int_equal(req.n_uids, 1);
     assert_int_equal(req.gids[0]->host_id, 65536);
     assert_int_equal(spec_guest_understood(&req, 105, &b.err), 0);
@@ -543,7 +543,7 @@ static void test_devices(void **state)
     Aspis__Agent__V1__CreateContainerRequest req;
     aspis__agent__v1__create_container_request__init(&req);
     struct seccomp_filter none = {0};
-    assert_int_equal(spec_guest(&b.c, &none, &req, a, &b.err), 0);
+    assert_int_equal(spec_guest(&b.c, BACKEND_VM, &none, &req, a, &b.err), 0);
     assert_int_equal(req.n_devices, 2);
     assert_string_equal(req.devices[0]->container_path, "/dev/fuse");
     assert_string_equal(req.devices[0]->permissions, "rw");
@@ -553,7 +553,7 @@ static void test_devices(void **state)
     assert_false(req.all_devices);
     b.security.privileged = true;
     aspis__agent__v1__create_container_request__init(&req);
-    assert_int_equal(spec_guest(&b.c, &none, &req, a, &b.err), 0);
+    assert_int_equal(spec_guest(&b.c, BACKEND_VM, &none, &req, a, &b.err), 0);
     assert_true(req.all_devices);
     clear(&b);
 }

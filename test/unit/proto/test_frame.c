@@ -338,6 +338,46 @@ static void data_with_a_preamble_is_cut(void **state)
     assert_null(preamble_find(data, 30 + PREAMBLE_FIXED - 1));
 }
 
+/* Found at any place among bytes that look like it or do not. */
+static void preamble_anywhere(void **state)
+{
+    (void)state;
+    static const char *const fill[] = {
+        "K", "ASPISLN", "ASPISLNK", "x", "xxxxxxxxxxxxxxxxxxxK", "SPISLNKA"};
+    uint8_t data[600];
+
+    for (size_t k = 0; k < ARRAY_LEN(fill); k++) {
+        size_t len = strlen(fill[k]);
+
+        for (size_t at = 0; at + PREAMBLE_SIZE <= sizeof(data); at++) {
+            for (size_t i = 0; i < sizeof(data); i++)
+                data[i] = (uint8_t)fill[k][i % len];
+            assert_null(preamble_find(data, sizeof(data)));
+            preamble_make(data + at, LINK_IO, nonce);
+            assert_ptr_equal(preamble_find(data, sizeof(data)), data + at);
+            assert_int_equal(preamble_safe_len(data, sizeof(data)), at + 8);
+        }
+    }
+}
+
+static void credit(void **state)
+{
+    (void)state;
+    auto_buf struct buf b = BUF_INIT(KiB(1));
+    struct frame f = {0};
+    uint64_t off = 0;
+
+    assert_int_equal(frame_append_credit(&b, 5, 9, 0x80000), 0);
+    assert_memory_equal(b.data, "\0\0\0\14\0\0\0\5\23\0\0\0\0\0\0\0\0\11\0\10\0\0", 22);
+    f.payload = (const uint8_t *)b.data + FRAME_HEADER;
+    f.len = 12;
+    assert_int_equal(frame_offset(&f, &off), 0);
+    assert_true(off == 9);
+    assert_int_equal(frame_window(&f), 0x80000);
+    f.len = 8;
+    assert_int_equal(frame_window(&f), LIMIT_IO_WINDOW);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -353,6 +393,8 @@ int main(void)
         cmocka_unit_test(large_frame_is_given_back),
         cmocka_unit_test(io_payloads),
         cmocka_unit_test(data_with_a_preamble_is_cut),
+        cmocka_unit_test(preamble_anywhere),
+        cmocka_unit_test(credit),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

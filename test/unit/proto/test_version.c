@@ -66,8 +66,6 @@ static bool in_table(const char *method, const char *field)
     return false;
 }
 
-/* Fields of messages below a request can only be new in messages that are: the table names fields
- * of the request itself. */
 static void look(const char *method, const ProtobufCMessageDescriptor *m, int depth)
 {
     if (depth == DEPTH)
@@ -78,9 +76,14 @@ static void look(const char *method, const ProtobufCMessageDescriptor *m, int de
         if (in_list(line)) {
             if (f->type == PROTOBUF_C_TYPE_MESSAGE)
                 look(method, f->descriptor, depth + 1);
-        } else if (depth > 0 || !in_table(method, f->name)) {
-            fail_msg("%s: field %s is in neither version 1.1 nor protocol_additions", method, line);
+            continue;
         }
+        struct strv below = {0};
+        strv_addf(&below, "%s.%s", m->short_name, f->name);
+        bool known = in_table(method, depth > 0 ? below.v[0] : f->name);
+        strv_clear(&below);
+        if (!known)
+            fail_msg("%s: field %s is in neither version 1.1 nor protocol_additions", method, line);
     }
 }
 

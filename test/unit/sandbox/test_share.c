@@ -202,7 +202,7 @@ static void test_honest(void **state)
     assert_int_equal(g.reply_len, sizeof(struct fuse_out_header) + LIMIT_FS_DATA);
     assert_memory_equal(g.reply + sizeof(struct fuse_out_header), w->data, LIMIT_FS_DATA);
     free(w);
-    assert_int_equal(call(&g, FUSE_SETXATTR, node, "12345678", 8), -ENOSYS);
+    assert_int_equal(call(&g, FUSE_IOCTL, node, "12345678", 8), -ENOSYS);
     stop(&g);
 }
 

@@ -142,6 +142,50 @@ static void test_sizes_of_data(void **state)
     assert_int_equal(check(), SHARE_PASS);
 }
 
+static void test_attributes(void **state)
+{
+    (void)state;
+    uint32_t set[2] = {5, 0};
+    begin(FUSE_SETXATTR);
+    add(set, sizeof(set));
+    add("user.a\0"
+        "12345",
+        12);
+    assert_int_equal(check(), SHARE_PASS);
+    set[0] = 6; /* one byte of what lies behind */
+    begin(FUSE_SETXATTR);
+    add(set, sizeof(set));
+    add("user.a\0"
+        "12345",
+        12);
+    assert_int_equal(check(), SHARE_HOSTILE);
+    begin(FUSE_SETXATTR);
+    add(set, sizeof(set));
+    add("user.a", 6);
+    assert_int_equal(check(), SHARE_HOSTILE);
+    struct fuse_getxattr_in get = {.size = LIMIT_FS_XATTR};
+    begin(FUSE_GETXATTR);
+    add(&get, sizeof(get));
+    add("user.a", 7);
+    assert_int_equal(check(), SHARE_PASS);
+    begin(FUSE_GETXATTR);
+    add(&get, sizeof(get));
+    assert_int_equal(check(), SHARE_HOSTILE);
+    begin(FUSE_LISTXATTR);
+    add(&get, sizeof(get));
+    assert_int_equal(check(), SHARE_PASS);
+    get.size++;
+    begin(FUSE_LISTXATTR);
+    add(&get, sizeof(get));
+    assert_int_equal(check(), SHARE_HOSTILE);
+    begin(FUSE_REMOVEXATTR);
+    add("user.a", 7);
+    assert_int_equal(check(), SHARE_PASS);
+    begin(FUSE_REMOVEXATTR);
+    add("user.a\0b", 8);
+    assert_int_equal(check(), SHARE_HOSTILE);
+}
+
 static void test_counts(void **state)
 {
     (void)state;
@@ -182,8 +226,8 @@ static void test_header(void **state)
     begin(FUSE_STATFS);
     length = LIMIT_FS_MESSAGE + 1;
     assert_int_equal(check(), SHARE_HOSTILE);
-    static const uint32_t unknown[] = {FUSE_SETXATTR, FUSE_GETXATTR, FUSE_IOCTL, FUSE_SETLK,
-                                       FUSE_POLL,     FUSE_FLUSH,    99,         UINT32_MAX};
+    static const uint32_t unknown[] = {FUSE_BMAP, FUSE_GETLK, FUSE_IOCTL, FUSE_SETLK,
+                                       FUSE_POLL, FUSE_FLUSH, 99,         UINT32_MAX};
     for (size_t i = 0; i < ARRAY_LEN(unknown); i++) {
         begin(unknown[i]);
         add("12345678", 8);
@@ -218,8 +262,9 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_names),         cmocka_unit_test(test_two_names),
-        cmocka_unit_test(test_sizes_of_data), cmocka_unit_test(test_counts),
-        cmocka_unit_test(test_header),        cmocka_unit_test(test_init),
+        cmocka_unit_test(test_sizes_of_data), cmocka_unit_test(test_attributes),
+        cmocka_unit_test(test_counts),        cmocka_unit_test(test_header),
+        cmocka_unit_test(test_init),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
