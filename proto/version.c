@@ -8,14 +8,14 @@
 /* In the order of agent.proto. */
 const struct protocol_addition protocol_additions[] = {
     {"CreateContainer", "volume_disks", 2},
-    {"CreateContainer", "raw_disks", 2},
     {"CreateContainer", "seccomp_filter", 2},
     {"CreateContainer", "pid_target", 2},
     {"CreateContainer", "devices", 2},
     {"CreateContainer", "all_devices", 2},
     {"CreateContainer", "uids", 2},
     {"CreateContainer", "gids", 2},
-    {"Volume", "mirrored", 2},
+    {"CreateContainer", "raw_disks", 2},
+    {"CreateContainer", "Volume.mirrored", 2}, /* only of what SyncVolume has made */
     {"Resize", NULL, 2},
     {"SetLimits", NULL, 2},
     {"Stats", NULL, 2},

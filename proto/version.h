@@ -17,10 +17,10 @@
 #define PROTOCOL_MAJOR 1
 #define PROTOCOL_MINOR 2
 
-/* A call (field NULL), or a field of a call's request; or of a message within one, which then says
- * something only after a call of the same release has succeeded. */
+/* A call (field NULL), or a field of a call's request. "Message.field", below a request, is only
+ * told: such a field may be sent where something else has made sure that the agent knows it. */
 struct protocol_addition {
-    const char *method; /* or the message */
+    const char *method;
     const char *field;
     uint32_t minor; /* the first that knows it */
 };

@@ -74,6 +74,15 @@ def test_a_newer_daemon_adopts_its_pods(old_pod, images, how):
     assert old_pod.output("later") == "later\n"
     lines = old_pod.output("x").splitlines()
     assert lines == [str(i + 1) for i in range(len(lines))]
+    # a volume as kubelet writes it: the agent cannot mirror it and shares it, as it always did
+    volume = d.base / "configmap"
+    (volume / "..1").mkdir(parents=True)
+    (volume / "..1" / "key").write_text("value")
+    (volume / "..data").symlink_to("..1")
+    (volume / "key").symlink_to("..data/key")
+    mount = pb.Mount(container_path="/config", host_path=str(volume), readonly=True)
+    assert old_pod.run("configured", "cat", "/config/key", mounts=[mount]).exit_code == 0
+    assert old_pod.output("configured") == "value\n"
     # a pod of today beside it
     new = Pod(d, "newer", images["busybox"])
     n = new.start("y", "sleep", "1000")

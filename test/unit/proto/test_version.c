@@ -66,7 +66,6 @@ static bool in_table(const char *method, const char *field)
     return false;
 }
 
-/* A new field of a message below a request is in the table under the message's name. */
 static void look(const char *method, const ProtobufCMessageDescriptor *m, int depth)
 {
     if (depth == DEPTH)
@@ -77,9 +76,14 @@ static void look(const char *method, const ProtobufCMessageDescriptor *m, int de
         if (in_list(line)) {
             if (f->type == PROTOBUF_C_TYPE_MESSAGE)
                 look(method, f->descriptor, depth + 1);
-        } else if (!in_table(depth > 0 ? m->short_name : method, f->name)) {
-            fail_msg("%s: field %s is in neither version 1.1 nor protocol_additions", method, line);
+            continue;
         }
+        struct strv below = {0};
+        strv_addf(&below, "%s.%s", m->short_name, f->name);
+        bool known = in_table(method, depth > 0 ? below.v[0] : f->name);
+        strv_clear(&below);
+        if (!known)
+            fail_msg("%s: field %s is in neither version 1.1 nor protocol_additions", method, line);
     }
 }
 
