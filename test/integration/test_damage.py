@@ -189,8 +189,8 @@ def test_a_limit_on_file_sizes(own_daemon, images):
     soft, hard = resource.prlimit(d.proc.pid, resource.RLIMIT_FSIZE)
     resource.prlimit(d.proc.pid, resource.RLIMIT_FSIZE, (300000, hard))
     try:
-        total = 20000
-        c = pod.start("x", "sh", "-c", f"i=0; while [ $i -lt {total} ]; do i=$((i+1)); echo line number $i; done")
+        total, tail = 10000, "x" * 200  # more than fits on the way: a container that ended is not waited for long
+        c = pod.start("x", "sh", "-c", f"i=0; while [ $i -lt {total} ]; do i=$((i+1)); echo line number $i {tail}; done")
         log = pod.logs / "x" / "0.log"
         deadline = time.monotonic() + 60
         while not log.exists() or log.stat().st_size < 290000:
@@ -203,6 +203,6 @@ def test_a_limit_on_file_sizes(own_daemon, images):
     finally:
         resource.prlimit(d.proc.pid, resource.RLIMIT_FSIZE, (soft, hard))
     d.wait_state(c, pb.CONTAINER_EXITED)
-    assert pod.output("x").splitlines() == [f"line number {i}" for i in range(1, total + 1)]
+    assert pod.output("x").splitlines() == [f"line number {i} {tail}" for i in range(1, total + 1)]
     pod.remove()
     other.remove()
