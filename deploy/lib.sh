@@ -33,7 +33,7 @@ install_packages() {
         >/tmp/aspis-apt.log 2>&1 || { tail -n 20 /tmp/aspis-apt.log >&2; die "apt-get install failed"; }
 }
 
-# build DIR [meson options]: configures once, then builds.
+# build DIR [meson options]: configures, or brings the options of what is there up to date, then builds.
 build() {
     local dir=$1
     shift
@@ -41,6 +41,8 @@ build() {
         meson setup "$dir" "$ASPIS_ROOT" -Dlibcrun="$GUEST_DIR/crun" "$@" >"/tmp/aspis-meson-$$.log" 2>&1 ||
             { tail -n 30 "/tmp/aspis-meson-$$.log" >&2; die "meson setup $dir failed"; }
         rm -f "/tmp/aspis-meson-$$.log"
+    elif (($# > 0)); then
+        meson configure "$dir" "$@" >/dev/null || die "meson configure $dir failed"
     fi
     ninja -C "$dir" >"/tmp/aspis-ninja-$$.log" 2>&1 ||
         { grep -vE '^\[|^ninja:' "/tmp/aspis-ninja-$$.log" | tail -n 40 >&2; die "build of $dir failed"; }

@@ -22,7 +22,7 @@ def bad_daemon(images, tmp_path_factory):
     from conftest import world
     from daemon import Daemon
     if not BAD.exists():
-        pytest.fail(f"{BAD} is missing: a build with failpoints makes it")
+        pytest.fail(f"{BAD} is missing: a build with -Dtest_agents=true makes it")
     d = Daemon(world("h"), overrides={"machine": {"initrd": str(BAD), "guest_silence_seconds": SILENCE}})
     d.start()
     d.client.PullImage(image={"image": images["busybox"]})

@@ -23,7 +23,7 @@ def use(daemon, initrd):
 def old_pod(own_daemon, images):
     """A pod whose agent is of the earlier release, under a daemon of this one that was restarted with its own initrd."""
     if not OLD.exists():
-        pytest.fail(f"{OLD} is missing: a build with failpoints makes it")
+        pytest.fail(f"{OLD} is missing: a build with -Dtest_agents=true makes it")
     d = own_daemon()
     use(d, OLD)
     d.start()
