@@ -42,7 +42,7 @@ build() {
             { tail -n 30 "/tmp/aspis-meson-$$.log" >&2; die "meson setup $dir failed"; }
         rm -f "/tmp/aspis-meson-$$.log"
     elif (($# > 0)); then
-        meson configure "$dir" "$@" >/dev/null || die "meson configure $dir failed"
+        meson setup --reconfigure "$dir" "$ASPIS_ROOT" "$@" >/dev/null || die "meson setup $dir failed"
     fi
     ninja -C "$dir" >"/tmp/aspis-ninja-$$.log" 2>&1 ||
         { grep -vE '^\[|^ninja:' "/tmp/aspis-ninja-$$.log" | tail -n 40 >&2; die "build of $dir failed"; }
