@@ -125,11 +125,12 @@ void qemu_vsock_end(struct hv *hv)
 
 int qemu_vsock_plug(struct hv *hv, struct cancel *cancel, struct err *err)
 {
-    json_t *args =
-        json_pack("{s:s, s:s, s:s, s:s, s:s}", "driver", "vhost-user-vsock-pci", "id", "vsock",
-                  "chardev", "vsock", "bus", QEMU_PLUG_BUS, "addr", QEMU_VSOCK_ADDR);
-    if (FAILPOINT("machine.vsock.plug", err) < 0 ||
-        qmp_run(hv->qmp, "device_add", args, -1, cancel, err) < 0)
-        return err_wrap(err, "plug the vsock device in");
-    return 0;
+    int rc = FAILPOINT("machine.vsock.plug", err);
+    if (rc == 0)
+        rc = qmp_run(hv->qmp, "device_add",
+                     json_pack("{s:s, s:s, s:s, s:s, s:s}", "driver", "vhost-user-vsock-pci", "id",
+                               "vsock", "chardev", "vsock", "bus", QEMU_PLUG_BUS, "addr",
+                               QEMU_VSOCK_ADDR),
+                     -1, cancel, err);
+    return rc < 0 ? err_wrap(err, "plug the vsock device in") : 0;
 }
