@@ -143,6 +143,20 @@ int fs_write_atomic(const char *path, const void *data, size_t len, mode_t mode,
     return -1;
 }
 
+int fs_lock(int fd, pid_t *holder, struct err *err)
+{
+    struct flock l = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+
+    *holder = 0;
+    if (fcntl(fd, F_SETLK, &l) == 0)
+        return 0;
+    if (errno != EACCES && errno != EAGAIN)
+        return err_sys(err, errno, "lock");
+    if (fcntl(fd, F_GETLK, &l) == 0 && l.l_type != F_UNLCK)
+        *holder = l.l_pid;
+    return 1;
+}
+
 int fs_mkdir_p(const char *path, mode_t mode, struct err *err)
 {
     if (path[0] == '\0')

@@ -29,6 +29,11 @@ int fs_write_str(const char *path, const char *s, struct err *err);
 /* Temporary file in the same directory, fsync when sync, rename over path. */
 int fs_write_atomic(const char *path, const void *data, size_t len, mode_t mode, bool sync,
                     struct err *err);
+/* Locks the file for this process alone: unlike flock's, the lock is not its children's, who may
+ * outlive a killed process for the moment between fork and exec. Given up with the process, or when
+ * it closes any descriptor of the file. 1: another process has it (its id in *holder, 0: not
+ * known); -1 with *err. */
+int fs_lock(int fd, pid_t *holder, struct err *err);
 /* Like mkdir -p; existing directories keep their mode. */
 int fs_mkdir_p(const char *path, mode_t mode, struct err *err);
 /* Like rm -rf, never across a mount point, never through a symlink; a missing path is fine. */

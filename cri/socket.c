@@ -3,7 +3,6 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/un.h>
 
@@ -42,16 +41,14 @@ int socket_lock(const char *path, struct err *err)
     auto_close int fd = open(lock, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (fd < 0)
         return err_sys(err, errno, "lock file `%s`", lock);
-    if (flock(fd, LOCK_EX | LOCK_NB) < 0) {
-        if (errno != EWOULDBLOCK)
-            return err_sys(err, errno, "lock file `%s`", lock);
-        char pid[16] = "";
-        ssize_t n = pread(fd, pid, sizeof(pid) - 1, 0);
-        pid[n > 0 ? strspn(pid, "0123456789") : 0] = '\0';
-        return err_set(err, ERR_PRECONDITION, "socket `%s`: another aspisd (pid %s) serves it",
-                       path, pid[0] == '\0' ? "unknown" : pid);
-    }
-    /* For the message above only; the lock itself is what counts. */
+    pid_t holder = 0;
+    int held = fs_lock(fd, &holder, err);
+    if (held < 0)
+        return err_wrap(err, "lock file `%s`", lock);
+    if (held > 0)
+        return err_set(err, ERR_PRECONDITION, "socket `%s`: another aspisd (pid %d) serves it",
+                       path, (int)holder);
+    /* For people; the lock itself is what counts. */
     if (ftruncate(fd, 0) < 0 || dprintf(fd, "%d\n", (int)getpid()) < 0)
         return err_sys(err, errno, "lock file `%s`", lock);
     return take_fd(&fd);

@@ -5,7 +5,6 @@
 #include <fcntl.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -472,12 +471,12 @@ static int lock_root(struct image_store *s, struct err *err)
     s->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (s->lock_fd < 0)
         return err_sys(err, errno, "open %s", path);
-    if (flock(s->lock_fd, LOCK_EX | LOCK_NB) < 0) {
-        if (errno == EWOULDBLOCK)
-            return err_set(err, ERR_PRECONDITION, "%s is in use by another process", s->opts.root);
-        return err_sys(err, errno, "lock %s", path);
-    }
-    return 0;
+    pid_t holder = 0;
+    int held = fs_lock(s->lock_fd, &holder, err);
+    if (held > 0)
+        return err_set(err, ERR_PRECONDITION, "%s is in use by another process (%d)", s->opts.root,
+                       (int)holder);
+    return held < 0 ? err_wrap(err, "%s", path) : 0;
 }
 
 struct image_store *image_store_open(const struct image_options *opts, struct err *err)

@@ -182,7 +182,7 @@ class Actor(threading.Thread):
             except Lost:
                 unsure = True
                 lost_in_a_row += 1
-                if lost_in_a_row > 100:
+                if lost_in_a_row > 100 or self.d.proc is None or self.d.proc.poll() is not None and self.stop.is_set():
                     self.error = "the daemon never came back"
                     return
                 self.up.wait(120)

@@ -1,8 +1,10 @@
 /* cri/grpc: server and client against each other over a real socket: replies, streams, errors,
  * cancellation, deadlines, limits, hostile requests, shutdown. */
+#include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -13,6 +15,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 
 #include <cmocka.h>
 
@@ -657,16 +660,40 @@ static void test_lock(void **state)
     (void)state;
     auto_err struct err err = ERR_INIT;
     auto_free char *path = fs_format("%s/sub/dir/s.sock", t.dir);
-    auto_close int first = socket_lock(path, &err);
-    assert_true(first >= 0);
+    int up[2], down[2];
+    char byte = 0;
+    assert_int_equal(pipe2(up, O_CLOEXEC), 0);
+    assert_int_equal(pipe2(down, O_CLOEXEC), 0);
+    /* a daemon that has just forked a child; the child lives on until `down` closes */
+    pid_t holder = fork();
+    if (holder == 0) {
+        if (socket_lock(path, NULL) < 0)
+            _exit(1);
+        (void)close(down[1]);
+        if (fork() == 0) {
+            (void)!read(down[0], &byte, 1);
+            _exit(0);
+        }
+        (void)!write(up[1], "x", 1);
+        for (;;)
+            (void)pause();
+    }
+    assert_int_equal(read(up[0], &byte, 1), 1);
     assert_int_equal(socket_lock(path, &err), -1);
     assert_int_equal(err.code, ERR_PRECONDITION);
     char pid[32];
-    (void)snprintf(pid, sizeof(pid), "(pid %d)", (int)getpid());
+    (void)snprintf(pid, sizeof(pid), "(pid %d)", (int)holder);
     assert_non_null(strstr(err_msg(&err), pid));
-    (void)close(take_fd(&first));
-    first = socket_lock(path, &err);
-    assert_true(first >= 0);
+    /* killed, it is over at once, whoever has its descriptors */
+    assert_int_equal(kill(holder, SIGKILL), 0);
+    assert_int_equal(waitpid(holder, NULL, 0), holder);
+    auto_err struct err none = ERR_INIT;
+    auto_close int next = socket_lock(path, &none);
+    assert_true(next >= 0);
+    (void)close(down[1]);
+    (void)close(down[0]);
+    (void)close(up[0]);
+    (void)close(up[1]);
 }
 
 static void test_no_server(void **state)
