@@ -193,7 +193,8 @@ class Actor(threading.Thread):
 
 def test_killed_at_any_moment_during_any_call(own_daemon, images):
     dice = random.Random(SEED)
-    d = own_daemon()
+    # objects of calls that a kill cut short are not all given back at the end; what is wrong in memory still shows
+    d = own_daemon(env={"ASAN_OPTIONS": "detect_leaks=0:halt_on_error=1"})
     d.start()
     d.client.PullImage(image={"image": images["busybox"]})
     before = audit.snapshot(d)
