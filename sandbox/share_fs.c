@@ -649,14 +649,19 @@ static void op_write(fuse_req_t req, fuse_ino_t id, const char *from, size_t siz
         (void)fuse_reply_write(req, (size_t)n);
 }
 
-static void op_release(fuse_req_t req, fuse_ino_t id, struct fuse_file_info *fi)
+static void release(fuse_req_t req, struct fuse_file_info *fi, enum handle_kind kind)
 {
-    (void)id;
-    struct handle *h = find_handle(req, fi, HANDLE_FILE);
+    struct handle *h = find_handle(req, fi, kind);
     if (h == NULL)
         return;
     drop_handle(h);
     (void)fuse_reply_err(req, 0);
+}
+
+static void op_release(fuse_req_t req, fuse_ino_t id, struct fuse_file_info *fi)
+{
+    (void)id;
+    release(req, fi, HANDLE_FILE);
 }
 
 static void op_fsync(fuse_req_t req, fuse_ino_t id, int only_data, struct fuse_file_info *fi)
@@ -777,11 +782,7 @@ static void op_readdirplus(fuse_req_t req, fuse_ino_t id, size_t size, off_t at,
 static void op_releasedir(fuse_req_t req, fuse_ino_t id, struct fuse_file_info *fi)
 {
     (void)id;
-    struct handle *h = find_handle(req, fi, HANDLE_DIR);
-    if (h == NULL)
-        return;
-    drop_handle(h);
-    (void)fuse_reply_err(req, 0);
+    release(req, fi, HANDLE_DIR);
 }
 
 static void op_fsyncdir(fuse_req_t req, fuse_ino_t id, int only_data, struct fuse_file_info *fi)
