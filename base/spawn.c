@@ -141,6 +141,11 @@ int spawn_wait(struct spawn_proc *proc, struct cancel *cancel, int *status, stru
     return 0;
 }
 
+void spawn_kill_pidfd(int pidfd)
+{
+    (void)syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, NULL, 0);
+}
+
 void spawn_kill(struct spawn_proc *proc)
 {
     if (proc->pid <= 0)

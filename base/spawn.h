@@ -44,6 +44,8 @@ int spawn_start(const struct spawn_opts *opts, struct spawn_proc *proc, struct e
 /* Waits for the end (wait(2) status in *status); -1 when the token fired first (the process goes
  * on). */
 int spawn_wait(struct spawn_proc *proc, struct cancel *cancel, int *status, struct err *err);
+/* SIGKILL to whoever a pidfd stands for; one that is gone already is fine. Does not reap. */
+void spawn_kill_pidfd(int pidfd);
 /* SIGKILL to the process or its group, then reaps. Idempotent. */
 void spawn_kill(struct spawn_proc *proc);
 /* Releases the handle; kills and reaps what still runs. */

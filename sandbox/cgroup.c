@@ -16,6 +16,7 @@
 #include "base/cleanup.h"
 #include "base/fs.h"
 #include "base/limits.h"
+#include "base/spawn.h"
 
 #define PREFIX "aspis-"
 #define MAX_DEPTH 16
@@ -344,7 +345,7 @@ static int kill_members(const char *dir, bool *any, struct cancel *cancel, struc
         auto_close int fd = (int)syscall(SYS_pidfd_open, (pid_t)pid, 0);
         if (fd < 0)
             continue;
-        (void)syscall(SYS_pidfd_send_signal, fd, SIGKILL, NULL, 0);
+        spawn_kill_pidfd(fd);
         if (cancel_poll(cancel, fd, POLLIN, -1, err) < 0)
             return -1;
     }

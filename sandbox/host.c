@@ -275,7 +275,7 @@ static void kill_and_reap(struct hv *hv)
 {
     if (hv->pidfd < 0 || hv->watched)
         return;
-    (void)syscall(SYS_pidfd_send_signal, hv->pidfd, SIGKILL, NULL, 0);
+    spawn_kill_pidfd(hv->pidfd);
     (void)waitpid(hv->pid, NULL, 0);
     hv->exited = true;
     (void)eventfd_write(hv->gone, 1);
@@ -342,7 +342,7 @@ static int host_quit(struct hv *hv, struct cancel *cancel, struct err *err)
     set_quiet(hv);
     (void)pthread_mutex_lock(&hv->lock);
     if (!hv->exited && hv->pidfd >= 0)
-        (void)syscall(SYS_pidfd_send_signal, hv->pidfd, SIGKILL, NULL, 0);
+        spawn_kill_pidfd(hv->pidfd);
     (void)pthread_mutex_unlock(&hv->lock);
     return host_wait(hv, cancel, err) < 0 ? err_wrap(err, "wait for the end of the pod's agent")
                                           : 0;

@@ -22,6 +22,7 @@
 #include "base/failpoint.h"
 #include "base/fs.h"
 #include "base/limits.h"
+#include "base/spawn.h"
 #include "base/str.h"
 #include "sandbox/cgroup.h"
 #include "sandbox/cgroup_usage.h"
@@ -884,7 +885,7 @@ static int kill_recorded(const struct machine_record *r, struct cancel *cancel, 
     auto_close int fd = (int)syscall(SYS_pidfd_open, r->pid, 0);
     if (fd < 0 || hv_start_time(r->pid) != r->pid_start_time)
         return 0;
-    (void)syscall(SYS_pidfd_send_signal, fd, SIGKILL, NULL, 0);
+    spawn_kill_pidfd(fd);
     if (cancel_poll(cancel, fd, POLLIN, -1, err) < 0)
         return err_wrap(err, "wait for qemu's end");
     (void)waitpid(r->pid, NULL, WNOHANG); /* it may be our child, if this daemon started it */

@@ -17,6 +17,7 @@
 #include "base/cleanup.h"
 #include "base/fs.h"
 #include "base/limits.h"
+#include "base/spawn.h"
 #include "base/str.h"
 #include "proto/host_agent.h"
 #include "sandbox/cgroup.h"
@@ -93,7 +94,7 @@ static int kill_strays(struct machine_factory *f, const char *const *ids, size_t
             id = host_sandbox_of(f, dir);
         if (id == NULL || (only != NULL ? strcmp(id, only) != 0 : listed(id, ids, n)))
             continue;
-        (void)syscall(SYS_pidfd_send_signal, fd, SIGKILL, NULL, 0);
+        spawn_kill_pidfd(fd);
         if (cancel_poll(cancel, fd, POLLIN, -1, err) < 0)
             return err_wrap(err, "kill stray vm %s", id);
         strv_add(killed, id);

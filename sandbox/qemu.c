@@ -25,6 +25,7 @@
 #include "base/failpoint.h"
 #include "base/fs.h"
 #include "base/limits.h"
+#include "base/spawn.h"
 #include "base/str.h"
 #include "proto/frame.h"
 #include "sandbox/jail.h"
@@ -83,7 +84,7 @@ static void kill_process(struct hv *hv)
 {
     (void)pthread_mutex_lock(&hv->lock);
     if (!hv->exited && hv->proc.pidfd >= 0)
-        (void)syscall(SYS_pidfd_send_signal, hv->proc.pidfd, SIGKILL, NULL, 0);
+        spawn_kill_pidfd(hv->proc.pidfd);
     (void)pthread_mutex_unlock(&hv->lock);
 }
 

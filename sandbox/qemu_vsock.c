@@ -18,6 +18,7 @@
 #include "base/cleanup.h"
 #include "base/failpoint.h"
 #include "base/limits.h"
+#include "base/spawn.h"
 #include "sandbox/jail.h"
 #include "sandbox/qemu_vm.h"
 
@@ -118,7 +119,7 @@ void qemu_vsock_end(struct hv *hv)
 {
     if (hv->vsock.pidfd < 0)
         return;
-    (void)syscall(SYS_pidfd_send_signal, hv->vsock.pidfd, SIGKILL, NULL, 0);
+    spawn_kill_pidfd(hv->vsock.pidfd);
     (void)waitpid(hv->vsock.pid, NULL, 0);
     cleanup_closep(&hv->vsock.pidfd);
 }

@@ -20,6 +20,7 @@
 #include "base/fs.h"
 #include "base/limits.h"
 #include "base/log.h"
+#include "base/spawn.h"
 #include "base/str.h"
 #include "sandbox/cgroup.h"
 #include "sandbox/hypervisor.h"
@@ -173,7 +174,7 @@ static void end_server(struct share *s)
 {
     if (s->pidfd < 0)
         return;
-    (void)syscall(SYS_pidfd_send_signal, s->pidfd, SIGKILL, NULL, 0);
+    spawn_kill_pidfd(s->pidfd);
     (void)cancel_poll(NULL, s->pidfd, POLLIN, -1, NULL);
     (void)waitpid(s->pid, NULL, WNOHANG); /* ours, unless an earlier daemon started it */
     forget_server(s);
