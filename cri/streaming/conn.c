@@ -442,6 +442,7 @@ static int64_t sooner(int64_t a, int64_t b)
 /* One look at everything. False when the connection is over. */
 static bool turn(struct conn *c, int64_t *deadline)
 {
+    bool told = c->gone;
     *deadline = c->service->turn(c->service->arg);
     if (c->aborted)
         return false;
@@ -454,7 +455,10 @@ static bool turn(struct conn *c, int64_t *deadline)
     if (!c->gone && now - c->active >= c->idle_ns)
         lose(c, "idle for too long");
     if (!c->closing) {
-        *deadline = c->gone ? *deadline : sooner(*deadline, c->active + c->idle_ns);
+        if (!c->gone)
+            *deadline = sooner(*deadline, c->active + c->idle_ns);
+        else if (!told)
+            *deadline = now; /* it was lost behind the service's back, and nothing else may wake us */
         return true;
     }
     if (c->linger_end == 0)

@@ -149,7 +149,7 @@ static void send_message(struct mux_ws *m, uint32_t channel, const void *data, s
         (void)ws_append(out, WS_BINARY, &byte, 1, data, len);
         return;
     }
-    const uint8_t *p = data;
+    const uint8_t *p = len > 0 ? data : &byte; /* nothing has no address to add to */
     byte = (uint8_t)('0' + channel);
     do {
         unsigned char text[BASE64_LINE / 3 * 4 + 1];

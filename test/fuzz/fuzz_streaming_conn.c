@@ -84,7 +84,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     /* some of it came behind the HTTP request */
     size_t extra = data[1] < size - 2 ? data[1] : size - 2;
     const uint8_t *rest = data + 2 + extra;
-    e.conn = conn_new(fds[0], data + 2, extra, make_mux(data[0]), 1000000000, stop, NULL);
+    int64_t idle_ns = data[1] == 0xff ? 1 : 1000000000; /* or idle for too long, at once */
+    e.conn = conn_new(fds[0], data + 2, extra, make_mux(data[0]), idle_ns, stop, NULL);
     if (e.conn != NULL && write(fds[1], rest, size - 2 - extra) >= 0 &&
         shutdown(fds[1], SHUT_WR) == 0)
         conn_run(e.conn, &service);
