@@ -68,6 +68,8 @@ struct hv_spec {
     const char *run_dir; /* exists, root's */
     const char *binary, *kernel, *initrd, *jail_helper;
     const char *pages_library;  /* qemu_pages.c; NULL: clones keep the memory that they have used */
+    const char *trim_library;   /* qemu_trim.c; NULL: idle clones keep what they have translated */
+    uint32_t trim_seconds;      /* of idleness */
     const char *const *cgroups; /* directories to join, NULL-terminated */
     uint32_t uid;
     enum accel accel;      /* KVM or TCG */
@@ -105,6 +107,9 @@ struct hv_ops {
     const char *name;
     /* "7.2.22 (Debian ...)": runs the binary. Owned by the caller. */
     char *(*version)(const char *binary, struct cancel *cancel, struct err *err);
+    /* Whether the program takes the library that gives an idle VM's memory back: tries it. May be
+     * NULL, here and `owned`. */
+    bool (*can_trim)(const char *binary, const char *library, struct cancel *cancel);
     /* Everything that a template's state depends on but the contents of files: two specs that give
      * the same text may start from the same template. The caller's; NULL with *err. */
     char *(*shape)(const struct hv_spec *spec, struct err *err);
@@ -134,6 +139,8 @@ struct hv_ops {
     /* Writes the device state of a VM launched to become a template; it does not run after that and
      * can only be quit. Not for others. */
     int (*save)(struct hv *hv, int state_fd, struct cancel *cancel, struct err *err);
+    /* The VM is a pod's, so it may give back what it can make again when it is idle. */
+    void (*owned)(struct hv *hv);
     /* 0 while the vCPUs run, else an error that says what they do instead. */
     int (*query)(struct hv *hv, struct cancel *cancel, struct err *err);
     /* Kills the VM; returns when the process is gone and reaped. No on_dead follows.

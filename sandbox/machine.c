@@ -208,6 +208,8 @@ struct hv_spec machine_hv_spec(const struct machine_factory *f, enum accel accel
         .initrd = f->config.initrd,
         .jail_helper = f->config.jail_helper,
         .pages_library = f->pages_library,
+        .trim_library = atomic_load(&f->trims) ? f->trim_library : NULL,
+        .trim_seconds = f->config.idle_seconds,
         .accel = accel,
         .tsc_khz = machine_tsc_khz(f),
         .memory_bytes = size->memory_bytes,
@@ -218,6 +220,12 @@ struct hv_spec machine_hv_spec(const struct machine_factory *f, enum accel accel
         .scratch_fd = -1,
         .scratch_serial = SCRATCH_SERIAL,
     };
+}
+
+static void set_owned(struct machine *m)
+{
+    if (m->ops->owned != NULL)
+        m->ops->owned(m->hv);
 }
 
 static bool uses_user_vsock(const struct machine *m)
@@ -529,6 +537,8 @@ struct machine *machine_start(struct machine_factory *f, const struct machine_sp
     }
     if (m == NULL)
         (void)err_wrap(err, "start machine");
+    else if (!spec->spare)
+        set_owned(m);
     return m;
 }
 
@@ -572,6 +582,7 @@ int machine_claim(struct machine *m, const struct machine_spec *spec,
         cgroup_move(m->record.cgroup, path, m->f->spare_cgroup_root, cancel, err) < 0)
         return err_wrap(err, "claim a spare machine");
     share_move(m->share, path);
+    set_owned(m);
     (void)pthread_mutex_lock(&m->lock);
     free(m->record.cgroup);
     m->record.cgroup = take(path);
@@ -622,8 +633,10 @@ struct machine *machine_adopt(struct machine_factory *f, const struct machine_sp
         m->started = true;
     bool ok = m->started;
     (void)pthread_mutex_unlock(&m->lock);
-    if (ok)
+    if (ok) {
+        set_owned(m);
         return m;
+    }
     /* Nothing is taken down: the caller decides with machine_destroy_record(). But containers
      * without their agent are nobody's. */
     if (machine_on_host(m))

@@ -70,6 +70,7 @@ struct machine_config {
     int64_t boot_timeout_ns;        /* QEMU start to agent's Hello */
     int64_t kvm_probe_timeout_ns;
     bool templates;          /* clone a booted VM where one fits, instead of booting */
+    uint32_t idle_seconds;   /* after which an emulated clone gives back translations; 0: never */
     const char *cgroup_root; /* cgroup of pods without a parent: "/aspis" */
 };
 

@@ -172,12 +172,12 @@ static int check_config(const struct machine_config *c, struct err *err)
     return 0;
 }
 
-/* It is installed beside the jail helper; clones go without it if it is not there. */
-static char *find_pages_library(const char *jail_helper)
+/* They are installed beside the jail helper; clones go without those that are not there. */
+static char *find_library(const char *jail_helper, const char *name)
 {
     const char *slash = strrchr(jail_helper, '/');
-    char *path = fs_format("%.*s/aspis-pages.so", slash != NULL ? (int)(slash - jail_helper) : 0,
-                           jail_helper);
+    char *path =
+        fs_format("%.*s/%s", slash != NULL ? (int)(slash - jail_helper) : 0, jail_helper, name);
     if (path != NULL && access(path, R_OK) < 0) {
         free(path);
         path = NULL;
@@ -202,7 +202,8 @@ struct machine_factory *machine_factory_new(const struct machine_config *config,
     f->config.jail_helper = xstrdup(config->jail_helper);
     f->config.share_helper = xstrdup(config->share_helper);
     f->config.agent = xstrdup(config->agent);
-    f->pages_library = find_pages_library(config->jail_helper);
+    f->pages_library = find_library(config->jail_helper, "aspis-pages.so");
+    f->trim_library = find_library(config->jail_helper, "aspis-trim.so");
     f->config.vsock_helper = xstrdup(config->vsock_helper);
     f->config.run_root = xstrdup(config->run_root);
     f->config.state_root = xstrdup(config->state_root);
@@ -263,6 +264,7 @@ void machine_factory_free(struct machine_factory *f)
     free_string(f->config.share_helper);
     free_string(f->config.agent);
     free(f->pages_library);
+    free(f->trim_library);
     free_string(f->config.vsock_helper);
     free_string(f->config.run_root);
     free_string(f->config.state_root);

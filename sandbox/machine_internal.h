@@ -5,6 +5,7 @@
 #define ASPIS_SANDBOX_MACHINE_INTERNAL_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 
 #include "base/str.h"
 #include "sandbox/hypervisor.h"
@@ -22,6 +23,8 @@ struct machine_factory {
     uint64_t host_memory_bytes;
     uint32_t host_vcpus;
     char *pages_library;      /* NULL: not installed */
+    char *trim_library;       /* the same */
+    atomic_bool trims;        /* the hypervisor takes it: found out with each template */
     enum transport transport; /* decided */
     const char *transport_reason;
     int64_t tsc_sample_ns; /* first reading of both clocks */

@@ -326,10 +326,19 @@ static int start_process(struct hv *hv, const struct hv_spec *s, const struct en
     binds[n++] = (struct jail_bind){.src = s->binary};
     binds[n++] = (struct jail_bind){.src = "/usr/share/qemu"};
     binds[n++] = (struct jail_bind){.src = "/usr/share/seabios", .optional = true};
-    static const char *const preload[] = {"LD_PRELOAD=" QEMU_JAIL_PAGES, NULL};
-    bool pages = qemu_is_clone(s) && s->pages_library != NULL;
-    if (pages)
+    /* what QEMU frees is to be free: one arena, nothing kept by GLib or in ever larger blocks */
+    const char *env[] = {"G_SLICE=always-malloc",
+                         "MALLOC_ARENA_MAX=1",
+                         "MALLOC_MMAP_THRESHOLD_=131072",
+                         "MALLOC_TRIM_THRESHOLD_=131072",
+                         NULL,
+                         NULL};
+    if (qemu_is_clone(s) && s->pages_library != NULL) {
         binds[n++] = (struct jail_bind){.src = s->pages_library, .dst = QEMU_JAIL_PAGES};
+        env[ARRAY_LEN(env) - 2] = "LD_PRELOAD=" QEMU_JAIL_PAGES;
+    }
+    if (qemu_trims(s))
+        binds[n++] = (struct jail_bind){.src = s->trim_library, .dst = QEMU_JAIL_TRIM};
     if (!qemu_is_clone(s)) {
         binds[n++] = (struct jail_bind){.src = s->kernel, .dst = QEMU_JAIL_KERNEL};
         binds[n++] = (struct jail_bind){.src = s->initrd, .dst = QEMU_JAIL_INITRD};
@@ -367,7 +376,7 @@ static int start_process(struct hv *hv, const struct hv_spec *s, const struct en
         .n_rlimits = ARRAY_LEN(limits),
         .proc_self = s->tpl != NULL, /* the way to a descriptor by name */
         .argv = (const char *const *)argv.v,
-        .env = pages ? preload : NULL,
+        .env = env,
         .fds = fds,
         .n_fds = n_fds,
     };
@@ -580,6 +589,7 @@ static char *qemu_version(const char *binary, struct cancel *cancel, struct err 
 const struct hv_ops qemu_hv = {
     .name = "qemu",
     .version = qemu_version,
+    .can_trim = qemu_can_trim,
     .shape = qemu_shape,
     .launch = qemu_launch,
     .adopt = qemu_adopt,
@@ -589,6 +599,7 @@ const struct hv_ops qemu_hv = {
     .resize = qemu_resize,
     .size = qemu_size,
     .save = qemu_save,
+    .owned = qemu_owned,
     .query = qemu_query,
     .quit = qemu_quit,
     .process = qemu_process,

@@ -14,7 +14,7 @@
 static const struct qemu_arch table[] = {
     {
         .name = "x86_64",
-        .machine = "q35,usb=off,vmport=off",
+        .machine = "q35,usb=off,vmport=off,sata=off,smbus=off",
         .cpu_tcg = "max,la57=off,erms=off,fsrm=off",
         .console = "ttyS0",
         .kernel_args = "quiet reboot=t panic=-1 swiotlb=noforce cryptomgr.notests",

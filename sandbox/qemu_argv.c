@@ -67,6 +67,11 @@ bool qemu_is_clone(const struct hv_spec *s)
     return s->tpl != NULL && s->tpl->state_fd >= 0;
 }
 
+bool qemu_trims(const struct hv_spec *s)
+{
+    return qemu_is_clone(s) && s->accel == ACCEL_TCG && s->trim_library != NULL;
+}
+
 /* QEMU opens the file by name, for writing also where it is mapped privately (up to 8.1): a clone's
  * is sealed against writes. */
 static void ram_args(const struct hv_spec *s, struct strv *a)
@@ -94,7 +99,12 @@ static void machine_args(const struct hv_spec *s, const struct qemu_arch *arch, 
     add_opt(a, "-no-reboot", NULL);
     strv_add(a, "-machine");
     strv_addf(a, "%s%s", arch->machine, s->tpl != NULL ? ",memory-backend=ram" : "");
-    add_opt(a, "-accel", s->accel == ACCEL_KVM ? "kvm" : "tcg,tb-size=64,thread=multi");
+    add_opt(a, "-accel",
+            s->accel == ACCEL_KVM ? "kvm" : "tcg,tb-size=" QEMU_TB_MIB ",thread=multi");
+    if (qemu_trims(s)) {
+        strv_add(a, "-plugin");
+        strv_addf(a, "file=" QEMU_JAIL_TRIM ",seconds=%u,buffer=" QEMU_TB_MIB, s->trim_seconds);
+    }
     add_opt(a, "-cpu", s->accel == ACCEL_KVM ? "host" : arch->cpu_tcg);
     strv_add(a, "-smp");
     strv_addf(a, "cpus=%u,maxcpus=%u", s->vcpus, s->max_vcpus);

@@ -69,6 +69,11 @@ int qemu_save(struct hv *hv, int state_fd, struct cancel *cancel, struct err *er
  * state that cannot be loaded ends the process. */
 int qemu_load_state(struct hv *hv, bool to_the_end, struct cancel *cancel, struct err *err);
 
+/* qemu_idle.c */
+#define QEMU_PROBE_NS INT64_C(10000000000)
+bool qemu_can_trim(const char *binary, const char *library, struct cancel *cancel);
+void qemu_owned(struct hv *hv);
+
 /* qemu_vsock.c: the memory file that guest and device share; the process, returning QEMU's end of
  * its connection; the device in a clone; the end, once QEMU is gone. */
 int qemu_vsock_ram(const struct hv_spec *s, struct err *err);
