@@ -32,6 +32,7 @@ def arguments():
     ap.add_argument("--parts", default=",".join(PARTS), help="what to measure, of " + ", ".join(PARTS))
     ap.add_argument("--burst", default="50,10,3", help="pods, how many at a time, rounds")
     ap.add_argument("--density", default="1,10,50,100", help="numbers of idle pods, increasing")
+    ap.add_argument("--settle", type=float, default=45, help="seconds that pods have been idle when their memory is looked at")
     ap.add_argument("--synthetic", type=int, default=500, help="ended pods for the lists")
     ap.add_argument("--rounds", type=int, default=5, help="rounds of the measurements inside a pod")
     ap.add_argument("--json", help="write everything there")
@@ -79,7 +80,7 @@ def main():
         if "burst" in wanted:
             result["burst"] = parts.burst(started, *map(int, a.burst.split(",")))
         if "density" in wanted:
-            result["density"] = {rt.name: parts.density(rt, [int(x) for x in a.density.split(",")]) for rt in started}
+            result["density"] = {rt.name: parts.density(rt, [int(x) for x in a.density.split(",")], a.settle) for rt in started}
         if "lists" in wanted and a.only != "containerd":
             result["synthetic"] = parts.synthetic_lists(started[0], a.synthetic)
         if "inside" in wanted:

@@ -129,8 +129,8 @@ def list_latency(rt, sandbox, con, rounds=30):
     return out
 
 
-def density(rt, counts, settle=3, idle=10):
-    """Idle pods of one container each: everything that exists because of them."""
+def density(rt, counts, settle, idle=10):
+    """Idle pods of one container each, which have been idle for `settle` seconds: everything that exists because of them."""
     out, pods = [], []
     before = mem_available()
     for want in counts:
