@@ -176,6 +176,14 @@ void hv_watch_kill(struct hv_watch *w)
     (void)pthread_mutex_unlock(&w->lock);
 }
 
+void hv_watch_signal(struct hv_watch *w, int signal)
+{
+    (void)pthread_mutex_lock(&w->lock);
+    if (!w->exited && w->proc.pidfd >= 0)
+        (void)syscall(SYS_pidfd_send_signal, w->proc.pidfd, signal, NULL, 0);
+    (void)pthread_mutex_unlock(&w->lock);
+}
+
 int hv_watch_wait(struct hv_watch *w, struct cancel *cancel, struct err *err)
 {
     if (w->proc.pidfd < 0)

@@ -50,6 +50,7 @@ void hv_watch_silence(struct hv_watch *w);
 bool hv_watch_silenced(struct hv_watch *w);
 bool hv_watch_exited(struct hv_watch *w);
 void hv_watch_kill(struct hv_watch *w);
+void hv_watch_signal(struct hv_watch *w, int signal);
 /* Until on_exit's process is gone; at once when there is none. */
 int hv_watch_wait(struct hv_watch *w, struct cancel *cancel, struct err *err);
 struct hv_process hv_watch_process(const struct hv_watch *w);

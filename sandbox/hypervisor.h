@@ -62,14 +62,20 @@ struct hv_size {
     uint32_t vcpus;
 };
 
+/* What makes a hypervisor need less. */
+struct hv_libraries {
+    const char *trim;  /* qemu_trim.c */
+    const char *disas; /* qemu_disas.c */
+};
+
 /* All borrowed for the call. */
 struct hv_spec {
     const char *name;    /* for people: shows in ps */
     const char *run_dir; /* exists, root's */
     const char *binary, *kernel, *initrd, *jail_helper;
     const char *pages_library;  /* qemu_pages.c; NULL: clones keep the memory that they have used */
-    const char *trim_library;   /* qemu_trim.c; NULL: idle clones keep what they have translated */
-    uint32_t trim_seconds;      /* of idleness */
+    struct hv_libraries thrift; /* NULLs: a clone goes without */
+    uint32_t trim_seconds;      /* of idleness, until an emulated VM is trimmed; 0: never */
     const char *const *cgroups; /* directories to join, NULL-terminated */
     uint32_t uid;
     enum accel accel;      /* KVM or TCG */
@@ -107,9 +113,8 @@ struct hv_ops {
     const char *name;
     /* "7.2.22 (Debian ...)": runs the binary. Owned by the caller. */
     char *(*version)(const char *binary, struct cancel *cancel, struct err *err);
-    /* Whether the program takes the library that gives an idle VM's memory back: tries it. May be
-     * NULL, here and `owned`. */
-    bool (*can_trim)(const char *binary, const char *library, struct cancel *cancel);
+    /* Whether the program starts with these libraries, by trying. May be NULL, here and `owned`. */
+    bool (*takes)(const char *binary, const struct hv_libraries *libraries, struct cancel *cancel);
     /* Everything that a template's state depends on but the contents of files: two specs that give
      * the same text may start from the same template. The caller's; NULL with *err. */
     char *(*shape)(const struct hv_spec *spec, struct err *err);

@@ -175,7 +175,7 @@ struct hv_spec machine_hv_spec(const struct machine_factory *f, enum accel accel
         .initrd = f->config.initrd,
         .jail_helper = f->config.jail_helper,
         .pages_library = f->pages_library,
-        .trim_library = atomic_load(&f->trims) ? f->trim_library : NULL,
+        .thrift = machine_libraries(f),
         .trim_seconds = f->config.idle_seconds,
         .accel = accel,
         .tsc_khz = machine_tsc_khz(f),

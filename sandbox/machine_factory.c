@@ -11,6 +11,7 @@
 #include "base/cleanup.h"
 #include "base/fs.h"
 #include "base/limits.h"
+#include "base/log.h"
 #include "base/str.h"
 #include "sandbox/machine_internal.h"
 #include "sandbox/template.h"
@@ -185,6 +186,22 @@ static char *find_library(const char *jail_helper, const char *name)
     return path;
 }
 
+void machine_try_libraries(struct machine_factory *f, struct cancel *cancel)
+{
+    struct hv_libraries all = {.trim = f->trim_library, .disas = f->disas_library};
+    bool there = all.trim != NULL && all.disas != NULL && f->hv->takes != NULL;
+    atomic_store(&f->thrifty, there && f->hv->takes(f->config.qemu, &all, cancel));
+    if (there && !atomic_load(&f->thrifty) && !cancel_fired(cancel))
+        log_warn("idle pods keep what their vms have translated: qemu takes no plugin of ours");
+}
+
+struct hv_libraries machine_libraries(const struct machine_factory *f)
+{
+    if (!atomic_load(&f->thrifty))
+        return (struct hv_libraries){NULL, NULL};
+    return (struct hv_libraries){.trim = f->trim_library, .disas = f->disas_library};
+}
+
 struct machine_factory *machine_factory_new(const struct machine_config *config,
                                             struct loop *control, struct loop *io, struct err *err)
 {
@@ -204,6 +221,7 @@ struct machine_factory *machine_factory_new(const struct machine_config *config,
     f->config.agent = xstrdup(config->agent);
     f->pages_library = find_library(config->jail_helper, "aspis-pages.so");
     f->trim_library = find_library(config->jail_helper, "aspis-trim.so");
+    f->disas_library = find_library(config->jail_helper, "aspis-disas.so");
     f->config.vsock_helper = xstrdup(config->vsock_helper);
     f->config.run_root = xstrdup(config->run_root);
     f->config.state_root = xstrdup(config->state_root);
@@ -265,6 +283,7 @@ void machine_factory_free(struct machine_factory *f)
     free_string(f->config.agent);
     free(f->pages_library);
     free(f->trim_library);
+    free(f->disas_library);
     free_string(f->config.vsock_helper);
     free_string(f->config.run_root);
     free_string(f->config.state_root);

@@ -22,9 +22,9 @@ struct machine_factory {
     const struct hv_ops *hv;
     uint64_t host_memory_bytes;
     uint32_t host_vcpus;
-    char *pages_library;      /* NULL: not installed */
-    char *trim_library;       /* the same */
-    atomic_bool trims;        /* the hypervisor takes it: found out with each template */
+    char *pages_library;                /* NULL: not installed */
+    char *trim_library, *disas_library; /* the same */
+    atomic_bool thrifty;      /* the hypervisor takes those two: found out with each template */
     enum transport transport; /* decided */
     const char *transport_reason;
     int64_t tsc_sample_ns; /* first reading of both clocks */
@@ -54,6 +54,10 @@ struct machine_size machine_size_for(const struct machine_config *config, uint64
 /* The host's TSC frequency in kHz by comparing it with the clock since the factory was made; 0:
  * unknown. */
 uint64_t machine_tsc_khz(const struct machine_factory *f);
+
+/* Whether the hypervisor starts with what makes a VM need less; then what that is. */
+void machine_try_libraries(struct machine_factory *f, struct cancel *cancel);
+struct hv_libraries machine_libraries(const struct machine_factory *f);
 
 /* Uids of the pool. take returns 0 with *err when all are in use. */
 uint32_t machine_uid_take(struct machine_factory *f, struct err *err);

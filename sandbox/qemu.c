@@ -262,12 +262,19 @@ static int start_process(struct hv *hv, const struct hv_spec *s, const struct en
                          "MALLOC_TRIM_THRESHOLD_=131072",
                          NULL,
                          NULL};
+    bool preload = false;
     if (qemu_is_clone(s) && s->pages_library != NULL) {
         binds[n++] = (struct jail_bind){.src = s->pages_library, .dst = QEMU_JAIL_PAGES};
+        preload = true;
         env[ARRAY_LEN(env) - 2] = "LD_PRELOAD=" QEMU_JAIL_PAGES;
     }
+    if (qemu_is_clone(s) && s->thrift.disas != NULL) {
+        binds[n++] = (struct jail_bind){.src = s->thrift.disas, .dst = QEMU_JAIL_DISAS};
+        env[ARRAY_LEN(env) - 2] = preload ? "LD_PRELOAD=" QEMU_JAIL_PAGES ":" QEMU_JAIL_DISAS
+                                          : "LD_PRELOAD=" QEMU_JAIL_DISAS;
+    }
     if (qemu_trims(s))
-        binds[n++] = (struct jail_bind){.src = s->trim_library, .dst = QEMU_JAIL_TRIM};
+        binds[n++] = (struct jail_bind){.src = s->thrift.trim, .dst = QEMU_JAIL_TRIM};
     if (!qemu_is_clone(s)) {
         binds[n++] = (struct jail_bind){.src = s->kernel, .dst = QEMU_JAIL_KERNEL};
         binds[n++] = (struct jail_bind){.src = s->initrd, .dst = QEMU_JAIL_INITRD};
@@ -469,7 +476,7 @@ static char *qemu_version(const char *binary, struct cancel *cancel, struct err 
 const struct hv_ops qemu_hv = {
     .name = "qemu",
     .version = qemu_version,
-    .can_trim = qemu_can_trim,
+    .takes = qemu_takes,
     .shape = qemu_shape,
     .launch = qemu_launch,
     .adopt = qemu_adopt,

@@ -69,7 +69,8 @@ bool qemu_is_clone(const struct hv_spec *s)
 
 bool qemu_trims(const struct hv_spec *s)
 {
-    return qemu_is_clone(s) && s->accel == ACCEL_TCG && s->trim_library != NULL;
+    return qemu_is_clone(s) && s->accel == ACCEL_TCG && s->thrift.trim != NULL &&
+           s->trim_seconds > 0;
 }
 
 /* QEMU opens the file by name, for writing also where it is mapped privately (up to 8.1): a clone's

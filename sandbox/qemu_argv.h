@@ -29,6 +29,7 @@ enum {
 #define QEMU_JAIL_INITRD "/aspis/initrd"
 #define QEMU_JAIL_PAGES "/aspis/pages.so"
 #define QEMU_JAIL_TRIM "/aspis/trim.so"
+#define QEMU_JAIL_DISAS "/aspis/disas.so"
 #define QEMU_TB_MIB "64" /* of TCG's translations */
 #define QEMU_PLUG_BUS "plug"
 #define QEMU_PLUG_SLOTS 29 /* 1..29 on the bridge are for disks */

@@ -1,16 +1,15 @@
 /*
- * What an emulated VM gives back when its pod is idle: the driver's side of aspis-trim.so
- * (qemu_trim.c).
+ * The driver's side of aspis-trim.so and aspis-disas.so (qemu_trim.c, qemu_disas.c): whether this
+ * QEMU takes them, and the word that a VM is a pod's.
  */
 #include <signal.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/fs.h"
 #include "base/str.h"
 #include "sandbox/qemu_vm.h"
 
-bool qemu_can_trim(const char *binary, const char *library, struct cancel *cancel)
+bool qemu_takes(const char *binary, const struct hv_libraries *libraries, struct cancel *cancel)
 {
     auto_strv struct strv argv = {0};
     strv_add(&argv, binary);
@@ -22,10 +21,11 @@ bool qemu_can_trim(const char *binary, const char *library, struct cancel *cance
     strv_add(&argv, "none");
     strv_add(&argv, "-accel");
     strv_add(&argv, "tcg");
-    auto_free char *file = qemu_escape(library);
+    auto_free char *file = qemu_escape(libraries->trim);
     strv_add(&argv, "-plugin");
     strv_addf(&argv, "file=%s,probe=on", file);
-    const char *env[] = {NULL};
+    auto_free char *preload = fs_format("LD_PRELOAD=%s", libraries->disas);
+    const char *env[] = {preload, "LD_BIND_NOW=1", NULL};
     struct spawn_opts o = {
         .path = binary, .argv = (const char *const *)argv.v, .env = env, .new_group = true};
     auto_err struct err err = ERR_INIT;
@@ -38,9 +38,5 @@ bool qemu_can_trim(const char *binary, const char *library, struct cancel *cance
 
 void qemu_owned(struct hv *hv)
 {
-    (void)pthread_mutex_lock(&hv->lock);
-    /* without the plugin it is ignored */
-    if (!hv->exited && hv->proc.pidfd >= 0)
-        (void)syscall(SYS_pidfd_send_signal, hv->proc.pidfd, SIGURG, NULL, 0);
-    (void)pthread_mutex_unlock(&hv->lock);
+    hv_watch_signal(&hv->watch, SIGURG); /* without the plugin it is ignored */
 }

@@ -211,9 +211,7 @@ static struct template *make(struct template_pool *p, struct err *err)
     atomic_init(&t->refs, 1);
     t->ram = t->state = -1;
     t->key = make_key(f, accel, scratch, err);
-    atomic_store(&f->trims, accel == ACCEL_TCG && f->config.idle_seconds > 0 &&
-                                f->trim_library != NULL && f->hv->can_trim != NULL &&
-                                f->hv->can_trim(f->config.qemu, f->trim_library, p->stop));
+    machine_try_libraries(f, p->stop);
     if (t->key == NULL ||
         (t->ram = memory_file("aspis-ram", machine_base_size(f).memory_bytes, err)) < 0 ||
         (t->state = memory_file("aspis-state", 0, err)) < 0 || fill(p, t, accel, err) < 0)
