@@ -438,6 +438,21 @@ static void argv_template(void **state)
     s.pages_library = "/usr/libexec/aspis/aspis-pages.so";
     auto_free char *giving = joined(&s, &err);
     has(giving, "free-page-reporting=on");
+    /* only an emulated clone translates, and only when it was wanted */
+    s.thrift.trim = "/usr/libexec/aspis/aspis-trim.so";
+    auto_free char *never = joined(&s, &err);
+    assert_null(strstr(never, "-plugin"));
+    s.trim_seconds = 15;
+    auto_free char *trimmed = joined(&s, &err);
+    has(trimmed, "-accel\ntcg,tb-size=64,");
+    has(trimmed, "-plugin\nfile=/aspis/trim.so,seconds=15,buffer=64\n");
+    s.accel = ACCEL_KVM;
+    auto_free char *kvm = joined(&s, &err);
+    assert_null(strstr(kvm, "-plugin"));
+    s.accel = ACCEL_TCG;
+    s.tpl = &making;
+    auto_free char *template = joined(&s, &err);
+    assert_null(strstr(template, "-plugin"));
     const char *from = clone;
     auto_free char *copy = xstrdup(made);
     char *save = NULL;
