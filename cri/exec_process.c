@@ -11,6 +11,16 @@
 
 #define REMOVE_NS (5LL * 1000000000)
 
+/* Whoever executes something soon does so again: a probe. */
+static void keep_warm(struct sandbox *s)
+{
+    struct machine *m = sandbox_use_machine(s, NULL);
+    if (m == NULL)
+        return;
+    machine_used(m);
+    sandbox_release_machine(s);
+}
+
 int exec_start(struct exec_process *p, struct container *c, const struct strv *cmd, bool tty,
                bool with_stdin, struct cancel *cancel, struct err *err)
 {
@@ -39,6 +49,7 @@ int exec_start(struct exec_process *p, struct container *c, const struct strv *c
     req.args = cmd->v;
     req.tty = tty;
     req.stdin = with_stdin;
+    keep_warm(s);
     p->started = true; /* even a failed call may have started something */
     const Aspis__Agent__V1__ExecResponse *r = (const Aspis__Agent__V1__ExecResponse *)agent_ask(
         s, "Exec", &req.base, &aspis__agent__v1__exec_response__descriptor, a, cancel, err);

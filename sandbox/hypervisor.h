@@ -113,7 +113,7 @@ struct hv_ops {
     const char *name;
     /* "7.2.22 (Debian ...)": runs the binary. Owned by the caller. */
     char *(*version)(const char *binary, struct cancel *cancel, struct err *err);
-    /* Whether the program starts with these libraries, by trying. May be NULL, here and `owned`. */
+    /* Whether the program starts with these libraries, by trying. May be NULL, here and `used`. */
     bool (*takes)(const char *binary, const struct hv_libraries *libraries, struct cancel *cancel);
     /* Everything that a template's state depends on but the contents of files: two specs that give
      * the same text may start from the same template. The caller's; NULL with *err. */
@@ -144,8 +144,9 @@ struct hv_ops {
     /* Writes the device state of a VM launched to become a template; it does not run after that and
      * can only be quit. Not for others. */
     int (*save)(struct hv *hv, int state_fd, struct cancel *cancel, struct err *err);
-    /* The VM is a pod's, so it may give back what it can make again when it is idle. */
-    void (*owned)(struct hv *hv);
+    /* The VM is a pod's, which is being used; when it has not been for a while, it may give back
+     * what it can make again. */
+    void (*used)(struct hv *hv);
     /* 0 while the vCPUs run, else an error that says what they do instead. */
     int (*query)(struct hv *hv, struct cancel *cancel, struct err *err);
     /* Kills the VM; returns when the process is gone and reaped. No on_dead follows.

@@ -189,10 +189,10 @@ struct hv_spec machine_hv_spec(const struct machine_factory *f, enum accel accel
     };
 }
 
-static void set_owned(struct machine *m)
+void machine_used(struct machine *m)
 {
-    if (m->ops->owned != NULL)
-        m->ops->owned(m->hv);
+    if (m->ops->used != NULL)
+        m->ops->used(m->hv);
 }
 
 static bool uses_user_vsock(const struct machine *m)
@@ -503,7 +503,7 @@ struct machine *machine_start(struct machine_factory *f, const struct machine_sp
     if (m == NULL)
         (void)err_wrap(err, "start machine");
     else if (!spec->spare)
-        set_owned(m);
+        machine_used(m);
     return m;
 }
 
@@ -547,7 +547,7 @@ int machine_claim(struct machine *m, const struct machine_spec *spec,
         cgroup_move(m->record.cgroup, path, m->f->spare_cgroup_root, cancel, err) < 0)
         return err_wrap(err, "claim a spare machine");
     share_move(m->share, path);
-    set_owned(m);
+    machine_used(m);
     (void)pthread_mutex_lock(&m->lock);
     free(m->record.cgroup);
     m->record.cgroup = take(path);
@@ -591,7 +591,7 @@ struct machine *machine_adopt(struct machine_factory *f, const struct machine_sp
     bool ok = m->started;
     (void)pthread_mutex_unlock(&m->lock);
     if (ok) {
-        set_owned(m);
+        machine_used(m);
         return m;
     }
     /* Nothing is taken down: the caller decides with machine_destroy_record(). But containers

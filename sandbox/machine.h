@@ -177,6 +177,9 @@ struct machine *machine_adopt(struct machine_factory *f, const struct machine_sp
  * has it. Memory that is no longer needed is asked back; vCPUs stay. */
 int machine_resize(struct machine *m, const struct machine_spec *spec, struct cancel *cancel,
                    struct err *err);
+/* Somebody works in the pod: a VM that gives back what it needs no more when it is idle (see
+ * idle_seconds) waits for that much longer. One that was never used never does. */
+void machine_used(struct machine *m);
 /* Host CPUs and memory nodes of the VM ("0-3,8"); "": any. */
 int machine_set_cpuset(struct machine *m, const char *cpus, const char *mems, struct err *err);
 

@@ -1,6 +1,7 @@
 /*
  * The driver's side of aspis-trim.so and aspis-disas.so (qemu_trim.c, qemu_disas.c): whether this
- * QEMU takes them, and the word that a VM is a pod's.
+ * QEMU takes them, and the word that a VM is a
+ * pod's and used.
  */
 #include <signal.h>
 
@@ -36,7 +37,7 @@ bool qemu_takes(const char *binary, const struct hv_libraries *libraries, struct
            status == 0;
 }
 
-void qemu_owned(struct hv *hv)
+void qemu_used(struct hv *hv)
 {
     hv_watch_signal(&hv->watch, SIGURG); /* without the plugin it is ignored */
 }

@@ -9,12 +9,12 @@
  * does, in QEMU's own safe way), and their pages and the heap's free ones go back to the host.
  *
  * The price is that code which runs again is translated again. So a VM that is not a pod's yet is
- * left alone, and a pod that is, at an interval that doubles each time: probes that come every few
- * seconds do not pay for it again and again.
+ * left alone, so is one in which commands are executed every few seconds (probes), and no VM pays
+ * for it again and again: the time until the next trim doubles with each.
  *
  * Arguments: seconds=N, how long the VM has to be idle; buffer=N, QEMU's tb-size in MiB; probe=on:
  * ends the process with success, which shows that this QEMU takes the plugin. SIGURG, which nobody
- * else sends or minds, says that the VM is a pod's.
+ * else sends or minds, says that the VM is a pod's and being used.
  *
  * Threads: QEMU calls with its big lock held, or while all vCPUs stand still. This file may also be
  * used under the GPL, version 2 or later, as QEMU's plugins are.
@@ -48,7 +48,8 @@ int qemu_plugin_version = 1;
 #define LONGEST (3600 * SECOND) /* between two times */
 #define PROLOGUE (64UL << 10)   /* the buffer begins with code that is made once */
 
-static volatile sig_atomic_t owned;
+static volatile sig_atomic_t owned; /* used at all */
+static volatile sig_atomic_t used;  /* since on_idle() looked */
 static int64_t idle_ns;
 static size_t buffer_bytes;
 static int64_t window_began; /* 0: not yet */
@@ -138,6 +139,10 @@ static void on_idle(plugin_id id, unsigned vcpu)
     (void)vcpu;
     if (!owned || under_way)
         return;
+    if (used) {
+        used = 0;
+        window_began = 0;
+    }
     int64_t now = clock_ns(CLOCK_MONOTONIC_COARSE);
     if (window_began != 0 && now - window_began < idle_ns)
         return;
@@ -152,10 +157,11 @@ static void on_idle(plugin_id id, unsigned vcpu)
     qemu_plugin_reset(id, flushed);
 }
 
-static void on_owned(int signal)
+static void on_used(int signal)
 {
     (void)signal;
     owned = 1;
+    used = 1;
 }
 
 int qemu_plugin_install(plugin_id id, const void *info, int argc, char **argv)
@@ -171,7 +177,7 @@ int qemu_plugin_install(plugin_id id, const void *info, int argc, char **argv)
     }
     if (idle_ns <= 0 || buffer_bytes == 0)
         return -1;
-    struct sigaction act = {.sa_handler = on_owned, .sa_flags = SA_RESTART};
+    struct sigaction act = {.sa_handler = on_used, .sa_flags = SA_RESTART};
     (void)sigaction(SIGURG, &act, NULL);
     qemu_plugin_register_vcpu_idle_cb(id, on_idle);
     return 0;

@@ -59,7 +59,7 @@ int qemu_load_state(struct hv *hv, bool to_the_end, struct cancel *cancel, struc
 /* qemu_idle.c */
 #define QEMU_PROBE_NS INT64_C(10000000000)
 bool qemu_takes(const char *binary, const struct hv_libraries *libraries, struct cancel *cancel);
-void qemu_owned(struct hv *hv);
+void qemu_used(struct hv *hv);
 
 /* qemu_vsock.c: the memory file that guest and device share; the process, returning QEMU's end of
  * its connection; the device in a clone; the end, once QEMU is gone. */

@@ -77,6 +77,23 @@ def test_only_pods_give_back(own_daemon, images):
     wait_until(lambda: translations_mib(spare) < before / 2, lambda: f"{translations_mib(spare)} of {before} MiB")
 
 
+def test_what_is_used_stays_warm(own_daemon, images):
+    """Probes: commands that are executed more often than the time of idleness."""
+    d = own_daemon(overrides={"machine": {"idle_trim_seconds": 6}}).start()
+    d.client.PullImage(image={"image": images["busybox"]})
+    spares.wait_log(d, "template ready")
+    c = Pod(d, "probed", images["busybox"]).start("c", "sleep", "1000")
+    [qemu] = [p for p in d.qemu_pids() if translations_mib(p) > 0]
+    assert d.exec(c, "true").exit_code == 0
+    before = translations_mib(qemu)
+    end = time.monotonic() + 16
+    while time.monotonic() < end:
+        assert d.exec(c, "true").exit_code == 0
+        time.sleep(1)
+    assert translations_mib(qemu) >= before
+    wait_until(lambda: translations_mib(qemu) < before / 2, lambda: f"{translations_mib(qemu)} of {before} MiB")
+
+
 def test_it_can_be_off(own_daemon, images):
     d = own_daemon(overrides={"machine": {"idle_trim_seconds": 0}}).start()
     d.client.PullImage(image={"image": images["busybox"]})
