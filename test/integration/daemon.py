@@ -151,6 +151,10 @@ class Daemon:
         self.proc.wait()
         self.proc = None
 
+    def alive(self):
+        proc = self.proc
+        return proc is not None and proc.poll() is None
+
     def restart(self):
         self.stop()
         return self.start()

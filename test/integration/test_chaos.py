@@ -182,10 +182,10 @@ class Actor(threading.Thread):
             except Lost:
                 unsure = True
                 lost_in_a_row += 1
-                if lost_in_a_row > 100 or self.d.proc is None or self.d.proc.poll() is not None and self.stop.is_set():
+                back = self.up.wait(120)
+                if not back or lost_in_a_row > 100 or self.stop.is_set() and not self.d.alive():
                     self.error = "the daemon never came back"
                     return
-                self.up.wait(120)
             except BaseException:
                 self.error = f"lost={self.lost} containers={self.containers}\n{traceback.format_exc()}"
                 return
@@ -193,8 +193,7 @@ class Actor(threading.Thread):
 
 def test_killed_at_any_moment_during_any_call(own_daemon, images):
     dice = random.Random(SEED)
-    # objects of calls that a kill cut short are not all given back at the end; what is wrong in memory still shows
-    d = own_daemon(env={"ASAN_OPTIONS": "detect_leaks=0:halt_on_error=1"})
+    d = own_daemon()
     d.start()
     d.client.PullImage(image={"image": images["busybox"]})
     before = audit.snapshot(d)
@@ -214,7 +213,10 @@ def test_killed_at_any_moment_during_any_call(own_daemon, images):
             if any(a.error for a in actors):
                 break
             up.clear()
-            d.kill()
+            if dice.random() < 0.2:
+                d.stop()  # in the middle of calls too: whole, and with nothing leaked
+            else:
+                d.kill()
             kills += 1
             d.start()
             up.set()
