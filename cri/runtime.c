@@ -76,11 +76,14 @@ static void forget_sandboxes(struct runtime *rt)
     struct sandbox *next;
     HASH_ITER(hh, rt->sandboxes, s, next)
     {
-        sandbox_drop_machine(s);
         size_t n = 0;
         struct container **list = model_containers_of(s, &n);
-        for (size_t i = 0; i < n; i++) {
+        /* before the link, whose end would look like the output's */
+        for (size_t i = 0; i < n; i++)
             container_close_log(list[i], false);
+        /* before the containers, which keep their ends from being acknowledged */
+        sandbox_drop_machine(s);
+        for (size_t i = 0; i < n; i++) {
             model_remove_container(rt, list[i]);
             container_unref(list[i]);
         }
@@ -255,8 +258,7 @@ static int reconcile(struct sandbox *s, struct machine *m, struct cancel *cancel
     for (size_t k = 0; k < n; k++) {
         struct container *c = list[k];
         if (c->rec.phase == CONTAINER_CREATING || c->rec.phase == CONTAINER_REMOVING) {
-            auto_free char *log_state = container_log_state_path(c);
-            (void)unlink(log_state);
+            container_close_log(c, true);
             /* the guest may still be making it, and then does not list it */
             remove_in_guest(machine_link(m), c->rec.id, "", cancel);
             (void)machine_remove_volumes(m, c->rec.id, cancel, NULL);

@@ -400,9 +400,14 @@ static void explain_failure(struct machine *m, int64_t timeout_ns, struct cancel
     (void)pthread_mutex_unlock(&m->lock);
     if (reason != NULL) {
         (void)err_set(err, ERR_INTERNAL, "%s", reason);
-    } else if (err->code == ERR_DEADLINE && !(callers != NULL && cancel_fired(callers)) &&
-               m->hv != NULL) {
-        auto_free char *console = m->ops->console_tail(m->hv);
+    } else if (err->code == ERR_DEADLINE && !(callers != NULL && cancel_fired(callers))) {
+        auto_free char *step = xstrdup(err_msg(err));
+        auto_free char *console = m->hv != NULL ? m->ops->console_tail(m->hv) : NULL;
+        if (m->hv == NULL) { /* a busy host: it did not get that far */
+            (void)err_set(err, ERR_DEADLINE, "the agent did not answer within %" PRId64 " ms; %s",
+                          timeout_ns / 1000000, step);
+            return;
+        }
         (void)err_set(err, ERR_DEADLINE, "the agent did not answer within %" PRId64 " ms; %s%s",
                       timeout_ns / 1000000,
                       str_empty(console) ? "the console is empty" : "console: ", console);
