@@ -136,6 +136,20 @@ bool runtime_image_in_use(void *arg, const char *image_id)
 
 /* --- recovery --- */
 
+/* As model_add_sandbox(), but two of one name mean that the earlier one was to be forgotten when
+ * there was no room to write that (records.h). Its parts are collected with what no record owns. */
+static struct sandbox *add_newer(struct runtime *rt, struct sandbox *s)
+{
+    struct sandbox *holder = model_add_sandbox(rt, s);
+    if (holder == NULL || holder->rec.created_at > s->rec.created_at)
+        return holder;
+    log_warn("record of a forgotten sandbox dropped", LOG_STR("sandbox", holder->rec.id));
+    sandbox_forget(holder);
+    model_remove_sandbox(rt, holder);
+    sandbox_unref(holder);
+    return model_add_sandbox(rt, s);
+}
+
 static void load(struct runtime *rt, struct err *err)
 {
     struct sandbox_record *sandboxes = NULL;
@@ -148,7 +162,7 @@ static void load(struct runtime *rt, struct err *err)
     for (size_t i = 0; i < n_sandboxes; i++) {
         auto_err struct err why = ERR_INIT;
         auto_sandbox struct sandbox *s = sandbox_from_record(rt, &sandboxes[i], &why);
-        auto_sandbox struct sandbox *holder = s != NULL ? model_add_sandbox(rt, s) : NULL;
+        auto_sandbox struct sandbox *holder = s != NULL ? add_newer(rt, s) : NULL;
         if (s == NULL || holder != NULL)
             log_error("record of sandbox is unusable; its pod will be collected",
                       LOG_STR("error", err_msg(&why)));

@@ -281,7 +281,9 @@ static void undo_run(struct sandbox *s, const struct err *cause)
 {
     auto_err struct err err = ERR_INIT;
     auto_cancel struct cancel *own = cancel_new(mono_ns() + UNDO_NS, NULL);
-    if (sandbox_teardown(s, own, &err) == 0 && sandbox_delete(s, &err) == 0) {
+    sandbox_begin_undo(s);
+    if (sandbox_teardown(s, own, &err) == 0) {
+        sandbox_forget(s);
         model_remove_sandbox(s->rt, s);
         return;
     }
