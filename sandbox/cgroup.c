@@ -546,6 +546,11 @@ int cgroup_move(const char *from, const char *to, const char *default_parent, st
     for (size_t i = 0; i < h.n; i++) {
         auto_free char *source = fs_format("%s%s", h.v[i].mount, from);
         auto_free char *target = fs_format("%s%s", h.v[i].mount, to);
+        auto_free char *charges = fs_format("%s/memory.move_charge_at_immigrate", target);
+        /* version 1 takes a process's memory along if asked to, 1: its own and 2: of its files;
+         * version 2 cannot, and what was touched before stays its old parent's */
+        if (fs_exists(charges))
+            (void)fs_write_str(charges, "3", NULL);
         if (move_members(source, target, err) < 0)
             return err_wrap(err, "move cgroup %s to %s", from, to);
     }
