@@ -571,15 +571,17 @@ int machine_claim(struct machine *m, const struct machine_spec *spec,
 {
     struct new_callbacks n = {.m = m, .cb = *cb};
     loop_call(m->f->control, set_callbacks, &n);
+    uint64_t left = 0;
     auto_free char *path = cgroup_path(spec->cgroup_parent, m->f->config.cgroup_root, m->id, err);
     if (path == NULL || FAILPOINT("machine.claim", err) < 0 || check_alive(m, err) < 0 ||
         check_room(m->f, spec, err) < 0 ||
-        cgroup_move(m->record.cgroup, path, m->f->spare_cgroup_root, cancel, err) < 0)
+        cgroup_move(m->record.cgroup, path, m->f->spare_cgroup_root, &left, cancel, err) < 0)
         return err_wrap(err, "claim a spare machine");
     share_move(m->share, path);
     (void)pthread_mutex_lock(&m->lock);
     free(m->record.cgroup);
     m->record.cgroup = take(path);
+    m->record.left_bytes = left;
     strv_clear(&m->cgroup_dirs);
     (void)pthread_mutex_unlock(&m->lock);
     if (lock_within(&m->sizing, cancel, "another change of the vm's size", err) < 0)
@@ -702,9 +704,15 @@ int machine_usage(struct machine *m, struct machine_usage *out, struct err *err)
     int ret = 0;
     if (m->cgroup_dirs.n == 0)
         ret = cgroup_dirs(m->record.cgroup, &m->cgroup_dirs, err);
+    uint64_t left = m->record.left_bytes;
     (void)pthread_mutex_unlock(&m->lock);
     if (ret == 0)
         cgroup_usage(&m->cgroup_dirs, out); /* once found they stay */
+    if (out->has_memory) {
+        out->memory_usage += left;
+        out->memory_working_set += left;
+        out->memory_rss += left;
+    }
     return ret;
 }
 
