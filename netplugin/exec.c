@@ -134,7 +134,9 @@ static int run(const struct cni_exec *x, const char *path, const json_t *conf, j
     auto_err struct err why = ERR_INIT;
     auto_json json_t *said = NULL;
     const char *argv[] = {path, NULL};
-    struct spawn_opts opts = {.path = path, .argv = argv, .new_group = true};
+    const struct spawn_fd keep = {.child = 3, .here = x->keep_fd};
+    struct spawn_opts opts = {
+        .path = path, .argv = argv, .new_group = true, .fds = &keep, .n_fds = x->keep_fd > 0};
     int status;
 
     if (deadline == NULL)
