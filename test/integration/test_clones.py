@@ -9,31 +9,16 @@ from pathlib import Path
 from conftest import Pod
 from cri import pb, sandbox_config
 from daemon import INITRD
+from machines import machine, timeline, wait_template
 
 CLONES = 20
 
 
-def wait_template(d, n=1, timeout=90):
-    deadline = time.monotonic() + timeout
-    while d.log_text().count("template ready") < n:
-        assert time.monotonic() < deadline, d.log_text()[-3000:]
-        time.sleep(0.1)
-
-
-def machine(d, sandbox):
-    return info(d, sandbox)["machine"]
-
-
-def info(d, sandbox):
-    return json.loads(d.client.PodSandboxStatus(pod_sandbox_id=sandbox, verbose=True).info["info"])
-
-
 def configure_seconds(d, sandbox):
     """How long ConfigurePod took, from the daemon's call to the guest's answer."""
-    marks = [float(mark.rsplit(" ", 1)[1]) for mark in info(d, sandbox)["timeline"].split(", ")]
-    names = [mark.rsplit(" ", 1)[0] for mark in info(d, sandbox)["timeline"].split(", ")]
-    at = names.index("pod configured")
-    return (marks[at] - max(marks[:at])) / 1000
+    marks = [mark.rsplit(" ", 1) for mark in timeline(d, sandbox).split(", ")]
+    at = [name for name, _ in marks].index("pod configured")
+    return (float(marks[at][1]) - max(float(ms) for _, ms in marks[:at])) / 1000
 
 
 def test_twenty_clones_share_nothing(daemon, make_pod):
