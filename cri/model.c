@@ -255,8 +255,7 @@ int sandbox_save(struct sandbox *s, struct err *err)
     snap.machine = xstrdup(s->rec.machine);
     snap.reason = xstrdup(s->rec.reason);
     (void)pthread_mutex_unlock(&s->rt->lock);
-    int rc = s->deleted ? 0
-                        : records_put_sandbox(s->rt->records, &snap, s->undoing ? NULL : err);
+    int rc = s->deleted ? 0 : records_put_sandbox(s->rt->records, &snap, s->undoing ? NULL : err);
     if (s->undoing)
         rc = 0;
     (void)pthread_mutex_unlock(&s->save);

@@ -92,7 +92,8 @@ struct sandbox {
     char *idle_image;    /* under disks: id of one that stays plugged in though nobody uses it */
     pthread_mutex_t save;
     bool deleted; /* under save: the record is gone and stays gone */
-    bool undoing; /* under save: it comes to nothing, so a record that cannot be written is no harm */
+    bool undoing; /* under save: it comes to nothing, so a record that cannot be written is no harm
+                   */
     struct netinfo net;
     struct machine *machine; /* see sandbox_use_machine() */
     unsigned machine_users;

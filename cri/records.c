@@ -15,7 +15,7 @@
 
 struct records {
     sqlite3 *db;
-    pthread_mutex_t lock; /* one statement at a time; guards forgotten */
+    pthread_mutex_t lock;  /* one statement at a time; guards forgotten */
     struct strv forgotten; /* ids of sandboxes whose records wait for room to be deleted */
 };
 

@@ -1,11 +1,11 @@
 /*
  * running - whether plugins that an earlier daemon started still run.
  *
- * A killed daemon's plugins go on: an ADD could allocate an address after the next daemon's DEL gave
- * it back, and nobody would ever again. So every plugin, with what it starts, holds the writing end
- * of a FIFO in the cache directory; before the next daemon takes anything back it waits until nobody
- * does. A plugin that leaves a process behind for good (it should have closed what it does not know)
- * costs each start one plugin timeout.
+ * A killed daemon's plugins go on: an ADD could allocate an address after the next daemon's DEL
+ * gave it back, and nobody would ever again. So every plugin, with what it starts, holds the
+ * writing end of a FIFO in the cache directory; before the next daemon takes anything back it waits
+ * until nobody does. A plugin that leaves a process behind for good (it should have closed what it
+ * does not know) costs each start one plugin timeout.
  *
  * Threads: any.
  */

@@ -52,8 +52,7 @@ void cgroup_make_modest(const char *path);
  * they had touched stays charged to from's parent, but for kernels that move charges (version 1, up
  * to Linux 6.12): *left (may be NULL) is how many bytes that is. */
 int cgroup_move(const char *from, const char *to, const char *default_parent, uint64_t *left,
-                struct cancel *cancel,
-                struct err *err);
+                struct cancel *cancel, struct err *err);
 /* Appends the directories of the group that exist, one for each hierarchy. */
 int cgroup_dirs(const char *path, struct strv *dirs, struct err *err);
 

@@ -1,9 +1,10 @@
 /*
  * host_memory - how much of the host's memory VMs without a limit may still grow into.
  *
- * Such a VM is given memory on its word that it needs it, and the guest takes it later: several that
- * grow at once must not each be given the same free memory. So what was granted in the last seconds
- * counts as used, and some of the host is kept back for what is no pod (config host_reserve_mib).
+ * Such a VM is given memory on its word that it needs it, and the guest takes it later: several
+ * that grow at once must not each be given the same free memory. So what was granted in the last
+ * seconds counts as used, and some of the host is kept back for what is no pod (config
+ * host_reserve_mib).
  *
  * Threads: any.
  */

@@ -134,7 +134,7 @@ struct machine_record {
     uint64_t boot_bytes;   /* what QEMU was started with */
     uint64_t memory_bytes; /* what the guest really has */
     uint32_t vcpus;
-    bool cloned; /* started from a template */
+    bool cloned;         /* started from a template */
     uint64_t left_bytes; /* charged to the group in which it was a spare, not to its own */
 };
 void machine_record_clear(struct machine_record *r);

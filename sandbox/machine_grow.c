@@ -285,7 +285,8 @@ static int relieve(struct machine *m, struct err *err)
     return ret;
 }
 
-/* The host had no room for this VM, and may have some now: the guest may say again when it is short. */
+/* The host had no room for this VM, and may have some now: the guest may say again when it is
+ * short. */
 static int watch_again(struct machine *m, struct err *err)
 {
     struct hv_size now;
@@ -326,7 +327,8 @@ static void *grower_thread(void *arg)
         m->short_of_memory = false;
         (void)pthread_mutex_unlock(&m->lock);
         auto_err struct err err = ERR_INIT;
-        if ((later ? watch_again(m, &err) : relieve(m, &err)) < 0 && cancel_check(m->stop, NULL) == 0)
+        if ((later ? watch_again(m, &err) : relieve(m, &err)) < 0 &&
+            cancel_check(m->stop, NULL) == 0)
             log_warn("a guest that is short of memory gets none", LOG_STR("sandbox", m->id),
                      LOG_STR("error", err_msg(&err)));
         (void)pthread_mutex_lock(&m->lock);

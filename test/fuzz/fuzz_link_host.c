@@ -2,8 +2,8 @@
  * The host's end of the link, fed what a guest may send: preambles are answered, Hello too (unless
  * the first byte says otherwise), calls wait for answers and streams are open; then the input says
  * in turns what arrives on either channel and what happens meanwhile: connections that break and
- * come again, streams closed and opened, probes, acknowledgements, stdin. Nothing may crash, leak or
- * block.
+ * come again, streams closed and opened, probes, acknowledgements, stdin. Nothing may crash, leak
+ * or block.
  */
 #include <stdint.h>
 #include <stdlib.h>

@@ -490,7 +490,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         IN_DIR(test_everything_comes_back),
         IN_DIR(test_changes_and_removal),
-        IN_DIR(test_forgotten_when_there_was_no_room), IN_DIR(test_killed_after_writing),
+        IN_DIR(test_forgotten_when_there_was_no_room),
+        IN_DIR(test_killed_after_writing),
         IN_DIR(test_damaged_files_are_moved_aside),
         IN_DIR(test_flipped_bits),
         IN_DIR(test_newer_schema_is_refused_and_kept),

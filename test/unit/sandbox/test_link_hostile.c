@@ -84,8 +84,8 @@ static bool put_io(struct fake *f, uint32_t stream, uint8_t flags, uint64_t offs
     return put(f->fd[1], b.data, b.len);
 }
 
-/* Reads one frame of the host and forgets its payload. A host that waited long for the answer to its
- * preamble has said it again, before its first frame. */
+/* Reads one frame of the host and forgets its payload. A host that waited long for the answer to
+ * its preamble has said it again, before its first frame. */
 static bool get_frame(int fd, uint32_t *stream, uint8_t *type)
 {
     static const uint8_t any[PREAMBLE_NONCE];
