@@ -275,10 +275,10 @@ int sandbox_delete(struct sandbox *s, struct err *err)
     return rc;
 }
 
-void sandbox_begin_undo(struct sandbox *s)
+void sandbox_set_undoing(struct sandbox *s, bool undoing)
 {
     (void)pthread_mutex_lock(&s->save);
-    s->undoing = true;
+    s->undoing = undoing;
     (void)pthread_mutex_unlock(&s->save);
 }
 

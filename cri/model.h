@@ -150,7 +150,7 @@ int sandbox_save(struct sandbox *s, struct err *err);
 /* Deletes the record; later saves do nothing. */
 int sandbox_delete(struct sandbox *s, struct err *err);
 /* For one that failed before anybody was told of it: from now on saves may fail in silence... */
-void sandbox_begin_undo(struct sandbox *s);
+void sandbox_set_undoing(struct sandbox *s, bool undoing);
 /* ...and its record goes, if only when there is room to write that. */
 void sandbox_forget(struct sandbox *s);
 /* Phase and reason at once, then saved. */

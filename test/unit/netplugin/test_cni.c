@@ -430,6 +430,29 @@ static void a_del_waits_for_the_plugins_of_a_killed_daemon(void **state)
     assert_true(late != NULL && del != NULL && late < del);
 }
 
+/* A plugin that is at work when its call is cancelled finishes before its work is undone. */
+static void a_cancelled_add_is_not_torn_apart(void **state)
+{
+    struct fixture *f = *state;
+    struct world w;
+    struct cni_attachment a = pod("pod1");
+    auto_netinfo struct netinfo n = {0};
+    auto_err struct err err = ERR_INIT;
+    auto_cancel struct cancel *soon = cancel_new(mono_ns() + SEC(1) / 2, NULL);
+
+    network(f, "mynet", "1.0.0", "slow");
+    fx_plugin(f, "slow");
+    fx_write(f->fake, "slow.ADD", "sleep 2; echo late >> $FAKE_CNI_DIR/log");
+    start(&w, f, SEC(20));
+    assert_int_equal(cni_add(w.cni, &a, &n, soon, &err), -1);
+    assert_int_equal(err.code, ERR_DEADLINE);
+    stop(&w);
+    auto_free char *log = fx_read(f->fake, "log");
+    const char *late = strstr(log, "late");
+    const char *del = strstr(log, "slow DEL");
+    assert_true(late != NULL && del != NULL && late < del);
+}
+
 static void hostile_attachments_are_refused(void **state)
 {
     struct fixture *f = *state;
@@ -537,6 +560,7 @@ int main(void)
         TEST(readiness_follows_files_and_plugins),
         TEST(a_hanging_status_blocks_nobody),
         TEST(a_del_waits_for_the_plugins_of_a_killed_daemon),
+        TEST(a_cancelled_add_is_not_torn_apart),
         TEST(hostile_attachments_are_refused),
         cmocka_unit_test(the_gate_keeps_its_rules),
     };
