@@ -139,6 +139,9 @@ class Actor(threading.Thread):
             assert state in self.containers[c], f"container {c} is {state}, not {self.containers[c]}"
             if state == "removed":
                 del self.containers[c]
+            elif state == "running" and "exited" in self.containers[c]:
+                # a stop whose signal is on its way: it ends when it likes, so it is ended
+                self.change(c, "exited", "StopContainer", timeout=0)
             else:
                 self.containers[c] = {state}
                 assert STATE[self.call("ContainerStatus", container_id=c).status.state] == state
@@ -243,4 +246,5 @@ def test_killed_at_any_moment_during_any_call(own_daemon, images):
         a.look()
         a.client.close()
     d.remove_all()
-    assert not settle(d, before)
+    wrong = settle(d, before)
+    assert not wrong, (wrong, [(p.name, p.read_text()) for p in (d.ipam / "aspis-test").iterdir()])
