@@ -250,16 +250,22 @@ static int run(const struct spawn_opts *opts, struct feed *f, int theirs[3], str
     o.n_fds = n;
     o.new_group = true;
     struct spawn_proc proc = SPAWN_PROC_INIT;
-    int ret = spawn_start(&o, &proc, err);
+    auto_err struct err why = ERR_INIT;
+    int ret = spawn_start(&o, &proc, &why);
     for (int i = 0; i < 3; i++)
         cleanup_closep(&theirs[i]);
     if (ret == 0)
-        ret = pump(f, cancel, err);
+        ret = pump(f, cancel, &why);
     if (ret == 0)
-        ret = spawn_wait(&proc, cancel, status, err);
+        ret = spawn_wait(&proc, cancel, status, &why);
+    if (ret < 0 && opts->grace_ns > 0 && cancel_check(cancel, NULL) < 0) {
+        auto_cancel struct cancel *grace = cancel_new(mono_ns() + opts->grace_ns, NULL);
+        if (grace != NULL && pump(f, grace, NULL) == 0)
+            (void)spawn_wait(&proc, grace, status, NULL);
+    }
     spawn_clear(&proc);
     free(fds);
-    return ret;
+    return ret < 0 ? err_move(err, &why) : 0;
 }
 
 int spawn_run(const struct spawn_opts *opts, const void *in, size_t in_len, struct buf *out,

@@ -28,6 +28,8 @@ struct spawn_opts {
     const struct spawn_fd *fds; /* 0..2 default to /dev/null */
     size_t n_fds;
     bool new_group; /* own process group, so that spawn_kill() reaches grandchildren */
+    int64_t
+        grace_ns; /* spawn_run(): may run on for so long after the token fired, then is killed */
 };
 
 struct spawn_proc {

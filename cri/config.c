@@ -69,6 +69,8 @@ static const struct key keys[] = {
      .max = 1 << 24},
     {"machine", "memory_ceiling_mib", MEBI, AT(machine.memory_ceiling_bytes), .number = 0, .min = 0,
      .max = 1 << 24},
+    {"machine", "host_reserve_mib", MEBI, AT(machine.host_reserve_bytes), .number = 256, .min = 0,
+     .max = 1 << 24},
     {"machine", "max_vcpus", NUMBER, AT(machine.max_vcpus), .number = 0, .min = 0, .max = 1024},
     {"machine", "scratch_mib", MEBI, AT(machine.scratch_bytes), .number = 20480, .min = 16,
      .max = 1 << 24},

@@ -228,6 +228,23 @@ void containers_lost(struct sandbox *s, const char *reason)
     free(list);
 }
 
+static void remove_source(void *arg)
+{
+    loop_remove(arg);
+}
+
+void container_end_forget(struct container *c)
+{
+    (void)pthread_mutex_lock(&c->rt->lock);
+    c->finishing = true;
+    struct loop_source *late = take(c->late);
+    (void)pthread_mutex_unlock(&c->rt->lock);
+    if (late == NULL)
+        return;
+    loop_call(c->rt->worker, remove_source, late);
+    container_unref(c);
+}
+
 static void finish_now(struct container *c, uint32_t code, const char *reason, const char *message)
 {
     (void)pthread_mutex_lock(&c->rt->lock);

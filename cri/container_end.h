@@ -14,6 +14,9 @@
 void container_log_is_done(struct container *c);
 /* StartContainer failed for good: EXITED, 128, StartError. */
 void container_finish_start_error(struct container *c, const char *message);
+/* No end is put together any more: c is being removed, or the daemon stops and the next one shall
+ * hear of it again. */
+void container_end_forget(struct container *c);
 /* Its machine, or the guest's memory of it, is gone: EXITED, 255, Unknown. */
 void container_finish_lost(struct container *c, const char *message);
 

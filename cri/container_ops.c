@@ -127,6 +127,7 @@ void container_close_log(struct container *c, bool forget)
     struct container_log *log = c->log;
     c->log = NULL;
     (void)pthread_mutex_unlock(&c->rt->lock);
+    container_end_forget(c);
     container_input_close(c);
     auto_free char *state = container_log_state_path(c);
     if (forget)

@@ -255,7 +255,9 @@ int sandbox_save(struct sandbox *s, struct err *err)
     snap.machine = xstrdup(s->rec.machine);
     snap.reason = xstrdup(s->rec.reason);
     (void)pthread_mutex_unlock(&s->rt->lock);
-    int rc = s->deleted ? 0 : records_put_sandbox(s->rt->records, &snap, err);
+    int rc = s->deleted ? 0 : records_put_sandbox(s->rt->records, &snap, s->undoing ? NULL : err);
+    if (s->undoing)
+        rc = 0;
     (void)pthread_mutex_unlock(&s->save);
     free(snap.netns);
     free(snap.net);
@@ -271,6 +273,21 @@ int sandbox_delete(struct sandbox *s, struct err *err)
     int rc = records_delete_sandbox(s->rt->records, s->rec.id, err);
     (void)pthread_mutex_unlock(&s->save);
     return rc;
+}
+
+void sandbox_set_undoing(struct sandbox *s, bool undoing)
+{
+    (void)pthread_mutex_lock(&s->save);
+    s->undoing = undoing;
+    (void)pthread_mutex_unlock(&s->save);
+}
+
+void sandbox_forget(struct sandbox *s)
+{
+    (void)pthread_mutex_lock(&s->save);
+    s->deleted = true;
+    records_forget_sandbox(s->rt->records, s->rec.id);
+    (void)pthread_mutex_unlock(&s->save);
 }
 
 int sandbox_set_phase(struct sandbox *s, enum sandbox_phase phase, const char *reason,

@@ -92,6 +92,8 @@ struct sandbox {
     char *idle_image;    /* under disks: id of one that stays plugged in though nobody uses it */
     pthread_mutex_t save;
     bool deleted; /* under save: the record is gone and stays gone */
+    bool undoing; /* under save: it comes to nothing, so a record that cannot be written is no harm
+                   */
     struct netinfo net;
     struct machine *machine; /* see sandbox_use_machine() */
     unsigned machine_users;
@@ -147,6 +149,10 @@ struct sandbox *model_find_sandbox(struct runtime *rt, const char *id, struct er
 int sandbox_save(struct sandbox *s, struct err *err);
 /* Deletes the record; later saves do nothing. */
 int sandbox_delete(struct sandbox *s, struct err *err);
+/* For one that failed before anybody was told of it: from now on saves may fail in silence... */
+void sandbox_set_undoing(struct sandbox *s, bool undoing);
+/* ...and its record goes, if only when there is room to write that. */
+void sandbox_forget(struct sandbox *s);
 /* Phase and reason at once, then saved. */
 int sandbox_set_phase(struct sandbox *s, enum sandbox_phase phase, const char *reason,
                       struct err *err);

@@ -15,7 +15,8 @@
 
 struct records {
     sqlite3 *db;
-    pthread_mutex_t lock; /* one statement at a time */
+    pthread_mutex_t lock;  /* one statement at a time; guards forgotten */
+    struct strv forgotten; /* ids of sandboxes whose records wait for room to be deleted */
 };
 
 #define SCHEMA_VERSION 1
@@ -128,6 +129,27 @@ static int move_aside(const char *path, char **moved, struct err *err)
     return 0;
 }
 
+static bool run_with(struct records *r, const char *sql, const char *id)
+{
+    sqlite3_stmt *st = NULL;
+    bool done = sqlite3_prepare_v2(r->db, sql, -1, &st, NULL) == SQLITE_OK &&
+                sqlite3_bind_text(st, 1, id, -1, SQLITE_STATIC) == SQLITE_OK &&
+                sqlite3_step(st) == SQLITE_DONE;
+    (void)sqlite3_finalize(st);
+    return done;
+}
+
+/* Under the lock, or when nobody else is there. */
+static void drop_forgotten(struct records *r)
+{
+    bool all = true;
+    for (size_t i = 0; i < r->forgotten.n && all; i++)
+        all = run_with(r, "DELETE FROM containers WHERE sandbox_id=?", r->forgotten.v[i]) &&
+              run_with(r, "DELETE FROM sandboxes WHERE id=?", r->forgotten.v[i]);
+    if (all)
+        strv_clear(&r->forgotten);
+}
+
 struct records *records_open(const char *path, char **moved_aside, struct err *err)
 {
     struct records *r = xcalloc(1, sizeof(*r));
@@ -155,7 +177,9 @@ void records_close(struct records *r)
 {
     if (r == NULL)
         return;
+    drop_forgotten(r);
     (void)sqlite3_close(r->db);
+    strv_clear(&r->forgotten);
     (void)pthread_mutex_destroy(&r->lock);
     free(r);
 }
@@ -204,6 +228,8 @@ static int finish(struct stmt *s, const char *step, struct err *err)
     if (s->rc != SQLITE_DONE)
         ret = db_error(s->r, step, err);
     (void)sqlite3_finalize(s->st);
+    if (ret == 0 && s->r->forgotten.n > 0) /* there is room again */
+        drop_forgotten(s->r);
     (void)pthread_mutex_unlock(&s->r->lock);
     return ret;
 }
@@ -264,6 +290,14 @@ int records_delete_sandbox(struct records *r, const char *id, struct err *err)
     if (delete_by(r, "DELETE FROM containers WHERE sandbox_id=?", id, err) < 0)
         return -1;
     return delete_by(r, "DELETE FROM sandboxes WHERE id=?", id, err);
+}
+
+void records_forget_sandbox(struct records *r, const char *id)
+{
+    (void)pthread_mutex_lock(&r->lock);
+    strv_add(&r->forgotten, id);
+    drop_forgotten(r);
+    (void)pthread_mutex_unlock(&r->lock);
 }
 
 int records_delete_container(struct records *r, const char *id, struct err *err)

@@ -76,6 +76,9 @@ void records_close(struct records *r);
 int records_put_sandbox(struct records *r, const struct sandbox_record *s, struct err *err);
 int records_delete_sandbox(struct records *r, const char *id,
                            struct err *err); /* and its containers */
+/* Deletes what nobody was told of: now, or, on a disk that is full, when there is room for other
+ * records again. A daemon that ends before finds it as what it was on record. */
+void records_forget_sandbox(struct records *r, const char *id);
 int records_put_container(struct records *r, const struct container_record *c, struct err *err);
 int records_delete_container(struct records *r, const char *id, struct err *err);
 

@@ -76,11 +76,14 @@ static void forget_sandboxes(struct runtime *rt)
     struct sandbox *next;
     HASH_ITER(hh, rt->sandboxes, s, next)
     {
-        sandbox_drop_machine(s);
         size_t n = 0;
         struct container **list = model_containers_of(s, &n);
-        for (size_t i = 0; i < n; i++) {
+        /* before the link, whose end would look like the output's */
+        for (size_t i = 0; i < n; i++)
             container_close_log(list[i], false);
+        /* before the containers, which keep their ends from being acknowledged */
+        sandbox_drop_machine(s);
+        for (size_t i = 0; i < n; i++) {
             model_remove_container(rt, list[i]);
             container_unref(list[i]);
         }
@@ -133,6 +136,20 @@ bool runtime_image_in_use(void *arg, const char *image_id)
 
 /* --- recovery --- */
 
+/* As model_add_sandbox(), but two of one name mean that the earlier one was to be forgotten when
+ * there was no room to write that (records.h). Its parts are collected with what no record owns. */
+static struct sandbox *add_newer(struct runtime *rt, struct sandbox *s)
+{
+    struct sandbox *holder = model_add_sandbox(rt, s);
+    if (holder == NULL || holder->rec.created_at > s->rec.created_at)
+        return holder;
+    log_warn("record of a forgotten sandbox dropped", LOG_STR("sandbox", holder->rec.id));
+    sandbox_forget(holder);
+    model_remove_sandbox(rt, holder);
+    sandbox_unref(holder);
+    return model_add_sandbox(rt, s);
+}
+
 static void load(struct runtime *rt, struct err *err)
 {
     struct sandbox_record *sandboxes = NULL;
@@ -145,7 +162,7 @@ static void load(struct runtime *rt, struct err *err)
     for (size_t i = 0; i < n_sandboxes; i++) {
         auto_err struct err why = ERR_INIT;
         auto_sandbox struct sandbox *s = sandbox_from_record(rt, &sandboxes[i], &why);
-        auto_sandbox struct sandbox *holder = s != NULL ? model_add_sandbox(rt, s) : NULL;
+        auto_sandbox struct sandbox *holder = s != NULL ? add_newer(rt, s) : NULL;
         if (s == NULL || holder != NULL)
             log_error("record of sandbox is unusable; its pod will be collected",
                       LOG_STR("error", err_msg(&why)));
@@ -255,8 +272,7 @@ static int reconcile(struct sandbox *s, struct machine *m, struct cancel *cancel
     for (size_t k = 0; k < n; k++) {
         struct container *c = list[k];
         if (c->rec.phase == CONTAINER_CREATING || c->rec.phase == CONTAINER_REMOVING) {
-            auto_free char *log_state = container_log_state_path(c);
-            (void)unlink(log_state);
+            container_close_log(c, true);
             /* the guest may still be making it, and then does not list it */
             remove_in_guest(machine_link(m), c->rec.id, "", cancel);
             (void)machine_remove_volumes(m, c->rec.id, cancel, NULL);

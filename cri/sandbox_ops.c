@@ -281,10 +281,13 @@ static void undo_run(struct sandbox *s, const struct err *cause)
 {
     auto_err struct err err = ERR_INIT;
     auto_cancel struct cancel *own = cancel_new(mono_ns() + UNDO_NS, NULL);
-    if (sandbox_teardown(s, own, &err) == 0 && sandbox_delete(s, &err) == 0) {
+    sandbox_set_undoing(s, true);
+    if (sandbox_teardown(s, own, &err) == 0) {
+        sandbox_forget(s);
         model_remove_sandbox(s->rt, s);
         return;
     }
+    sandbox_set_undoing(s, false); /* it becomes one that clients see */
     log_error("cannot undo failed sandbox; it stays as not ready", LOG_STR("sandbox", s->rec.id),
               LOG_STR("error", err_msg(&err)));
     (void)sandbox_set_phase(s, SANDBOX_NOTREADY, err_msg(cause), NULL);

@@ -19,6 +19,7 @@ static struct cni_exec exec_of(const struct chain *c, const char *command)
         .args = c->args,
         .bin_dirs = c->bin_dirs,
         .timeout_ns = c->timeout_ns,
+        .keep_fd = c->keep_fd,
     };
 }
 

@@ -23,6 +23,7 @@ struct chain {
         *caps; /* capability arguments we hold a value for; each plugin gets what it declared */
     const char *const *bin_dirs;
     int64_t timeout_ns; /* of one plugin */
+    int keep_fd;        /* as in struct cni_exec */
 };
 
 /* *result: the last plugin's answer, with cniVersion set (the caller's). A failure leaves earlier

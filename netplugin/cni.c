@@ -16,6 +16,7 @@
 #include "netplugin/json.h"
 #include "netplugin/probe.h"
 #include "netplugin/result.h"
+#include "netplugin/running.h"
 #include "netplugin/watch.h"
 
 /* Undoing is given this many plugin timeouts, whatever became of the call that failed. */
@@ -26,6 +27,7 @@ struct cni {
     struct strv bin_dirs;
     int64_t timeout_ns;
     struct gate *gate;
+    struct running *running;
     struct probe *probe;
     struct watch *watch;
 };
@@ -44,6 +46,7 @@ struct cni *cni_new(const struct cni_options *opts, struct loop *loop, struct er
     for (size_t i = 0; opts->bin_dirs != NULL && opts->bin_dirs[i] != NULL; i++)
         strv_add(&c->bin_dirs, opts->bin_dirs[i]);
     c->gate = gate_new(LIMIT_CNI_AT_ONCE);
+    c->running = running_new(c->cache_dir);
     c->probe = probe_new(opts->conf_dir, (const char *const *)c->bin_dirs.v, c->timeout_ns, err);
     /* files that changed after the first load and before the watch: load once more */
     if (c->probe != NULL)
@@ -64,6 +67,7 @@ void cni_free(struct cni *c)
     watch_free(c->watch);
     probe_free(c->probe);
     gate_free(c->gate);
+    running_free(c->running);
     strv_clear(&c->bin_dirs);
     free(c->cache_dir);
     free(c);
@@ -89,6 +93,7 @@ static struct chain chain_of(const struct cni *c, const struct cni_conf *conf,
         .ifname = a->ifname,
         .bin_dirs = (const char *const *)c->bin_dirs.v,
         .timeout_ns = c->timeout_ns,
+        .keep_fd = running_fd(c->running),
     };
 }
 
@@ -134,7 +139,8 @@ int cni_add(struct cni *c, const struct cni_attachment *a, struct netinfo *out,
     size_t n_done = 0;
     struct chain ch;
 
-    if (attachment_check(a, false, err) < 0)
+    if (attachment_check(a, false, err) < 0 ||
+        running_settle(c->running, c->timeout_ns, cancel, err) < 0)
         return err_wrap(err, "CNI ADD");
     pass = gate_enter(c->gate, a->sandbox_id, cancel, err);
     if (pass == NULL)
@@ -228,7 +234,8 @@ int cni_del(struct cni *c, const struct cni_attachment *a, struct cancel *cancel
     struct del d = {.cni = c, .a = a, .cancel = cancel};
     struct chain ch;
 
-    if (attachment_check(a, true, err) < 0)
+    if (attachment_check(a, true, err) < 0 ||
+        running_settle(c->running, c->timeout_ns, cancel, err) < 0)
         return err_wrap(err, "CNI DEL");
     pass = gate_enter(c->gate, a->sandbox_id, cancel, err);
     if (pass == NULL)
@@ -366,7 +373,7 @@ int cni_gc(struct cni *c, const char *const *ids, size_t n_ids, struct cancel *c
     auto_err struct err why = ERR_INIT;
     struct chain ch;
 
-    if (pass == NULL)
+    if (pass == NULL || running_settle(c->running, c->timeout_ns, cancel, err) < 0)
         return err_wrap(err, "CNI GC");
     conf = probe_conf(c->probe, NULL);
     if (conf == NULL)

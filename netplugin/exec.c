@@ -14,6 +14,10 @@
 /* Codes of CNI SPEC 1.1 that say "later", not "never". */
 enum { CNI_TRY_AGAIN = 11, CNI_NOT_AVAILABLE = 50, CNI_LIMITED = 51 };
 
+/* A plugin that is killed in the middle may leave what no DEL finds: host-local, between making the
+ * file of a lease and writing into it whose that is. So a call that is over lets it finish. */
+#define GRACE_NS (5LL * 1000000000)
+
 extern char **environ;
 
 char *cni_exec_find(const char *type, const char *const *bin_dirs, struct err *err)
@@ -134,11 +138,15 @@ static int run(const struct cni_exec *x, const char *path, const json_t *conf, j
     auto_err struct err why = ERR_INIT;
     auto_json json_t *said = NULL;
     const char *argv[] = {path, NULL};
-    struct spawn_opts opts = {.path = path, .argv = argv, .new_group = true};
+    const struct spawn_fd keep = {.child = 3, .here = x->keep_fd};
+    struct spawn_opts opts = {
+        .path = path, .argv = argv, .new_group = true, .fds = &keep, .n_fds = x->keep_fd > 0};
     int status;
 
-    if (deadline == NULL)
+    if (deadline == NULL || cancel_check(deadline, err) < 0)
         return -1;
+    if (strcmp(x->command, "ADD") == 0 || strcmp(x->command, "DEL") == 0)
+        opts.grace_ns = GRACE_NS;
     if (in == NULL)
         return err_set(err, ERR_EXHAUSTED, "configuration does not fit in memory");
     make_env(x, &env);

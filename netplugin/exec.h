@@ -2,7 +2,8 @@
  * exec - runs one CNI plugin: finds the program, feeds it, bounds it, and reads its answer.
  *
  * A plugin gets our environment with CNI_* of our making, its configuration on stdin, a process
- * group of its own that is killed at the deadline, and no other descriptors. Its output is bounded
+ * group of its own that is killed at the deadline, and no descriptors but those and one
+ * that only says that it runs. Its output is bounded
  * and its words are cleaned before they enter an error. Threads: any; the call blocks.
  */
 #ifndef ASPIS_NETPLUGIN_EXEC_H
@@ -22,6 +23,7 @@ struct cni_exec {
     const char *args;            /* "K=V;K=V" */
     const char *const *bin_dirs; /* NULL-terminated */
     int64_t timeout_ns;          /* of this call, beside the token's own deadline */
+    int keep_fd;                 /* 0 or -1: none; else the plugin holds it open (running.h) */
 };
 
 /* The program of plugin `type` in the first directory that has it; the caller's. NULL with *err. */

@@ -532,11 +532,29 @@ static int move_members(const char *from, const char *to, struct err *err)
     return err_set(err, ERR_UNAVAILABLE, "cgroup %s does not become empty", from);
 }
 
-int cgroup_move(const char *from, const char *to, const char *default_parent, struct cancel *cancel,
-                struct err *err)
+/* Bytes charged to a group, if this is the hierarchy that knows. */
+static uint64_t charged(const char *dir)
+{
+    static const char *const files[] = {"memory.usage_in_bytes", "memory.current"};
+    uint64_t bytes = 0;
+    for (size_t i = 0; i < ARRAY_LEN(files); i++) {
+        auto_free char *file = fs_format("%s/%s", dir, files[i]);
+        auto_free char *text = fs_exists(file) ? fs_read(file, 64, NULL, NULL) : NULL;
+        if (text != NULL) {
+            text[strcspn(text, "\n")] = '\0';
+            (void)str_to_u64(text, &bytes);
+        }
+    }
+    return bytes;
+}
+
+int cgroup_move(const char *from, const char *to, const char *default_parent, uint64_t *left,
+                struct cancel *cancel, struct err *err)
 {
     auto_hierarchies struct hierarchies h = {.n = 0};
     auto_strv struct strv dirs = {0};
+    if (left != NULL)
+        *left = 0;
     if (strcmp(from, to) == 0)
         return 0;
     if (strstr(to, "/" PREFIX) == NULL || !path_ok(to))
@@ -546,8 +564,14 @@ int cgroup_move(const char *from, const char *to, const char *default_parent, st
     for (size_t i = 0; i < h.n; i++) {
         auto_free char *source = fs_format("%s%s", h.v[i].mount, from);
         auto_free char *target = fs_format("%s%s", h.v[i].mount, to);
+        auto_free char *charges = fs_format("%s/memory.move_charge_at_immigrate", target);
+        /* 1: their own memory, 2: of files */
+        if (fs_exists(charges))
+            (void)fs_write_str(charges, "3", NULL);
         if (move_members(source, target, err) < 0)
             return err_wrap(err, "move cgroup %s to %s", from, to);
+        if (left != NULL)
+            *left += charged(source);
     }
     return cgroup_remove(from, default_parent, cancel, err);
 }

@@ -48,9 +48,11 @@ void cgroup_kill(const char *path);
  * Without a cpu controller nothing changes. */
 void cgroup_make_modest(const char *path);
 
-/* Makes `to`, moves the processes of `from` there, and removes `from` as cgroup_remove() does. */
-int cgroup_move(const char *from, const char *to, const char *default_parent, struct cancel *cancel,
-                struct err *err);
+/* Makes `to`, moves the processes of `from` there, and removes `from` as cgroup_remove() does. What
+ * they had touched stays charged to from's parent, but for kernels that move charges (version 1, up
+ * to Linux 6.12): *left (may be NULL) is how many bytes that is. */
+int cgroup_move(const char *from, const char *to, const char *default_parent, uint64_t *left,
+                struct cancel *cancel, struct err *err);
 /* Appends the directories of the group that exist, one for each hierarchy. */
 int cgroup_dirs(const char *path, struct strv *dirs, struct err *err);
 

@@ -375,9 +375,14 @@ static void explain_failure(struct machine *m, int64_t timeout_ns, struct cancel
     (void)pthread_mutex_unlock(&m->lock);
     if (reason != NULL) {
         (void)err_set(err, ERR_INTERNAL, "%s", reason);
-    } else if (err->code == ERR_DEADLINE && !(callers != NULL && cancel_fired(callers)) &&
-               m->hv != NULL) {
-        auto_free char *console = m->ops->console_tail(m->hv);
+    } else if (err->code == ERR_DEADLINE && !(callers != NULL && cancel_fired(callers))) {
+        auto_free char *step = xstrdup(err_msg(err));
+        auto_free char *console = m->hv != NULL ? m->ops->console_tail(m->hv) : NULL;
+        if (m->hv == NULL) { /* a busy host: it did not get that far */
+            (void)err_set(err, ERR_DEADLINE, "the agent did not answer within %" PRId64 " ms; %s",
+                          timeout_ns / 1000000, step);
+            return;
+        }
         (void)err_set(err, ERR_DEADLINE, "the agent did not answer within %" PRId64 " ms; %s%s",
                       timeout_ns / 1000000,
                       str_empty(console) ? "the console is empty" : "console: ", console);
@@ -541,16 +546,18 @@ int machine_claim(struct machine *m, const struct machine_spec *spec,
 {
     struct new_callbacks n = {.m = m, .cb = *cb};
     loop_call(m->f->control, set_callbacks, &n);
+    uint64_t left = 0;
     auto_free char *path = cgroup_path(spec->cgroup_parent, m->f->config.cgroup_root, m->id, err);
     if (path == NULL || FAILPOINT("machine.claim", err) < 0 || machine_check_alive(m, err) < 0 ||
         check_room(m->f, spec, err) < 0 ||
-        cgroup_move(m->record.cgroup, path, m->f->spare_cgroup_root, cancel, err) < 0)
+        cgroup_move(m->record.cgroup, path, m->f->spare_cgroup_root, &left, cancel, err) < 0)
         return err_wrap(err, "claim a spare machine");
     share_move(m->share, path);
     machine_used(m);
     (void)pthread_mutex_lock(&m->lock);
     free(m->record.cgroup);
     m->record.cgroup = take(path);
+    m->record.left_bytes = left;
     strv_clear(&m->cgroup_dirs);
     (void)pthread_mutex_unlock(&m->lock);
     if (lock_within(&m->sizing, cancel, "another change of the vm's size", err) < 0)

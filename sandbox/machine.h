@@ -65,6 +65,7 @@ struct machine_config {
     uint64_t overhead_memory_bytes; /* guest kernel and agent, added to the pod's limit */
     uint64_t max_memory_bytes;      /* 0: the host's memory */
     uint64_t memory_ceiling_bytes;  /* to which a pod without a limit may grow; 0: the same */
+    uint64_t host_reserve_bytes;    /* of the host, into which no pod without a limit grows */
     uint32_t max_vcpus;             /* 0: the host's */
     uint64_t scratch_bytes;         /* virtual size of the scratch disk */
     int64_t boot_timeout_ns;        /* QEMU start to agent's Hello */
@@ -134,7 +135,8 @@ struct machine_record {
     uint64_t boot_bytes;   /* what QEMU was started with */
     uint64_t memory_bytes; /* what the guest really has */
     uint32_t vcpus;
-    bool cloned; /* started from a template */
+    bool cloned;         /* started from a template */
+    uint64_t left_bytes; /* charged to the group in which it was a spare, not to its own */
 };
 void machine_record_clear(struct machine_record *r);
 /* JSON text for the daemon's records and back. */

@@ -236,6 +236,7 @@ struct machine_factory *machine_factory_new(const struct machine_config *config,
     f->uids = xcalloc(config->uid_count, 1);
     (void)pthread_mutex_init(&f->lock, NULL);
     (void)pthread_mutex_init(&f->deciding, NULL);
+    host_memory_init(&f->host_memory);
     if (config->templates)
         f->templates = template_pool_new(f);
     f->tsc_sample_ns = mono_ns();
@@ -294,6 +295,7 @@ void machine_factory_free(struct machine_factory *f)
     free(f->accel_undecided_text);
     (void)pthread_mutex_destroy(&f->lock);
     (void)pthread_mutex_destroy(&f->deciding);
+    host_memory_destroy(&f->host_memory);
     free(f);
 }
 

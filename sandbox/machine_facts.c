@@ -80,9 +80,15 @@ int machine_usage(struct machine *m, struct machine_usage *out, struct err *err)
     int ret = 0;
     if (m->cgroup_dirs.n == 0)
         ret = cgroup_dirs(m->record.cgroup, &m->cgroup_dirs, err);
+    uint64_t left = m->record.left_bytes;
     (void)pthread_mutex_unlock(&m->lock);
     if (ret == 0)
         cgroup_usage(&m->cgroup_dirs, out); /* once found they stay */
+    if (out->has_memory) {
+        out->memory_usage += left;
+        out->memory_working_set += left;
+        out->memory_rss += left;
+    }
     return ret;
 }
 

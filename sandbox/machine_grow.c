@@ -8,6 +8,7 @@
  */
 #include <errno.h>
 #include <inttypes.h>
+#include <time.h>
 
 #include "base/cleanup.h"
 #include "base/limits.h"
@@ -17,6 +18,8 @@
 #include "sandbox/machine_grow.h"
 
 #define AGENT_NS INT64_C(20000000000)
+/* After which a VM for which the host had no memory may ask for some again. */
+#define HOST_SHORT_S 10
 
 static uint64_t steps(uint64_t bytes)
 {
@@ -107,7 +110,7 @@ static int set_size(struct machine *m, uint64_t added, uint32_t vcpus, struct ca
     struct hv_size got = {0};
     if (m->ops->resize(m->hv, added, vcpus, cancel, err) < 0)
         return -1;
-    bool watch = !m->limited && m->record.boot_bytes + added < ceiling(m);
+    bool watch = !m->limited && !m->host_short && m->record.boot_bytes + added < ceiling(m);
     if (ask_agent(m, added, vcpus, watch, &got, cancel, err) < 0)
         return -1;
     if (got.added_bytes < added || got.vcpus < vcpus)
@@ -160,6 +163,12 @@ int machine_learn_size(struct machine *m, const struct machine_spec *spec, struc
     if (m->ops->size(m->hv, &now, cancel, err) < 0)
         return err_wrap(err, "learn the vm's size");
     remember(m, now.added_bytes, now.vcpus);
+    /* an earlier daemon may have told it that the host has no room */
+    struct hv_size got;
+    auto_err struct err e = ERR_INIT;
+    if (watched(m) && ask_agent(m, now.added_bytes, now.vcpus, true, &got, cancel, &e) < 0)
+        log_warn("cannot watch the guest's memory", LOG_STR("sandbox", m->id),
+                 LOG_STR("error", err_msg(&e)));
     return 0;
 }
 
@@ -230,6 +239,23 @@ int machine_set_cpuset(struct machine *m, const char *cpus, const char *mems, st
     return ret;
 }
 
+/* As much of a growth as the host has room for. What gets none stops complaining, so that its own
+ * OOM killer acts, as at the ceiling; grower_thread() lets it ask again later. */
+static uint64_t granted(struct machine *m, const struct hv_size *now, uint64_t added)
+{
+    uint64_t want = added > now->requested_bytes ? added - now->requested_bytes : 0;
+    if (want == 0)
+        return added;
+    uint64_t got = host_memory_grant(&m->f->host_memory, want, HV_MEMORY_STEP,
+                                     m->f->config.host_reserve_bytes);
+    m->host_short = got == 0;
+    if (got < want)
+        log_warn("the host is short of memory: a pod without a limit gets less",
+                 LOG_STR("sandbox", m->id), LOG_INT("wanted_mib", (int64_t)(want / MiB(1))),
+                 LOG_INT("got_mib", (int64_t)(got / MiB(1))));
+    return now->requested_bytes + got;
+}
+
 /* The guest is short of memory: more, or the news that there is no more. */
 static int relieve(struct machine *m, struct err *err)
 {
@@ -248,6 +274,7 @@ static int relieve(struct machine *m, struct err *err)
             added = steps(most - boot);
         if (added > now.max_added_bytes)
             added = now.max_added_bytes;
+        added = granted(m, &now, added);
         ret = set_size(m, added, now.vcpus, m->stop, err);
         if (ret == 0)
             log_info("the guest is short of memory", LOG_STR("sandbox", m->id),
@@ -258,19 +285,50 @@ static int relieve(struct machine *m, struct err *err)
     return ret;
 }
 
+/* The host had no room for this VM, and may have some now: the guest may say again when it is
+ * short. */
+static int watch_again(struct machine *m, struct err *err)
+{
+    struct hv_size now;
+    if (lock_within(&m->sizing, m->stop, "another change of the vm's size", err) < 0)
+        return -1;
+    m->host_short = false;
+    int ret = m->ops->size(m->hv, &now, m->stop, err);
+    if (ret == 0)
+        ret = set_size(m, now.requested_bytes, now.vcpus, m->stop, err);
+    (void)pthread_mutex_unlock(&m->sizing);
+    return ret;
+}
+
+/* Under m->lock: true when the guest was told that there is no more, and that was a while ago. */
+static bool wait_for_press(struct machine *m)
+{
+    struct timespec until;
+    if (!m->host_short) {
+        (void)pthread_cond_wait(&m->pressed, &m->lock);
+        return false;
+    }
+    (void)clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += HOST_SHORT_S;
+    return pthread_cond_timedwait(&m->pressed, &m->lock, &until) == ETIMEDOUT;
+}
+
 static void *grower_thread(void *arg)
 {
     struct machine *m = arg;
     (void)pthread_mutex_lock(&m->lock);
     while (!m->grower_ends) {
+        bool later = false;
         if (!m->short_of_memory) {
-            (void)pthread_cond_wait(&m->pressed, &m->lock);
-            continue;
+            later = wait_for_press(m);
+            if (!later || m->grower_ends)
+                continue;
         }
         m->short_of_memory = false;
         (void)pthread_mutex_unlock(&m->lock);
         auto_err struct err err = ERR_INIT;
-        if (relieve(m, &err) < 0 && cancel_check(m->stop, NULL) == 0)
+        if ((later ? watch_again(m, &err) : relieve(m, &err)) < 0 &&
+            cancel_check(m->stop, NULL) == 0)
             log_warn("a guest that is short of memory gets none", LOG_STR("sandbox", m->id),
                      LOG_STR("error", err_msg(&err)));
         (void)pthread_mutex_lock(&m->lock);

@@ -8,6 +8,7 @@
 #include <stdatomic.h>
 
 #include "base/str.h"
+#include "sandbox/host_memory.h"
 #include "sandbox/hypervisor.h"
 #include "sandbox/link.h"
 #include "sandbox/machine.h"
@@ -22,6 +23,7 @@ struct machine_factory {
     const struct hv_ops *hv;
     uint64_t host_memory_bytes;
     uint32_t host_vcpus;
+    struct host_memory host_memory;
     char *pages_library;                /* NULL: not installed */
     char *trim_library, *disas_library; /* the same */
     atomic_bool thrifty;      /* the hypervisor takes those two: found out with each template */
@@ -129,6 +131,7 @@ struct machine {
     pthread_cond_t pressed; /* with lock */
     pthread_t grower;       /* runs from the first time that the guest ran short; under lock: */
     bool grower_runs, grower_ends;
+    bool host_short;      /* changed under sizing by the grower: the host had no room for it */
     bool short_of_memory; /* the guest has said so and nothing was done yet */
     bool pinned;          /* the VM has a cpuset of its own, or may have; under sizing */
     bool limited;         /* the pod has a memory limit, so its VM does not grow by itself */

@@ -16,14 +16,15 @@ void machine_record_clear(struct machine_record *r)
 
 char *machine_record_encode(const struct machine_record *r)
 {
-    json_auto_t *v = json_pack(
-        "{s:s,s:I,s:I,s:I,s:I,s:s,s:s,s:s,s:I,s:I,s:b,s:I}", "backend",
-        r->backend == BACKEND_HOST ? "host" : "vm", "pid", (json_int_t)r->pid, "pid_start_time",
-        (json_int_t)r->pid_start_time, "uid", (json_int_t)r->uid, "cid", (json_int_t)r->cid,
-        "accel", r->accel != NULL ? r->accel : "", "transport",
-        r->transport != NULL ? r->transport : "", "cgroup", r->cgroup != NULL ? r->cgroup : "",
-        "memory_bytes", (json_int_t)r->memory_bytes, "vcpus", (json_int_t)r->vcpus, "cloned",
-        r->cloned, "boot_bytes", (json_int_t)r->boot_bytes);
+    json_auto_t *v =
+        json_pack("{s:s,s:I,s:I,s:I,s:I,s:s,s:s,s:s,s:I,s:I,s:b,s:I,s:I}", "backend",
+                  r->backend == BACKEND_HOST ? "host" : "vm", "pid", (json_int_t)r->pid,
+                  "pid_start_time", (json_int_t)r->pid_start_time, "uid", (json_int_t)r->uid, "cid",
+                  (json_int_t)r->cid, "accel", r->accel != NULL ? r->accel : "", "transport",
+                  r->transport != NULL ? r->transport : "", "cgroup",
+                  r->cgroup != NULL ? r->cgroup : "", "memory_bytes", (json_int_t)r->memory_bytes,
+                  "vcpus", (json_int_t)r->vcpus, "cloned", r->cloned, "boot_bytes",
+                  (json_int_t)r->boot_bytes, "left_bytes", (json_int_t)r->left_bytes);
     char *text = v != NULL ? json_dumps(v, JSON_COMPACT) : NULL;
     return text != NULL ? text : xstrdup("{}");
 }
@@ -79,6 +80,9 @@ int machine_record_decode(const char *in, struct machine_record *r, struct err *
     r->boot_bytes = json_is_integer(boot) && json_integer_value(boot) > 0
                         ? (uint64_t)json_integer_value(boot)
                         : r->memory_bytes;
+    const json_t *left = json_object_get(v, "left_bytes"); /* absent in records before it */
+    if (json_is_integer(left) && json_integer_value(left) > 0)
+        r->left_bytes = (uint64_t)json_integer_value(left);
     r->cloned = json_is_true(json_object_get(v, "cloned")); /* absent in records before clones */
     return 0;
 }

@@ -18,7 +18,7 @@ def _mounts(daemon):
     found = sorted(line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines())
     own = (f"{daemon.base}/", f"{daemon.state}/")
     return [m for m in found if m.startswith(own) or not m.startswith(("/run/at/", "/var/lib/aspis"))
-            and (SLOT == 0 or not m.startswith(("/run/netns", "/tmp")))]
+            and (SLOT == 0 or not m.startswith(("/run/netns", "/tmp", "/sys/kernel/")))]
 
 
 def _cgroups(name):

@@ -41,6 +41,12 @@ def conflist(bridge=BRIDGE, ipam_dir="/run/at/ipam", **more):
         ]}
 
 
+def last_words(text):
+    """The end of a log, or what a sanitizer said first."""
+    found = [at for at in (text.find("ERROR: "), text.find("runtime error:")) if at >= 0]
+    return text[min(found) - 100:][:8000] if found and "Sanitizer" in text else text[-4000:]
+
+
 class Daemon:
     """One daemon with its own world below `base`; survives restarts of the process."""
 
@@ -106,6 +112,9 @@ class Daemon:
     def log_text(self):
         return self.log_file.read_text(errors="replace") if self.log_file.exists() else ""
 
+    def last_words(self):
+        return last_words(self.log_text())
+
     def start(self, wait=60):
         env = dict(os.environ, **self.env)
         env.setdefault("ASAN_OPTIONS", "detect_leaks=1:halt_on_error=1")
@@ -143,13 +152,17 @@ class Daemon:
         self.proc.send_signal(signal.SIGTERM)
         code = self.proc.wait(timeout)
         self.proc = None
-        assert code == 0, f"aspisd ended with {code} on SIGTERM:\n{self.log_text()[-4000:]}"
+        assert code == 0, f"aspisd ended with {code} on SIGTERM:\n{self.last_words()}"
 
     def kill(self):
         self.client.close()
         self.proc.kill()
         self.proc.wait()
         self.proc = None
+
+    def alive(self):
+        proc = self.proc
+        return proc is not None and proc.poll() is None
 
     def restart(self):
         self.stop()
@@ -180,7 +193,7 @@ class Daemon:
             text = self.log_text()
             shutil.rmtree(self.base, ignore_errors=True)
             shutil.rmtree(self.state, ignore_errors=True)
-            assert "Sanitizer" not in text and "runtime error:" not in text, text[-8000:]
+            assert "Sanitizer" not in text and "runtime error:" not in text, last_words(text)
             assert code in (None, 0), f"aspisd ended with {code}:\n{text[-4000:]}"
 
     def qemu_pids(self):

@@ -5,8 +5,18 @@ from spares import wait_log
 
 
 def wait_template(d, n=1, timeout=90):
-    wait_log(d, "template ready", n, timeout)
+    # of the process that runs now, unless more than one are counted
+    gone = d.log_text().rpartition(" serving ")[0].count("template ready") if n == 1 else 0
+    wait_log(d, "template ready", n + gone, timeout)
+
+
+def info(d, sandbox):
+    return json.loads(d.client.PodSandboxStatus(pod_sandbox_id=sandbox, verbose=True).info["info"])
 
 
 def machine(d, sandbox):
-    return json.loads(d.client.PodSandboxStatus(pod_sandbox_id=sandbox, verbose=True).info["info"])["machine"]
+    return info(d, sandbox)["machine"]
+
+
+def timeline(d, sandbox):
+    return info(d, sandbox)["timeline"]

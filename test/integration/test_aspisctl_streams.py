@@ -242,7 +242,8 @@ class Terminal:
 
         def own_terminal():
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-            for sig in (signal.SIGINT, signal.SIGQUIT):  # ignored in the background of a script
+            # ignored in the background of a script or under nohup, which the program respects
+            for sig in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM):
                 signal.signal(sig, signal.SIG_DFL)
 
         self.p = subprocess.Popen(args, stdin=self.slave, stdout=self.slave, stderr=self.slave, start_new_session=True,

@@ -9,9 +9,16 @@ from pathlib import Path
 from conftest import Pod
 from cri import pb, sandbox_config
 from daemon import INITRD
-from machines import machine, wait_template
+from machines import machine, timeline, wait_template
 
 CLONES = 20
+
+
+def configure_seconds(d, sandbox):
+    """How long ConfigurePod took, from the daemon's call to the guest's answer."""
+    marks = [mark.rsplit(" ", 1) for mark in timeline(d, sandbox).split(", ")]
+    at = [name for name, _ in marks].index("pod configured")
+    return (float(marks[at][1]) - max(float(ms) for _, ms in marks[:at])) / 1000
 
 
 def test_twenty_clones_share_nothing(daemon, make_pod):
@@ -43,8 +50,11 @@ def test_twenty_clones_share_nothing(daemon, make_pod):
             off = max(before - guest, guest - after, 0)
             best = off if best is None else min(best, off)
         offsets.append(best)
-    # the time travels with ConfigurePod, so on a machine with more to do than processors it is late by a turn
-    assert sorted(offsets)[CLONES // 2] < 0.010 and max(offsets) < 0.2, offsets
+    # The time travels with ConfigurePod, so on a machine with more to do than processors it is late by as much as that
+    # call is, whose own work takes as long as it took in the quickest pod.
+    took = [configure_seconds(daemon, p.id) for p in pods]
+    late = [off - (t - min(took)) for off, t in zip(offsets, took)]
+    assert sorted(late)[CLONES // 2] < 0.010 and max(late) < 0.2, (offsets, took)
 
 
 def test_clones_of_a_clone_host_survive_the_daemon(daemon, make_pod):

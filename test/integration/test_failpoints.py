@@ -40,6 +40,7 @@ STEPS = {
     "share.spawn": "create", "share.attached": "create",
     "machine.attach.fds": "create", "machine.attach.node": "create", "machine.attach.device": "create",
     "container.fit": "create",
+    "machine.room": "growth",
     "container.limits": "update", "machine.resize": "update",
     "container.start": "start",
     "container.remove": "remove container",

@@ -241,6 +241,39 @@ def test_growth_ends_at_the_ceiling(own_daemon, images):
     pod.remove()
 
 
+def test_pods_without_a_limit_do_not_outgrow_the_host(own_daemon, images):
+    """A host without room gives none: the guest's OOM killer acts, not the host's, until there is room again."""
+    d = own_daemon(overrides={"machine": {"host_reserve_mib": 1 << 24}})
+    d.start()
+    d.client.PullImage(image={"image": images["busybox"]})
+    wait_template(d)
+    pod = Pod(d, "greedy", images["busybox"])
+    before = machine(d, pod.id)["memory_bytes"]
+    hog = ["dd", "if=/dev/zero", "of=/dev/null", "bs=400M", "count=1"]
+    for n in range(2):
+        status = pod.run(f"c{n}", *hog)
+        assert status.exit_code == 137 and status.reason == "OOMKilled", status
+    assert machine(d, pod.id)["memory_bytes"] == before
+    assert "the host is short of memory" in d.log_text()
+    # it asks again after a while, each time
+    asked = d.log_text().count("the host is short of memory")
+    deadline = time.monotonic() + 60
+    n = 2
+    while d.log_text().count("the host is short of memory") == asked:
+        assert time.monotonic() < deadline, "a guest that was refused once never asks again"
+        time.sleep(2)
+        assert pod.run(f"c{n}", *hog).reason == "OOMKilled"
+        n += 1
+    # and the daemon's successor may find room
+    d.stop()
+    d.overrides["machine"]["host_reserve_mib"] = 0
+    d.write_config()
+    d.start()
+    assert pod.run("last", *hog).exit_code == 0
+    assert machine(d, pod.id)["memory_bytes"] > before
+    pod.remove()
+
+
 def test_the_host_cgroup_holds_all_of_the_pod(daemon, make_pod, tmp_path):
     (tmp_path / "v").write_text("x")
     pod = make_pod("grouped")

@@ -58,6 +58,37 @@ def test_log_is_whole_across_kills(daemon, make_pod):
     assert pod.output("x").splitlines() == [f"line {i}" for i in range(1, total + 1)]
 
 
+@pytest.mark.parametrize("how", ["kill", "stop"])
+def test_half_a_line_stays_one_across_a_restart(daemon, make_pod, how):
+    pod = make_pod("half")
+    c = pod.start("x", "sh", "-c", "echo first; printf one; while [ ! -e /go ]; do sleep 0.1; done; echo two")
+    deadline = time.monotonic() + 30
+    while pod.output("x") != "first\n":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(0.5)  # half of it is with the daemon
+    getattr(daemon, how)()
+    daemon.start()
+    daemon.exec(c, "touch", "/go")
+    daemon.wait_state(c, pb.CONTAINER_EXITED)
+    assert [line.split(" ", 3)[2:] for line in pod.log("x").splitlines()] == [["F", "first"], ["F", "onetwo"]]
+
+
+def test_what_ends_while_the_daemon_stops_keeps_its_output(daemon, make_pod):
+    """Its exit may be known before all of its output is: the next daemon shows both, whole."""
+    pod = make_pod("ending")
+    total = 3000000
+    for n in range(6):
+        name = f"x{n}"
+        c = pod.start(name, "sh", "-c", f"head -c {total} /dev/zero | tr '\\0' x; exit {n}")
+        time.sleep(0.15 * n)
+        daemon.stop()
+        daemon.start()
+        s = daemon.wait_state(c, pb.CONTAINER_EXITED)
+        assert s.exit_code == n
+        assert len(pod.output(name).rstrip("\n")) == total
+
+
 def test_end_of_a_container_while_the_daemon_is_away(daemon, make_pod):
     pod = make_pod("away")
     quiet = pod.start("quiet", "sh", "-c", "sleep 2; echo last words; exit 42")

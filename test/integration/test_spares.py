@@ -70,6 +70,26 @@ def test_pods_of_spares_share_nothing(d, pods):
     assert sorted(offsets)[PODS // 2] < 0.010 and max(offsets) < 0.2, offsets
 
 
+def test_what_a_spare_has_touched_counts_as_its_pods(d, pods):
+    """Although it stays charged to the group in which the VM was a spare, where kernels do not move charges."""
+    pod = pods("charged")
+    assert "spare taken" in timeline(d, pod.id)
+    m = json.loads(d.client.PodSandboxStatus(pod_sandbox_id=pod.id, verbose=True).info["info"])["machine"]
+
+    def ratio():
+        rollup = Path(f"/proc/{m['pid']}/smaps_rollup").read_text()
+        own = int(re.search(r"^Anonymous: +(\d+) kB", rollup, re.M).group(1)) << 10
+        assert own > 20 << 20
+        stats = d.client.PodSandboxStats(pod_sandbox_id=pod.id).stats
+        return stats.linux.memory.working_set_bytes.value / own
+
+    if not d.client.PodSandboxStats(pod_sandbox_id=pod.id).stats.linux.memory.working_set_bytes.value:
+        pytest.skip("the host does not account for memory")
+    assert 0.75 < ratio() < 2
+    d.restart()
+    assert 0.75 < ratio() < 2
+
+
 def test_nothing_is_left_of_the_warming_up(d, pods):
     pod = pods("clean")
     assert "spare taken" in timeline(d, pod.id)

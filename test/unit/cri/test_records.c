@@ -10,6 +10,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -194,6 +195,35 @@ static void test_changes_and_removal(void **state)
     assert_int_equal(records_delete_sandbox(r, "s", NULL), 0); /* with c2 */
     assert_int_equal(count(r, &containers), 0);
     assert_int_equal(containers, 1);
+    records_close(r);
+}
+
+/* What could not be deleted for lack of room goes with the next write. */
+static void test_forgotten_when_there_was_no_room(void **state)
+{
+    (void)state;
+    struct rlimit limit;
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &limit), 0);
+    struct rlimit tiny = {.rlim_cur = 1, .rlim_max = limit.rlim_max};
+    (void)signal(SIGXFSZ, SIG_IGN);
+    struct records *r = open_db();
+    struct sandbox_record a = a_sandbox("a", 1);
+    struct sandbox_record b = a_sandbox("b", 2);
+    assert_int_equal(records_put_sandbox(r, &a, NULL), 0);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &tiny), 0);
+    records_forget_sandbox(r, "a");
+    assert_int_equal(records_put_sandbox(r, &b, NULL), -1);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &limit), 0);
+    struct sandbox_record *found = NULL;
+    size_t n = 0;
+    assert_int_equal(records_put_sandbox(r, &b, NULL), 0);
+    records_close(r);
+    r = open_db();
+    assert_int_equal(records_load_sandboxes(r, &found, &n, NULL), 0);
+    assert_int_equal(n, 1);
+    assert_string_equal(found[0].id, "b");
+    sandbox_record_clear(&found[0]);
+    free(found);
     records_close(r);
 }
 
@@ -460,6 +490,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         IN_DIR(test_everything_comes_back),
         IN_DIR(test_changes_and_removal),
+        IN_DIR(test_forgotten_when_there_was_no_room),
         IN_DIR(test_killed_after_writing),
         IN_DIR(test_damaged_files_are_moved_aside),
         IN_DIR(test_flipped_bits),

@@ -3,6 +3,7 @@
 
 #include <poll.h>
 #include <pthread.h>
+#include <sys/wait.h>
 
 #include "base/cancel.h"
 #include "netplugin/cache.h"
@@ -394,6 +395,64 @@ static void a_hanging_status_blocks_nobody(void **state)
     assert_true(mono_ns() - before < SEC(20));
 }
 
+/* A daemon that is killed during an ADD: its plugins go on, and the next daemon's DEL waits. */
+static void a_del_waits_for_the_plugins_of_a_killed_daemon(void **state)
+{
+    struct fixture *f = *state;
+    struct world w;
+    struct cni_attachment a = pod("pod1");
+    auto_err struct err err = ERR_INIT;
+    auto_free char *log = NULL;
+
+    network(f, "mynet", "1.0.0", "slow");
+    fx_plugin(f, "slow");
+    fx_write(f->fake, "slow.ADD", "sleep 1; echo late >> $FAKE_CNI_DIR/log");
+    pid_t child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+        auto_netinfo struct netinfo n = {0};
+        start(&w, f, SEC(20));
+        (void)cni_add(w.cni, &a, &n, NULL, NULL);
+        _exit(0);
+    }
+    auto_free char *file = fs_format("%s/slow.ADD.env", f->fake);
+    for (int64_t end = mono_ns() + SEC(15); !fs_exists(file);)
+        assert_true(mono_ns() < end && poll(NULL, 0, 5) == 0);
+    assert_int_equal(kill(child, SIGKILL), 0);
+    assert_int_equal(waitpid(child, NULL, 0), child);
+    start(&w, f, SEC(20));
+    if (cni_del(w.cni, &a, NULL, &err) < 0)
+        fail_msg("%s", err_msg(&err));
+    stop(&w);
+    log = fx_read(f->fake, "log");
+    const char *late = strstr(log, "late");
+    const char *del = strstr(log, "slow DEL");
+    assert_true(late != NULL && del != NULL && late < del);
+}
+
+/* A plugin that is at work when its call is cancelled finishes before its work is undone. */
+static void a_cancelled_add_is_not_torn_apart(void **state)
+{
+    struct fixture *f = *state;
+    struct world w;
+    struct cni_attachment a = pod("pod1");
+    auto_netinfo struct netinfo n = {0};
+    auto_err struct err err = ERR_INIT;
+    auto_cancel struct cancel *soon = cancel_new(mono_ns() + SEC(1) / 2, NULL);
+
+    network(f, "mynet", "1.0.0", "slow");
+    fx_plugin(f, "slow");
+    fx_write(f->fake, "slow.ADD", "sleep 2; echo late >> $FAKE_CNI_DIR/log");
+    start(&w, f, SEC(20));
+    assert_int_equal(cni_add(w.cni, &a, &n, soon, &err), -1);
+    assert_int_equal(err.code, ERR_DEADLINE);
+    stop(&w);
+    auto_free char *log = fx_read(f->fake, "log");
+    const char *late = strstr(log, "late");
+    const char *del = strstr(log, "slow DEL");
+    assert_true(late != NULL && del != NULL && late < del);
+}
+
 static void hostile_attachments_are_refused(void **state)
 {
     struct fixture *f = *state;
@@ -500,6 +559,8 @@ int main(void)
         TEST(gc_deletes_ours_and_spares_others),
         TEST(readiness_follows_files_and_plugins),
         TEST(a_hanging_status_blocks_nobody),
+        TEST(a_del_waits_for_the_plugins_of_a_killed_daemon),
+        TEST(a_cancelled_add_is_not_torn_apart),
         TEST(hostile_attachments_are_refused),
         cmocka_unit_test(the_gate_keeps_its_rules),
     };

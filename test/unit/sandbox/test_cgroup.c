@@ -186,13 +186,13 @@ static void moved(void **state)
     cgroup_make_modest("/there-is-none"); /* nothing to do is no error */
     struct spawn_proc p = SPAWN_PROC_INIT;
     start_member(&one, &p);
-    if (cgroup_move(p1, p2, elsewhere, NULL, &err) < 0)
+    if (cgroup_move(p1, p2, elsewhere, NULL, NULL, &err) < 0)
         fail_msg("%s", err_msg(&err));
     assert_false(group_exists(&one));
     assert_true(cgroup_populated(p2));
-    assert_int_equal(cgroup_move(p2, p2, parent, NULL, &err), 0);
+    assert_int_equal(cgroup_move(p2, p2, parent, NULL, NULL, &err), 0);
     assert_true(cgroup_populated(p2));
-    assert_int_equal(cgroup_move(p2, "/x/../y", parent, NULL, &err), -1);
+    assert_int_equal(cgroup_move(p2, "/x/../y", parent, NULL, NULL, &err), -1);
     err_clear(&err);
     assert_true(cgroup_populated(p2));
     assert_int_equal(cgroup_remove(p2, parent, NULL, &err), 0);

@@ -84,14 +84,20 @@ static bool put_io(struct fake *f, uint32_t stream, uint8_t flags, uint64_t offs
     return put(f->fd[1], b.data, b.len);
 }
 
-/* Reads one frame of the host and forgets its payload. */
+/* Reads one frame of the host and forgets its payload. A host that waited long for the answer to
+ * its preamble has said it again, before its first frame. */
 static bool get_frame(int fd, uint32_t *stream, uint8_t *type)
 {
+    static const uint8_t any[PREAMBLE_NONCE];
+    uint8_t preamble[PREAMBLE_SIZE];
     uint8_t h[FRAME_HEADER];
     char skip[4096];
 
-    if (!get(fd, h, sizeof(h)))
-        return false;
+    preamble_make(preamble, LINK_RPC, any);
+    do {
+        if (!get(fd, h, sizeof(h)))
+            return false;
+    } while (memcmp(h, preamble, 8) == 0 && get(fd, skip, PREAMBLE_SIZE - sizeof(h)));
     size_t len = (size_t)h[1] << 16 | (size_t)h[2] << 8 | h[3];
     *stream = (uint32_t)h[4] << 24 | (uint32_t)h[5] << 16 | (uint32_t)h[6] << 8 | h[7];
     *type = h[8];

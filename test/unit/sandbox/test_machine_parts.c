@@ -220,6 +220,28 @@ static void sizes_of_pods(void **state)
 
 /* --- record --- */
 
+/* Several that grow at once do not each get the same memory, and some is kept back. */
+static void shares_of_the_host(void **state)
+{
+    (void)state;
+    static const char text[] = "MemTotal:  9999999 kB\nMemFree: 1 kB\nMemAvailable:  1048576 kB\n";
+    const uint64_t step = MiB(128);
+    const int64_t later = 60000000000;
+    struct host_memory h;
+    host_memory_init(&h);
+    assert_int_equal(host_memory_grant_of(&h, text, later, MiB(512), step, MiB(256)), MiB(512));
+    assert_int_equal(host_memory_grant_of(&h, text, later + 1, MiB(512), step, MiB(256)), MiB(256));
+    assert_int_equal(host_memory_grant_of(&h, text, later + 2, MiB(512), step, MiB(256)), 0);
+    /* what was granted shows by then, or was not used */
+    assert_int_equal(host_memory_grant_of(&h, text, 2 * later, GiB(8), step, MiB(250)), MiB(768));
+    assert_int_equal(host_memory_grant_of(&h, text, 3 * later, MiB(130), step, 0), step);
+    assert_int_equal(host_memory_grant_of(&h, text, 4 * later, GiB(1), step, GiB(2)), 0);
+    /* what cannot be told does not stand in the way */
+    assert_int_equal(host_memory_grant_of(&h, NULL, later, GiB(1), step, GiB(2)), GiB(1));
+    assert_int_equal(host_memory_grant_of(&h, "MemAvailable: no", later, GiB(1), step, 0), GiB(1));
+    host_memory_destroy(&h);
+}
+
 static void records(void **state)
 {
     (void)state;
@@ -499,6 +521,7 @@ int main(void)
         cmocka_unit_test(escaping),
         cmocka_unit_test(sizes),
         cmocka_unit_test(sizes_of_pods),
+        cmocka_unit_test(shares_of_the_host),
         cmocka_unit_test(records),
         cmocka_unit_test_setup_teardown(console_bounds, io_setup, io_teardown),
         cmocka_unit_test_setup_teardown(scratch, io_setup, io_teardown),
