@@ -1,5 +1,4 @@
 """Fixtures: one registry and one daemon for the session, the leak audit around every test."""
-import os
 import shutil
 import sys
 import tempfile
@@ -12,11 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import audit  # noqa: E402
 from cri import sandbox_config  # noqa: E402
-from daemon import Daemon  # noqa: E402
-
-
-# What pods get that ask for nothing else: ASPIS_TEST_HANDLER=aspis-host runs a whole file on the other backend.
-HANDLER = os.environ.get("ASPIS_TEST_HANDLER", "")
+from daemon import HANDLER, Daemon  # noqa: E402
 
 
 def world(prefix):

@@ -18,6 +18,9 @@ INITRD = Path(os.environ.get("ASPIS_INITRD", BUILD / "agent" / "aspis-initrd.cpi
 # the program in the initrd, which a sanitized build has not made itself
 AGENT = Path(os.environ.get("ASPIS_AGENT", INITRD.parent / "aspis-agent"))
 
+# What pods get that ask for nothing else; see `vm` in conftest.py.
+HANDLER = os.environ.get("ASPIS_TEST_HANDLER", "")
+
 # Suites that run at the same time on one machine take different slots.
 SLOT = int(os.environ.get("ASPIS_TEST_SLOT", "0"))
 BRIDGE = f"aspist{SLOT}"
@@ -212,6 +215,7 @@ class Daemon:
 
     # --- what tests do all the time ---
     def run_pod(self, config, **kw):
+        kw.setdefault("runtime_handler", HANDLER)
         return self.client.RunPodSandbox(config=config, **kw).pod_sandbox_id
 
     def create(self, sandbox, config, pod_config):

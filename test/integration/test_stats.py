@@ -70,6 +70,44 @@ def test_memory_of_a_known_load(daemon, make_pod):
     assert m.psi.Some.Avg10 >= 0 and m.HasField("psi")
 
 
+def near(have, want, slack=0):
+    """Within five per cent, and what the programs around the load need themselves."""
+    assert abs(have - want) <= 0.05 * want + slack, f"{have} instead of {want}"
+
+
+def test_known_amounts_to_five_per_cent(daemon, make_pod):
+    """Six seconds of CPU as the kernel's own limit counts them, 64 MiB of memory, 20 MiB written, 400 kB received and sent."""
+    pod = make_pod("known")
+    gateway = pod.run("route", "sh", "-c", "ip route | sed -n 's/^default via \\([^ ]*\\).*/\\1/p'") and pod.output("route").strip()
+    # SIGXCPU comes when the process has used that much; dd holds its buffer until somebody reads
+    cpu = pod.start("cpu", "sh", "-c", "(ulimit -t 6; while :; do :; done); echo done; sleep 1000")
+    memory = pod.start("memory", "sh", "-c", "dd if=/dev/zero bs=64M count=1 2>/dev/null | { sleep 1000; }")
+    disk = pod.start("disk", "sh", "-c", "dd if=/dev/zero of=/file bs=1M count=20 2>/dev/null; sync; echo done; sleep 1000")
+
+    def within(seconds, probe):
+        deadline = time.monotonic() + seconds
+        while not probe():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+    within(60, lambda: "done" in pod.log("disk"))
+    near(daemon.client.ContainerStats(container_id=disk).stats.writable_layer.used_bytes.value, 20 << 20)
+    within(30, lambda: daemon.client.ContainerStats(container_id=memory).stats.memory.rss_bytes.value > 60 << 20)
+    s = daemon.client.ContainerStats(container_id=memory).stats.memory
+    near(s.rss_bytes.value, 64 << 20)
+    near(s.working_set_bytes.value, 64 << 20, slack=3 << 20)
+    within(120, lambda: "done" in pod.log("cpu"))
+    # the shell around it, and what crun did in the group before
+    near(daemon.client.ContainerStats(container_id=cpu).stats.cpu.usage_core_nano_seconds.value, 6_000_000_000, slack=100_000_000)
+    before = daemon.client.PodSandboxStats(pod_sandbox_id=pod.id).stats.linux.network.default_interface
+    r = daemon.exec(cpu, "ping", "-q", "-c", "280", "-i", "0.01", "-s", "1400", gateway)
+    assert r.exit_code == 0 and b"280 packets received" in r.stdout, r
+    time.sleep(0.5)
+    after = daemon.client.PodSandboxStats(pod_sandbox_id=pod.id).stats.linux.network.default_interface
+    for was, now in ((before.rx_bytes, after.rx_bytes), (before.tx_bytes, after.tx_bytes)):
+        near(now.value - was.value, 280 * (1400 + 8 + 20 + 14))  # ICMP, IP, Ethernet
+
+
 def test_writable_layer(daemon, make_pod):
     pod = make_pod("layer")
     c = pod.start("x", "sh", "-c", "mkdir /d; dd if=/dev/zero of=/d/file bs=1M count=20; "
