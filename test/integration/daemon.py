@@ -18,6 +18,9 @@ INITRD = Path(os.environ.get("ASPIS_INITRD", BUILD / "agent" / "aspis-initrd.cpi
 # the program in the initrd, which a sanitized build has not made itself
 AGENT = Path(os.environ.get("ASPIS_AGENT", INITRD.parent / "aspis-agent"))
 
+# What every daemon's configuration has besides: {section: {key: value}}.
+SET = json.loads(os.environ.get("ASPIS_TEST_SET", "{}"))
+
 # What pods get that ask for nothing else; see `vm` in conftest.py.
 HANDLER = os.environ.get("ASPIS_TEST_HANDLER", "")
 
@@ -93,7 +96,7 @@ class Daemon:
             "network": {"conf_dir": str(self.cni_conf), "cache_dir": str(self.cni_cache),
                         "plugin_timeout_seconds": 20},
         }
-        for section, keys in self.overrides.items():
+        for section, keys in [*SET.items(), *self.overrides.items()]:
             sections.setdefault(section, {}).update(keys)
         lines = []
         for section, keys in sections.items():

@@ -6,9 +6,13 @@ import shutil
 import time
 from pathlib import Path
 
+import pytest
+
 from conftest import Pod
 from cri import pb, sandbox_config
 from daemon import INITRD
+
+pytestmark = pytest.mark.vm("clones of VMs")
 
 CLONES = 20
 

@@ -5,6 +5,8 @@ import pytest
 
 from daemon import ROOT
 
+pytestmark = pytest.mark.once("test/conformance runs critest on each backend")
+
 sys.path.insert(0, str(ROOT / "test" / "conformance"))
 
 WEBSOCKET = ["--websocket-exec", "--websocket-attach", "--websocket-portforward"]

@@ -9,6 +9,8 @@ import pytest
 
 from test_volumes import fails, mount, out, servers, src, tool, within  # noqa: F401
 
+pytestmark = pytest.mark.vm("copies in a guest's memory; on the host the volume itself is mounted")
+
 
 class AtomicDir:
     """A directory as kubelet's atomic writer keeps it."""

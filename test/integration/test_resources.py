@@ -10,6 +10,8 @@ import pytest
 from conftest import Pod
 from cri import container_config, pb, sandbox_config
 
+pytestmark = pytest.mark.vm("sizes of VMs; files of the guest's control groups")
+
 MIB = 1 << 20
 
 

@@ -10,7 +10,7 @@ from cri import pb
 from daemon import BRIDGE, SLOT
 from images import Layout, Tar, mkimage
 from test_host_backend import info, linux, privileged, shared_dir  # noqa: F401
-from test_mirrors import AtomicDir, kind
+from test_mirrors import AtomicDir
 from test_network import get, wait_get
 from test_volumes import mount, out, src, within  # noqa: F401
 
@@ -88,10 +88,10 @@ CHAIN = f"ASPIS-T{SLOT}"
 
 
 def with_libraries(tar, program, extra=()):
-    """A program of this machine with what it needs."""
+    """A program of this machine, its plugins, and what they need."""
     tar.file(str(Path(program)).lstrip("/"), Path(program).read_bytes(), 0o755)
-    text = subprocess.run(["ldd", program], stdout=subprocess.PIPE, text=True, check=True).stdout
-    for library in sorted({*re.findall(r"(/lib\S+)", text), *map(str, extra)}):
+    text = subprocess.run(["ldd", program, *extra], stdout=subprocess.PIPE, text=True, check=True).stdout
+    for library in sorted({*re.findall(r"\s(/lib\S+) ", text), *map(str, extra)}):
         tar.file(library.lstrip("/"), Path(library).read_bytes(), 0o755)
     return tar
 
@@ -182,7 +182,7 @@ def test_a_proxy_like_kube_proxy(daemon, make_pod, proxy_image, src, clean_table
     try:
         assert nat_table().count(CHAIN) >= 10
         assert {get(SERVICE, 80)[-10:] for _ in range(8)} == {b"backend 0\n", b"backend 1\n"}
-        seen = out(daemon, box, f"for i in 1 2 3 4 5 6 7 8; do wget -q -T 5 -O - http://{SERVICE}/page; done")
+        seen = out(daemon, box, f"for i in 1 2 3 4 5 6 7 8; do printf 'GET /page HTTP/1.0\\r\\n\\r\\n' | nc -w 5 {SERVICE} 80 | tail -n 1; done")
         assert set(seen.splitlines()) == {"backend 0", "backend 1"} and seen.count("\n") == 8
         # an endpoint goes: the same rules once more, without it
         backends[0].remove()
@@ -199,7 +199,7 @@ def test_a_proxy_like_kube_proxy(daemon, make_pod, proxy_image, src, clean_table
 def test_a_pod_of_the_host_sees_the_hosts_links_and_its_own_netns_does_not(make_pod):
     """What a CNI agent looks at; the same image in a network namespace of its own changes nothing of the host's."""
     agent = make_pod("agent", hostname="", linux=linux(network=pb.NODE, privileged=True), handler="")
-    st = agent.run("look", "sh", "-c", f"ip -o link show {BRIDGE} && ip link add aspis-d{SLOT} type dummy && echo made",
+    st = agent.run("look", "sh", "-c", f"ip -o link show {BRIDGE} && ip link add aspis-d{SLOT} type bridge && echo made",
                    **privileged())
     try:
         assert st.exit_code == 0 and "made" in agent.output("look"), agent.output("look", "stderr")
@@ -207,7 +207,7 @@ def test_a_pod_of_the_host_sees_the_hosts_links_and_its_own_netns_does_not(make_
     finally:
         subprocess.run(["ip", "link", "del", f"aspis-d{SLOT}"], capture_output=True)
     apart = make_pod("apart", linux=linux(privileged=True), handler="aspis-host")
-    st = apart.run("look", "sh", "-c", f"ip -o link show {BRIDGE}; ip link add aspis-d{SLOT} type dummy && ip link", **privileged())
+    st = apart.run("look", "sh", "-c", f"ip -o link show {BRIDGE}; ip link add aspis-d{SLOT} type bridge && ip link", **privileged())
     assert st.exit_code == 0 and f"aspis-d{SLOT}" in apart.output("look") and BRIDGE not in apart.output("look")
     assert not Path(f"/sys/class/net/aspis-d{SLOT}").exists()
 
@@ -224,7 +224,6 @@ while :; do
         case $verb in
         stage) mkdir -p /kubelet/staging/$volume && mount -t tmpfs -o size=8m $volume /kubelet/staging/$volume ;;
         publish) mkdir -p $target && mount --bind /kubelet/staging/$volume $target ;;
-        publish-ro) mkdir -p $target && mount --bind /kubelet/staging/$volume $target && mount -o remount,bind,ro $target ;;
         unpublish) umount $target && rmdir $target ;;
         unstage) umount /kubelet/staging/$volume && rmdir /kubelet/staging/$volume ;;
         esac
@@ -235,8 +234,8 @@ done
 
 
 def mounts_below(d):
-    found = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    return {f[4]: f[5].split(",") for f in found if f[4].startswith(f"{d}/")}
+    found = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    return {at for at in found if at.startswith(f"{d}/")}
 
 
 def test_a_driver_like_csi(daemon, make_pod, shared_dir):  # noqa: F811
@@ -264,10 +263,9 @@ def test_a_driver_like_csi(daemon, make_pod, shared_dir):  # noqa: F811
     data, again = kubelet / "pods" / "a" / "data", kubelet / "pods" / "b" / "data"
     ask("stage", "vol1")
     ask("publish", "vol1", data)
-    ask("publish-ro", "vol1", again)
+    ask("publish", "vol1", again)
     there = mounts_below(kubelet)
-    assert set(there) == {str(kubelet / "staging" / "vol1"), str(data), str(again)}
-    assert "ro" in there[str(again)] and "rw" in there[str(data)]
+    assert there == {str(kubelet / "staging" / "vol1"), str(data), str(again)}
 
     writer, reader = make_pod("writer"), make_pod("reader")
     w = writer.start("c", "sleep", "1000", mounts=[mount(data, "/data")])
@@ -276,11 +274,10 @@ def test_a_driver_like_csi(daemon, make_pod, shared_dir):  # noqa: F811
     assert (kubelet / "staging" / "vol1" / "file").read_text() == "from a pod\n"
     within(2, lambda: daemon.exec(r, "cat", "/data/file").stdout == b"from a pod\n")
     assert "Read-only" in daemon.exec(r, "touch", "/data/x").stderr.decode()
-    assert kind(daemon, r, "/data") == ("tmpfs" if reader.status().runtime_handler == "aspis-host" else "fuse")
 
     # the driver ends and comes back: its mounts are the host's
     daemon.client.StopContainer(container_id=c, timeout=0)
-    assert set(mounts_below(kubelet)) == set(there)
+    assert mounts_below(kubelet) == there
     assert out(daemon, w, "cat /data/file") == "from a pod\n"
     attempt = 1
     c = driver.start("driver", "sh", "-c", DRIVER, mounts=mounts, attempt=1, **privileged())
@@ -290,4 +287,4 @@ def test_a_driver_like_csi(daemon, make_pod, shared_dir):  # noqa: F811
     ask("unpublish", "vol1", data)
     ask("unpublish", "vol1", again)
     ask("unstage", "vol1")
-    assert mounts_below(kubelet) == {} and not data.exists()
+    assert not mounts_below(kubelet) and not data.exists()
