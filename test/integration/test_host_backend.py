@@ -477,6 +477,9 @@ def test_cpuset(daemon, make_pod):
     pod = make_pod(hostname="", linux=linux(network=NODE))
     assert pod.run("c", "grep", "Cpus_allowed_list", "/proc/self/status", resources={"cpuset_cpus": "0"}).exit_code == 0
     assert pod.output("c").split() == ["Cpus_allowed_list:", "0"]
+    with pytest.raises(grpc.RpcError) as e:
+        pod.create("d", "true", resources={"cpuset_cpus": "4095"})
+    assert "cpuset" in e.value.details() and e.value.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
 def test_stats(daemon, make_pod):
