@@ -449,7 +449,7 @@ def test_limits_on_version_2(daemon, make_pod, podx):
     # processes: the twenty-first is refused
     r = daemon.exec(c, "sh", "-c", "i=0; while [ $i -lt 30 ]; do sleep 100 & i=$((i+1)); done; wait")
     assert b"fork" in r.stderr and r.exit_code != 0, r
-    assert (group / "pids.current").read_text() == "20\n"
+    assert "max 0" not in (group / "pids.events").read_text() and 10 < int((group / "pids.current").read_text()) <= 20
     daemon.client.StopContainer(container_id=c, timeout=0)
     # the agent has a group beside its containers', since no group may have both processes and groups with controllers
     agent = (Path(f"/proc/{daemon.agent_pids()[0]}/cgroup").read_text().split(":", 2)[2].strip())
@@ -470,6 +470,7 @@ def test_limits_on_version_2(daemon, make_pod, podx):
     assert daemon.client.PodSandboxStats(pod_sandbox_id=pod.id).stats.linux.memory.usage_bytes.value > 0
     st = pod.run("oom", "sh", "-c", "tail /dev/zero", resources={"memory_limit_in_bytes": 16 << 20})
     assert (st.exit_code, st.reason) == (137, "OOMKilled"), st
+    pod.remove()
 
 
 def test_cpuset(daemon, make_pod):
