@@ -498,6 +498,18 @@ def test_stats(daemon, make_pod):
     assert not p.linux.network.interfaces and p.linux.network.default_interface.name == ""
 
 
+def test_removal_is_quick_and_complete(daemon, make_pod):
+    """Also below a hierarchy of version 2 that is mounted beside those of version 1 and is not used."""
+    pod = make_pod(hostname="", linux=linux(network=NODE))
+    c = pod.run("c", "true").id
+    begin = time.monotonic()
+    daemon.client.RemoveContainer(container_id=c)
+    assert time.monotonic() - begin < 3
+    look = "umount -l /sys/fs/cgroup/unified 2>/dev/null; find /sys/fs/cgroup -path '*%s*'" % daemon.cgroup.strip("/")
+    found = subprocess.run(["unshare", "-m", "sh", "-c", look], capture_output=True, text=True).stdout
+    assert pod.id in found and c not in found and "/unified/" not in found
+
+
 def test_image_volume(daemon, images, make_pod):
     pod = make_pod(linux=linux(network=NODE))
     other = images["layers40"]

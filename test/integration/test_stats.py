@@ -77,6 +77,7 @@ def near(have, want, slack=0):
     assert abs(have - want) <= 0.05 * want + slack, f"{have} instead of {want}"
 
 
+@pytest.mark.vm("a busy host gives a pod of its own less than the quota")
 def test_known_amounts_to_five_per_cent(daemon, make_pod):
     """Half a CPU, 64 MiB of memory, 20 MiB written, 400 kB received and sent."""
     pod = make_pod("known")
@@ -204,6 +205,7 @@ def test_totals_grow_across_restarts(daemon, make_pod):
     assert daemon.client.PodSandboxStats(pod_sandbox_id=pod.id).stats.linux.cpu.usage_core_nano_seconds.value > vm
 
 
+@pytest.mark.vm("stops a VM")
 def test_lists_do_not_wait_for_a_stopped_vm(daemon, make_pod):
     stuck = make_pod("stuck")
     a = stuck.start("a", "sleep", "1000")
