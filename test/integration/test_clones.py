@@ -11,21 +11,11 @@ import pytest
 from conftest import Pod
 from cri import pb, sandbox_config
 from daemon import INITRD
+from machines import machine, wait_template
 
 pytestmark = pytest.mark.vm("clones of VMs")
 
 CLONES = 20
-
-
-def wait_template(d, n=1, timeout=90):
-    deadline = time.monotonic() + timeout
-    while d.log_text().count("template ready") < n:
-        assert time.monotonic() < deadline, d.log_text()[-3000:]
-        time.sleep(0.1)
-
-
-def machine(d, sandbox):
-    return json.loads(d.client.PodSandboxStatus(pod_sandbox_id=sandbox, verbose=True).info["info"])["machine"]
 
 
 def test_twenty_clones_share_nothing(daemon, make_pod):
