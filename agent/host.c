@@ -1,14 +1,18 @@
 #include "agent/host.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <sched.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
@@ -78,13 +82,60 @@ static int fill_root(const struct host_options *o, const char *root, struct err 
     return 0;
 }
 
+/* One entry of /sys/fs/cgroup: a hierarchy, or a second name for one. */
+static int show_hierarchy(const char *from, const char *to, const char *name, struct err *err)
+{
+    auto_free char *source = fs_format("%s/%s", from, name);
+    auto_free char *target = fs_format("%s/%s", to, name);
+    char link[256];
+    ssize_t n = readlink(source, link, sizeof(link) - 1);
+    if (n >= 0) {
+        link[n] = '\0';
+        return symlink(link, target) < 0 ? err_sys(err, errno, "make %s", target) : 0;
+    }
+    if (mkdir(target, 0755) < 0 || mount(source, target, NULL, MS_BIND, NULL) < 0)
+        return err_sys(err, errno, "bind %s", source);
+    return 0;
+}
+
+static int show_hierarchies(const char *from, const char *to, struct err *err)
+{
+    auto_closedir DIR *d = opendir(from);
+    const struct dirent *e;
+    if (d == NULL)
+        return err_sys(err, errno, "open %s", from);
+    while ((e = readdir(d)) != NULL) {
+        if (e->d_name[0] != '.' && strcmp(e->d_name, "unified") != 0 &&
+            (e->d_type == DT_DIR || e->d_type == DT_LNK) &&
+            show_hierarchy(from, to, e->d_name, err) < 0)
+            return -1;
+    }
+    return 0;
+}
+
 /* Beside version 1 there may be an empty hierarchy of version 2 (systemd's "hybrid"). libcrun
  * refuses to work where it has any controller, needed or not; without it the host is one of
- * version 1. */
-static void hide_hybrid(const char *root)
+ * version 1. To unmount it is not enough: in the directory below, which is the host's, libcrun
+ * would make directories and files of its own. */
+static int hide_hybrid(const char *root, struct err *err)
 {
-    auto_free char *dir = fs_format("%s/sys/fs/cgroup/unified", root);
-    (void)umount2(dir, MNT_DETACH | UMOUNT_NOFOLLOW);
+    auto_free char *groups = fs_format("%s/sys/fs/cgroup", root);
+    auto_free char *unified = fs_format("%s/unified", groups);
+    auto_free char *own = fs_format("%s/cgroup", root);
+    struct statfs fs;
+    if (statfs(unified, &fs) < 0 || fs.f_type != CGROUP2_SUPER_MAGIC)
+        return 0;
+    if (fs_mkdir_p(own, 0755, err) < 0)
+        return -1;
+    if (mount("cgroup", own, "tmpfs", MS_NODEV | MS_NOSUID | MS_NOEXEC, "mode=0755,size=64k") < 0)
+        return err_sys(err, errno, "mount %s", own);
+    if (show_hierarchies(groups, own, err) < 0)
+        return -1;
+    if (mount(NULL, own, NULL, MS_REMOUNT | MS_RDONLY, NULL) < 0 ||
+        mount(own, groups, NULL, MS_MOVE, NULL) < 0)
+        return err_sys(err, errno, "mount %s", groups);
+    (void)rmdir(own);
+    return 0;
 }
 
 static int change_root(const char *root, struct err *err)
@@ -104,9 +155,8 @@ static int make_root(const struct host_options *o, struct err *err)
         return err_sys(err, errno, "make mounts one-way");
     if (mount("root", root, "tmpfs", MS_NODEV | MS_NOSUID, "mode=0755,size=1m") < 0)
         return err_sys(err, errno, "mount the root");
-    if (fill_root(o, root, err) < 0)
+    if (fill_root(o, root, err) < 0 || hide_hybrid(root, err) < 0)
         return -1;
-    hide_hybrid(root);
     return change_root(root, err);
 }
 

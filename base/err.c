@@ -49,6 +49,8 @@ static enum err_code code_of_errno(int sys_errno)
     case ENFILE:
     case ENOMEM:
         return ERR_EXHAUSTED;
+    case ERANGE: /* the kernel's word for a number beyond what there is, as in a cpuset */
+        return ERR_INVALID;
     case ECANCELED:
         return ERR_CANCELLED;
     case ETIMEDOUT:

@@ -1,4 +1,9 @@
-"""Adds up what test/run left in a directory; prints what failed and the closing line. Exit status 1 when anything failed or nothing ran."""
+"""Usage: summary.py DIR PART...
+
+Adds up what test/run left in a directory; prints what failed and the closing line. Exit status 1 when anything failed, a PART (a file
+there) is missing, or nothing ran.
+"""
+import json
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -14,14 +19,20 @@ for xml in sorted(out.glob("*.xml")):
             print(f"failed: {xml.stem}: {case.get('classname', '')} {case.get('name')}")
         else:
             passed += 1
+for report in sorted(out.glob("critest-*/summary.json")):
+    found = json.loads(report.read_text())
+    passed += sum(s["state"] == "passed" for s in found["specs"])
+    skipped += sum(s["known"] for s in found["specs"])  # those that test/conformance/known lists
+    failed += len(found["unexpected"])
+    for what in found["unexpected"]:
+        print(f"failed: {report.parent.name}: {what}")
 checks = out / "checks"
 for line in checks.read_text().splitlines() if checks.exists() else []:
-    if line.startswith("pass "):
-        passed += 1
-    else:
-        failed += 1
-        print(f"failed: {line[5:]}")
-for want in ("unit-asan.xml", "integration.xml"):
+    state, _, name = line.partition(" ")
+    passed, failed, skipped = passed + (state == "pass"), failed + (state == "fail"), skipped + (state == "skip")
+    if state == "fail":
+        print(f"failed: {name}")
+for want in sys.argv[2:]:
     if not (out / want).exists():
         print(f"failed: {want} is missing: that part did not run")
         failed += 1

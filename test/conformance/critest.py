@@ -2,7 +2,8 @@
 
     binary()                       critest, built once into the cache; RuntimeError where that is not possible
     run(endpoint, out, ...)        the specs that ran, as a list of Spec
-    known()                        specs that cannot pass, from the file `known`: name -> reason
+    known(handler)                 specs that need not pass, from the file `known`
+    surprises(specs, handler)      what is not as that file says
     table(specs)                   text for people
 """
 import json
@@ -28,13 +29,15 @@ def binary():
     return path
 
 
-def run(endpoint, out, focus=None, skip=None, flags=(), timeout=7200, echo=False):
+def run(endpoint, out, focus=None, skip=None, flags=(), timeout=7200, handler=""):
     """Leaves critest.log, report.json and junit.xml in the directory `out`."""
     out = Path(out)
     report = out / "report.json"
     report.unlink(missing_ok=True)
     command = [str(binary()), f"--runtime-endpoint=unix://{endpoint}", "--ginkgo.no-color",
                f"--ginkgo.json-report={report}", f"--ginkgo.junit-report={out / 'junit.xml'}"]
+    if handler:
+        command.append(f"--runtime-handler={handler}")
     command += [f"--ginkgo.focus={f}" for f in focus or []] + [f"--ginkgo.skip={s}" for s in skip or []]
     with open(out / "critest.log", "w") as log:
         proc = subprocess.Popen(command + list(flags), cwd=out, stdin=subprocess.DEVNULL, stdout=log,
@@ -64,23 +67,31 @@ def parse(report):
     return sorted(specs)
 
 
-def known():
-    """Lines of `known`: a part of a spec's name, " # ", why it cannot pass here."""
+def known(handler=""):
+    """The file `known`, as far as it is about this runtime handler: {name of a spec: (state, reason)}."""
     found = {}
     for line in (HERE / "known").read_text().splitlines():
         if line.strip() and not line.startswith("#"):
-            name, _, reason = line.partition(" # ")
-            found[name.strip()] = reason.strip()
+            spec, _, reason = line.partition(" # ")
+            state, which, name = spec.split(None, 2)
+            if which in ("*", handler or "default"):
+                found[name.strip()] = (state, reason.strip())
     return found
 
 
-def surprises(specs):
-    """What is not as `known` says: failures that are not listed, and listed specs that passed."""
-    listed = known()
-    wrong = [f"failed: {s.name}: {s.reason[:300]}" for s in specs
-             if s.state == "failed" and not any(n in s.name for n in listed)]
-    return wrong + [f"passes now, remove it from `known`: {s.name}" for s in specs
-                    if s.state == "passed" and any(n in s.name for n in listed)]
+def surprises(specs, handler="", whole=False):
+    """What is not as `known` says: failures and skips that it does not list, listed ones that did something else, and, when all
+    specs were to run, listed ones that do not exist."""
+    listed = known(handler)
+    wrong = []
+    for s in specs:
+        want, _ = listed.get(s.name, ("passed", ""))
+        if s.state == "passed" and want != "passed":
+            wrong.append(f"passed, so it is no longer to be in `known`: {s.name}")
+        elif s.state != want:
+            wrong.append(f"{s.state}: {s.name}: {s.reason[:300]}")
+    there = {s.name for s in specs}
+    return wrong + [f"in `known`, but there is no such spec: {n}" for n in listed if whole and n not in there]
 
 
 def table(specs, reasons=200):

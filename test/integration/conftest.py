@@ -12,11 +12,20 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import audit  # noqa: E402
 from cri import sandbox_config  # noqa: E402
-from daemon import Daemon  # noqa: E402
+from daemon import HANDLER, Daemon  # noqa: E402
 
 
-# What pods get that ask for nothing else: ASPIS_TEST_HANDLER=aspis-host runs a whole file on the other backend.
-HANDLER = os.environ.get("ASPIS_TEST_HANDLER", "")
+def pytest_configure(config):
+    config.addinivalue_line("markers", "vm(reason): needs a pod in a VM; left out with ASPIS_TEST_HANDLER=aspis-host")
+    config.addinivalue_line("markers", "once(reason): the same over every transport and on both backends, so test/run has it once")
+
+
+def pytest_collection_modifyitems(config, items):
+    if HANDLER != "aspis-host":
+        return
+    out = [i for i in items if i.get_closest_marker("vm")]
+    config.hook.pytest_deselected(items=out)
+    items[:] = [i for i in items if not i.get_closest_marker("vm")]
 
 
 def world(prefix):
@@ -40,7 +49,8 @@ def images(registry):
     """References of the test images in the registry, by short name."""
     from images import publish
     work = Path(tempfile.mkdtemp(prefix="aspis-images-"))
-    refs = publish(registry, work)
+    only = os.environ.get("ASPIS_TEST_IMAGES")  # names, for a machine that is slow
+    refs = publish(registry, work, only and only.split())
     yield refs
     shutil.rmtree(work, ignore_errors=True)
 

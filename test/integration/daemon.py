@@ -18,6 +18,12 @@ INITRD = Path(os.environ.get("ASPIS_INITRD", BUILD / "agent" / "aspis-initrd.cpi
 # the program in the initrd, which a sanitized build has not made itself
 AGENT = Path(os.environ.get("ASPIS_AGENT", INITRD.parent / "aspis-agent"))
 
+# What every daemon's configuration has besides: {section: {key: value}}.
+SET = json.loads(os.environ.get("ASPIS_TEST_SET", "{}"))
+
+# What pods get that ask for nothing else; see `vm` in conftest.py.
+HANDLER = os.environ.get("ASPIS_TEST_HANDLER", "")
+
 # Suites that run at the same time on one machine take different slots.
 SLOT = int(os.environ.get("ASPIS_TEST_SLOT", "0"))
 BRIDGE = f"aspist{SLOT}"
@@ -96,7 +102,7 @@ class Daemon:
             "network": {"conf_dir": str(self.cni_conf), "cache_dir": str(self.cni_cache),
                         "plugin_timeout_seconds": 20},
         }
-        for section, keys in self.overrides.items():
+        for section, keys in [*SET.items(), *self.overrides.items()]:
             sections.setdefault(section, {}).update(keys)
         lines = []
         for section, keys in sections.items():
@@ -225,6 +231,7 @@ class Daemon:
 
     # --- what tests do all the time ---
     def run_pod(self, config, **kw):
+        kw.setdefault("runtime_handler", HANDLER)
         return self.client.RunPodSandbox(config=config, **kw).pod_sandbox_id
 
     def create(self, sandbox, config, pod_config):

@@ -139,14 +139,16 @@ def hostile_layers():
 
 # ---- all of it ----
 
-def build(work):
-    """Writes the layouts below `work`; short name -> layout directory."""
+def build(work, only=None):
+    """Writes the layouts below `work`, or those named; short name -> layout directory."""
     work = Path(work)
     busybox = mkimage.busybox_layer()
     small = Tar().dir("extra").file("extra/file", "from the second layer\n").done()
     out = {}
 
     def layout(name, make):
+        if only is not None and name not in only:
+            return
         made = Layout(work / name)
         made.tag(make(made))
         out[name] = made.dir
@@ -219,8 +221,7 @@ def publish(registry, work, only=None):
       bad-size     a layer that is shorter than its descriptor says
     Returns short name -> reference."""
     work = Path(work)
-    layouts = build(work)
-    refs = {name: registry.push(path, f"test/{name}") for name, path in layouts.items() if only is None or name in only}
+    refs = {name: registry.push(path, f"test/{name}") for name, path in build(work, only).items()}
     for name, change in (("bad-digest", lambda b: b[:-1] + bytes([b[-1] ^ 1])), ("bad-size", lambda b: b[:-1])):
         if only is not None and name not in only:
             continue

@@ -17,6 +17,8 @@ import pytest
 from cri import pb
 from daemon import BUILD
 
+pytestmark = pytest.mark.once("the client's side")
+
 CTL = str(BUILD / "cri" / "ctl" / "aspisctl")
 CRICTL = shutil.which("crictl") or "/var/cache/aspis/bin/crictl"
 

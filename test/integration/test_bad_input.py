@@ -11,6 +11,8 @@ import pytest
 from cri import METHODS, container_config, pb, sandbox_config
 from daemon import SLOT
 
+pytestmark = pytest.mark.once("refusals, long before a pod is made")
+
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 NOT_FOUND = grpc.StatusCode.NOT_FOUND
 

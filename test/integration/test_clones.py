@@ -6,10 +6,14 @@ import shutil
 import time
 from pathlib import Path
 
+import pytest
+
 from conftest import Pod
 from cri import pb, sandbox_config
 from daemon import INITRD
 from machines import machine, timeline, wait_template
+
+pytestmark = pytest.mark.vm("clones of VMs")
 
 CLONES = 20
 

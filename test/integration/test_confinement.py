@@ -5,8 +5,12 @@ import stat
 import time
 from pathlib import Path
 
+import pytest
+
 from cri import sandbox_config
 from daemon import BUILD
+
+pytestmark = pytest.mark.vm("QEMU's confinement")
 
 
 SECRETS = ("etc/shadow", "etc/passwd", "root", "home", "var/lib", "run/aspis")

@@ -7,7 +7,8 @@ import subprocess
 import pytest
 
 CRICTL = shutil.which("crictl") or "/var/cache/aspis/bin/crictl"
-pytestmark = pytest.mark.skipif(not os.path.exists(CRICTL), reason="no crictl: there is no Go to build it with")
+pytestmark = [pytest.mark.skipif(not os.path.exists(CRICTL), reason="no crictl: there is no Go to build it with"),
+              pytest.mark.once("the client's side")]
 
 
 @pytest.fixture

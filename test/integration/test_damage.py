@@ -15,6 +15,8 @@ import pytest
 from conftest import Pod
 from cri import pb, sandbox_config
 
+pytestmark = pytest.mark.once("the daemon's own files")
+
 
 def fails(call, *args, **kw):
     with pytest.raises(grpc.RpcError) as e:

@@ -8,6 +8,8 @@ import pytest
 from cri import pb
 from test_volumes import fails, out, src, within  # noqa: F401
 
+pytestmark = pytest.mark.vm("disks of VMs")
+
 MIB = 1 << 20
 
 

@@ -5,6 +5,7 @@ import queue
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
@@ -100,22 +101,89 @@ def test_the_life_of_a_pod_in_events(daemon, images, listen):
         assert c not in [s.id for s in gone.containers_statuses]
 
 
+STATE_OF = {CREATED: pb.CONTAINER_CREATED, STARTED: pb.CONTAINER_RUNNING, STOPPED: pb.CONTAINER_EXITED, DELETED: None}
+
+
+class Poller:
+    """What kubelet knows without events: a list, again and again. seen: (before, after, {container: state}) of each."""
+
+    def __init__(self, daemon):
+        self.daemon, self.seen, self.end = daemon, [], threading.Event()
+        self.thread = threading.Thread(target=self.poll, daemon=True)
+        self.thread.start()
+
+    def poll(self):
+        while not self.end.wait(0.02):
+            before = time.monotonic()
+            states = {c.id: c.state for c in self.daemon.client.ListContainers().containers}
+            self.seen.append((before, time.monotonic(), states))
+
+    def close(self):
+        self.end.set()
+        self.thread.join(10)
+
+
 def test_events_agree_with_polling(daemon, make_pod, listen):
-    """Whatever the order of a burst, the last event of a container says what a list says."""
-    listener = listen()
-    pod = make_pod("burst")
-    ids = [pod.start(f"c{i}", "sh", "-c", f"exit {i}") for i in range(6)]
-    for c in ids:
-        daemon.wait_state(c, pb.CONTAINER_EXITED)
-    polled = {c.id: c.state for c in daemon.client.ListContainers().containers}
-    last = {}
-    while len([i for i in ids if last.get(i) == STOPPED]) < len(ids):
-        e = listener.next()
-        # never STOPPED before STARTED
-        if e.container_event_type == STOPPED:
-            assert last[e.container_id] == STARTED
-        last[e.container_id] = e.container_event_type
-    assert all(polled[c] == pb.CONTAINER_EXITED for c in ids)
+    """Three pods at once, each container started, ended or stopped, and removed: the events of each are the changes that a poll
+    sees, in that order and no later, and at the end both know the same."""
+    listener, poller = listen(), Poller(daemon)
+    at = []  # (when it came, container, kind)
+
+    def collect():
+        while True:
+            e = listener.queue.get()
+            if e is None:
+                return
+            at.append((time.monotonic(), e.container_id, e.container_event_type))
+
+    collector = threading.Thread(target=collect, daemon=True)
+    collector.start()
+    pods = [make_pod(f"burst{i}") for i in range(3)]
+    kept, removed = {}, []
+
+    def life(pod):
+        for i in range(4):
+            c = pod.start(f"c{i}", "sh", "-c", f"exit {i}" if i % 2 else "sleep 1000")
+            if i == 2:
+                kept[c] = pb.CONTAINER_RUNNING
+                continue
+            if i == 0:
+                daemon.client.StopContainer(container_id=c, timeout=0)
+            daemon.wait_state(c, pb.CONTAINER_EXITED)
+            if i == 3:
+                kept[c] = pb.CONTAINER_EXITED
+            else:
+                daemon.client.RemoveContainer(container_id=c)
+                removed.append(c)
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(life, pods))
+    final = {c.id: c.state for c in daemon.client.ListContainers().containers}
+    assert final == kept
+    want = len(removed) * 4 + sum(2 if s == pb.CONTAINER_RUNNING else 3 for s in kept.values())
+    deadline = time.monotonic() + 10
+    while len([1 for _, c, _ in at if c in kept or c in removed]) < want and time.monotonic() < deadline:
+        time.sleep(0.05)
+    poller.close()
+    listener.queue.put(None)
+    collector.join(10)
+    for c in [*kept, *removed]:
+        told = [(t, k) for t, who, k in at if who == c]
+        whole = [CREATED, STARTED, STOPPED, DELETED]
+        assert [k for _, k in told] == (whole if c in removed else whole[:2] if kept[c] == pb.CONTAINER_RUNNING else whole[:3])
+        last = -1
+        for before, after, states in poller.seen:
+            # None before it was made and after it was removed: told apart by what was seen of it before
+            step = whole.index({v: k for k, v in STATE_OF.items()}[states.get(c)]) if c in states else 3 if last >= 0 else -1
+            assert step >= last, "a poll saw it go back"
+            # what an event told before the poll began, the poll knows
+            assert step >= max([whole.index(k) for t, k in told if t < before], default=-1)
+            # what the poll knew, an event has told within two seconds
+            if step >= 0:
+                assert min(t for t, k in told if whole.index(k) >= step) < after + 2
+            last = step
+        if c in kept:
+            assert STATE_OF[told[-1][1]] == final[c]
 
 
 def test_a_subscriber_that_does_not_read_loses_its_stream(daemon, make_pod, listen):

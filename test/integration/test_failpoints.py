@@ -76,7 +76,8 @@ def _built_in():
     return "failpoint_hit" in out.stdout
 
 
-pytestmark = pytest.mark.skipif(not _built_in(), reason="the daemon is built without failpoints")
+pytestmark = [pytest.mark.skipif(not _built_in(), reason="the daemon is built without failpoints"),
+              pytest.mark.once("goes through the steps of every backend and transport itself")]
 
 
 def test_every_failpoint_is_known_here():

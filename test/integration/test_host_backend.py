@@ -19,6 +19,8 @@ from test_streaming import (  # noqa: F401  with this file's pod and box
     test_attach_many_and_the_log, test_exec_streams_and_codes, test_megabytes_both_ways, test_port_forward,
     test_terminal_resize_and_end)
 
+pytestmark = pytest.mark.once("asks for its handlers itself")
+
 NODE, POD, CONTAINER = pb.NODE, pb.POD, pb.CONTAINER
 
 
@@ -430,11 +432,55 @@ def test_limits_and_oom(daemon, make_pod, podx):
         group_file(group, "memory.limit_in_bytes", "memory.max")
 
 
+def test_limits_on_version_2(daemon, make_pod, podx):
+    """Each file of the container's group, and what the kernel makes of it."""
+    if not Path("/sys/fs/cgroup/cgroup.controllers").exists():
+        pytest.skip("control groups of version 1; test_cgroup2.py runs this on a node of version 2")
+    pod = make_pod(hostname="", linux=linux(network=NODE, cgroup_parent=podx))
+    c = pod.start("c", "sleep", "1000", resources={
+        "memory_limit_in_bytes": 64 << 20, "memory_swap_limit_in_bytes": 64 << 20, "cpu_shares": 2048, "cpu_quota": 20000,
+        "cpu_period": 100000, "cpuset_cpus": "0", "unified": {"pids.max": "20", "memory.high": str(60 << 20)}})
+    group = Path(f"/sys/fs/cgroup{podx}/aspis-{pod.id}/{c}")
+    files = {name: (group / name).read_text().strip() for name in (
+        "memory.max", "memory.swap.max", "memory.high", "cpu.max", "cpuset.cpus", "pids.max", "cgroup.type")}
+    assert files == {"memory.max": str(64 << 20), "memory.swap.max": "0", "memory.high": str(60 << 20), "cpu.max": "20000 100000",
+                     "cpuset.cpus": "0", "pids.max": "20", "cgroup.type": "domain"}
+    assert int((group / "cpu.weight").read_text()) > 39
+    # processes: the twenty-first is refused
+    r = daemon.exec(c, "sh", "-c", "i=0; while [ $i -lt 30 ]; do sleep 100 & i=$((i+1)); done; wait")
+    assert b"fork" in r.stderr and r.exit_code != 0, r
+    assert "max 0" not in (group / "pids.events").read_text() and 10 < int((group / "pids.current").read_text()) <= 20
+    daemon.client.StopContainer(container_id=c, timeout=0)
+    # the agent has a group beside its containers', since no group may have both processes and groups with controllers
+    agent = (Path(f"/proc/{daemon.agent_pids()[0]}/cgroup").read_text().split(":", 2)[2].strip())
+    assert f"aspis-{pod.id}/" in agent and c not in agent
+    # a fifth of a CPU is all it gets
+    d = pod.start("d", "sh", "-c", "while :; do :; done", resources={"cpu_quota": 20000, "cpu_period": 100000})
+    stat = Path(f"/sys/fs/cgroup{podx}/aspis-{pod.id}/{d}/cpu.stat")
+
+    def used():
+        return int(dict(line.split() for line in stat.read_text().splitlines())["usage_usec"]) / 1e6
+
+    before, begin = used(), time.monotonic()
+    time.sleep(3)
+    assert used() - before < 0.3 * (time.monotonic() - begin)
+    assert "nr_throttled 0" not in stat.read_text()
+    s = daemon.client.ContainerStats(container_id=d).stats
+    assert abs(s.cpu.usage_core_nano_seconds.value / 1e9 - used()) < 0.5
+    assert daemon.client.PodSandboxStats(pod_sandbox_id=pod.id).stats.linux.memory.usage_bytes.value > 0
+    st = pod.run("oom", "sh", "-c", "tail /dev/zero", resources={"memory_limit_in_bytes": 16 << 20})
+    assert (st.exit_code, st.reason) == (137, "OOMKilled"), st
+    pod.remove()
+
+
 def test_cpuset(daemon, make_pod):
     """The host's CPUs, for the container itself."""
     pod = make_pod(hostname="", linux=linux(network=NODE))
     assert pod.run("c", "grep", "Cpus_allowed_list", "/proc/self/status", resources={"cpuset_cpus": "0"}).exit_code == 0
     assert pod.output("c").split() == ["Cpus_allowed_list:", "0"]
+    with pytest.raises(grpc.RpcError) as e:
+        pod.create("d", "true", resources={"cpuset_cpus": "4095"})
+    assert "cpuset" in e.value.details() and e.value.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
 def test_stats(daemon, make_pod):
@@ -450,6 +496,18 @@ def test_stats(daemon, make_pod):
     p = daemon.client.PodSandboxStats(pod_sandbox_id=pod.id).stats
     assert p.linux.memory.usage_bytes.value >= st.memory.usage_bytes.value
     assert not p.linux.network.interfaces and p.linux.network.default_interface.name == ""
+
+
+def test_removal_is_quick_and_complete(daemon, make_pod):
+    """Also below a hierarchy of version 2 that is mounted beside those of version 1 and is not used."""
+    pod = make_pod(hostname="", linux=linux(network=NODE))
+    c = pod.run("c", "true").id
+    begin = time.monotonic()
+    daemon.client.RemoveContainer(container_id=c)
+    assert time.monotonic() - begin < 3
+    look = "umount -l /sys/fs/cgroup/unified 2>/dev/null; find /sys/fs/cgroup -path '*%s*'" % daemon.cgroup.strip("/")
+    found = subprocess.run(["unshare", "-m", "sh", "-c", look], capture_output=True, text=True).stdout
+    assert pod.id in found and c not in found and "/unified/" not in found
 
 
 def test_image_volume(daemon, images, make_pod):

@@ -12,6 +12,8 @@ from conftest import Pod
 from cri import pb
 from daemon import INITRD
 
+pytestmark = pytest.mark.vm("a guest that turns on its host")
+
 # The real agent, which turns bad at an exec of "attack HOW": test/hostile/hostile.c.
 BAD = INITRD.with_name("aspis-initrd-bad.cpio")
 SILENCE = 4

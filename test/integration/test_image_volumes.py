@@ -42,6 +42,7 @@ def create_fails(pod, name, *mounts):
     return e
 
 
+@pytest.mark.vm("a disk of its own")
 def test_an_image_is_mounted(daemon, make_pod, volume):
     volume_id = pull(daemon, volume)
     pod = make_pod("imgvol")
@@ -152,6 +153,7 @@ def plugged(daemon):
     return found
 
 
+@pytest.mark.vm("disks of VMs")
 def test_disks_go_with_their_last_user(daemon, make_pod, volume):
     """An image that no container of the pod uses any more is not held by its VM: removing it frees its space."""
     pull(daemon, volume)

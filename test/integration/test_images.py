@@ -13,6 +13,8 @@ from daemon import BUILD
 from registry import PASSWORD, USER, FaultyRegistry, Registry
 from test_bad_input import fails
 
+pytestmark = pytest.mark.once("pulling and keeping images makes no pod")
+
 CODE = grpc.StatusCode
 
 

@@ -9,6 +9,8 @@ import pytest
 
 from test_volumes import fails, mount, out, servers, src, tool, within  # noqa: F401
 
+pytestmark = pytest.mark.vm("copies in a guest's memory; on the host the volume itself is mounted")
+
 
 class AtomicDir:
     """A directory as kubelet's atomic writer keeps it."""
@@ -87,14 +89,15 @@ def test_flips_arrive_in_order_and_inotify_tells(daemon, pod, config_map, src): 
         mount(config_map.path, "/etc/config", readonly=True), mount(tool(src, "tell_changes"), "/tell", readonly=True)])
     log = Path(daemon.status(c).log_path)
     within(5, lambda: log.read_text().endswith("ready\n"))
-    slowest = 0
+    took = []
     for version in range(2, 7):
         begin = time.monotonic()
         config_map.publish({"key": f"value {version}\n".encode(), f"new-{version}": b""})
         within(2, lambda: daemon.exec(c, "cat", "/etc/config/key").stdout == f"value {version}\n".encode())
-        slowest = max(slowest, time.monotonic() - begin)
+        took.append(time.monotonic() - begin)
         within(2, lambda: out(daemon, c, "ls /etc/config").split() == ["key", f"new-{version}"])
-    print("slowest flip", slowest)
+    # seen by an exec, which takes its own time on a busy machine
+    assert sorted(took)[len(took) // 2] < 1, took
     last = f"delete ..2026_11_21_00_00_05.{os.getpid()}"
     within(2, lambda: log.read_text().endswith(last + "\n"))
     told = [line.split(" ", 3)[3] for line in log.read_text().splitlines()]

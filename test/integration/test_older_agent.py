@@ -10,6 +10,8 @@ from conftest import Pod
 from cri import pb
 from daemon import INITRD
 
+pytestmark = pytest.mark.vm("agents of an older release in VMs")
+
 # This source's agent without the calls and fields that came after 1.1; or a real one of an earlier release, by hand.
 OLD = Path(os.environ.get("ASPIS_OLD_INITRD", INITRD.with_name("aspis-initrd-old.cpio")))
 

@@ -1,6 +1,9 @@
 """What files do in a container, on its root and on a volume, checked by posix.c: an own small pjdfstest, fsx and
 fsstress. What differs on volumes is listed in sandbox/README.md."""
+import pytest
 from test_volumes import mount, out, src, tool  # noqa: F401
+
+pytestmark = pytest.mark.vm("the guest's file system for volumes")
 
 # by name; the reason for each is in sandbox/README.md, "What differs on volumes"
 ON_VOLUMES = {"unnamed", "acls", "file_capabilities", "device_nodes"}

@@ -1,7 +1,11 @@
 """The table of promises names tests that exist."""
 import re
 
+import pytest
+
 from cri import ROOT
+
+pytestmark = pytest.mark.once("a table")
 
 
 def test_every_test_of_the_table_exists():

@@ -11,6 +11,8 @@ from conftest import Pod
 from cri import container_config, pb, sandbox_config
 from machines import machine, wait_template
 
+pytestmark = pytest.mark.vm("sizes of VMs; files of the guest's control groups")
+
 MIB = 1 << 20
 
 

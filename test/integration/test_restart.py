@@ -122,6 +122,7 @@ def test_killed_qemu_is_seen_within_a_second(daemon, make_pod):
     assert e.value.code() == grpc.StatusCode.FAILED_PRECONDITION
 
 
+@pytest.mark.vm("a guest's kernel")
 def test_guest_panic_is_seen_and_explained(daemon, make_pod):
     pod = make_pod("panics")
     c = pod.start("x", "sleep", "1000",

@@ -174,6 +174,7 @@ def test_target_sees_the_other_containers_processes(daemon, pod, make_pod):
     assert "not running" in e.value.details()
 
 
+@pytest.mark.vm("user namespaces take a VM")
 def test_user_namespace(daemon, make_pod):
     pod = make_pod("mapped", linux=pod_linux(userns_options=userns()))
     c = with_namespaces(pod, "c", "sleep", "1000", userns_options=userns(), security={"seccomp": DEFAULT})
@@ -217,6 +218,7 @@ def file_servers(daemon):
     return servers(daemon)
 
 
+@pytest.mark.vm("user namespaces take a VM")
 def test_volumes_in_a_user_namespace(daemon, make_pod, tmp_path):
     """kubelet maps every volume: files are the container's by the ids they have on the host, also after the file
     server was killed."""
@@ -287,6 +289,7 @@ def test_devices_of_the_guest(daemon, pod):
     assert "not permitted" in sh(daemon, none, "mknod /tmp/vda b 254 0 && head -c 1 /tmp/vda")[0]
 
 
+@pytest.mark.vm("a VM has none of the host's devices")
 def test_host_devices_are_refused(pod):
     for path in ("/dev/sda", "/dev/mem", "/dev", "/etc/passwd", "/dev/../dev/mem"):
         with pytest.raises(grpc.RpcError) as e:
@@ -296,6 +299,7 @@ def test_host_devices_are_refused(pod):
 
 # ---- sysctls ----
 
+@pytest.mark.vm("of the whole kernel")
 def test_sysctls(daemon, make_pod):
     pod = make_pod("tuned", linux=pb.LinuxPodSandboxConfig(
         security_context=pb.LinuxSandboxSecurityContext(namespace_options=pb.NamespaceOption(pid=pb.CONTAINER)),
@@ -387,6 +391,7 @@ def mask(*names):
     ({"run_as_user": pb.Int64Value(value=1000), "capabilities": caps(ambient=["NET_BIND_SERVICE"], drop=["ALL"])},
      mask("NET_BIND_SERVICE"), mask("NET_BIND_SERVICE"), mask("NET_BIND_SERVICE")),
 ], ids=["default", "none", "all", "one", "all-but-one", "user", "ambient"])
+@pytest.mark.vm("the host may have fewer than all")
 def test_capabilities(daemon, pod, security, eff, bnd, amb):
     c = pod.start("c", "sleep", "1000", security=security)
     for source in ("self", "1"):
@@ -410,6 +415,7 @@ def test_no_new_privileges(daemon, pod):
         assert field(daemon, c, "Seccomp") == "2"
 
 
+@pytest.mark.vm("changes what the whole kernel has")
 def test_masked_and_readonly_paths(daemon, pod):
     paths = {"masked_paths": ["/proc/kcore", "/proc/scsi", "/etc/passwd"], "readonly_paths": ["/proc/sys", "/tmp"]}
     c = pod.start("c", "sleep", "1000", security=paths)

@@ -12,6 +12,8 @@ import spares
 from conftest import Pod
 from cri import pb, sandbox_config
 
+pytestmark = pytest.mark.vm("VMs made ahead")
+
 PODS = 4
 
 

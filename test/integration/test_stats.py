@@ -25,6 +25,7 @@ def spin(seconds):
     return ["sh", "-c", f"timeout {seconds} sh -c 'while :; do :; done'; sleep 1000"]
 
 
+@pytest.mark.vm("reads the guest's control groups")
 def test_cpu_of_a_known_load(daemon, make_pod):
     pod = make_pod("load")
     idle = pod.start("idle", "sleep", "1000")
@@ -49,6 +50,7 @@ def test_cpu_of_a_known_load(daemon, make_pod):
     assert again.cpu.timestamp >= s.cpu.timestamp > (time.time() - 60) * 1e9
 
 
+@pytest.mark.vm("reads the guest's control groups")
 def test_memory_of_a_known_load(daemon, make_pod):
     pod = make_pod("memory")
     size = 32 << 20
@@ -68,6 +70,48 @@ def test_memory_of_a_known_load(daemon, make_pod):
     assert m.available_bytes.value == (160 << 20) - m.working_set_bytes.value
     assert m.page_faults.value > 1000
     assert m.psi.Some.Avg10 >= 0 and m.HasField("psi")
+
+
+def near(have, want, slack=0):
+    """Within five per cent, and what the programs around the load need themselves."""
+    assert abs(have - want) <= 0.05 * want + slack, f"{have} instead of {want}"
+
+
+@pytest.mark.vm("a busy host gives a pod of its own less than the quota")
+def test_known_amounts_to_five_per_cent(daemon, make_pod):
+    """Half a CPU, 64 MiB of memory, 20 MiB written, 400 kB received and sent."""
+    pod = make_pod("known")
+    gateway = pod.run("route", "sh", "-c", "ip route | sed -n 's/^default via \\([^ ]*\\).*/\\1/p'") and pod.output("route").strip()
+    # its quota is what it gets; dd holds its buffer until somebody reads
+    cpu = pod.start("cpu", "sh", "-c", "while :; do :; done", resources={"cpu_quota": 50000, "cpu_period": 100000})
+    memory = pod.start("memory", "sh", "-c", "dd if=/dev/zero bs=64M count=1 2>/dev/null | { sleep 1000; }")
+    disk = pod.start("disk", "sh", "-c", "dd if=/dev/zero of=/file bs=1M count=20 2>/dev/null; sync; echo done; sleep 1000")
+
+    def within(seconds, probe):
+        deadline = time.monotonic() + seconds
+        while not probe():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+    within(60, lambda: "done" in pod.log("disk"))
+    near(daemon.client.ContainerStats(container_id=disk).stats.writable_layer.used_bytes.value, 20 << 20)
+    within(30, lambda: daemon.client.ContainerStats(container_id=memory).stats.memory.rss_bytes.value > 60 << 20)
+    s = daemon.client.ContainerStats(container_id=memory).stats.memory
+    near(s.rss_bytes.value, 64 << 20)
+    near(s.working_set_bytes.value, 64 << 20, slack=3 << 20)
+    one = daemon.client.ContainerStats(container_id=cpu).stats.cpu
+    time.sleep(8)  # eighty periods
+    two = daemon.client.ContainerStats(container_id=cpu).stats.cpu
+    near(two.usage_core_nano_seconds.value - one.usage_core_nano_seconds.value, (two.timestamp - one.timestamp) / 2)
+    near(two.usage_nano_cores.value, 500_000_000)
+    daemon.client.StopContainer(container_id=cpu, timeout=0)
+    before = daemon.client.PodSandboxStats(pod_sandbox_id=pod.id).stats.linux.network.default_interface
+    r = daemon.exec(disk, "ping", "-q", "-c", "280", "-i", "0.01", "-s", "1400", gateway)
+    assert r.exit_code == 0 and b"280 packets received" in r.stdout, r
+    time.sleep(0.5)
+    after = daemon.client.PodSandboxStats(pod_sandbox_id=pod.id).stats.linux.network.default_interface
+    for was, now in ((before.rx_bytes, after.rx_bytes), (before.tx_bytes, after.tx_bytes)):
+        near(now.value - was.value, 280 * (1400 + 8 + 20 + 14))  # ICMP, IP, Ethernet
 
 
 def test_writable_layer(daemon, make_pod):
@@ -121,6 +165,7 @@ def test_filters(daemon, make_pod):
     assert sorted(got) == sorted([a, b, done])
 
 
+@pytest.mark.vm("the VM's own cost")
 def test_pod_numbers(daemon, make_pod):
     pod = make_pod("whole", labels={"k": "v"})
     c = pod.start("x", "sh", "-c", "sleep 1000 & sleep 1000 & wait")
@@ -160,6 +205,7 @@ def test_totals_grow_across_restarts(daemon, make_pod):
     assert daemon.client.PodSandboxStats(pod_sandbox_id=pod.id).stats.linux.cpu.usage_core_nano_seconds.value > vm
 
 
+@pytest.mark.vm("stops a VM")
 def test_lists_do_not_wait_for_a_stopped_vm(daemon, make_pod):
     stuck = make_pod("stuck")
     a = stuck.start("a", "sleep", "1000")
@@ -193,6 +239,7 @@ def test_lists_do_not_wait_for_a_stopped_vm(daemon, make_pod):
         time.sleep(0.2)
 
 
+@pytest.mark.vm("what there is to say about a VM")
 def test_verbose_info_says_what_people_look_for(daemon, make_pod, tmp_path):
     pod = make_pod("shown")
     host = tmp_path / "data"

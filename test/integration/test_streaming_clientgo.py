@@ -10,6 +10,8 @@ import pytest
 
 from cri import pb
 
+pytestmark = pytest.mark.once("the client's side")
+
 SPDY = ["spdy-v4", "spdy-v3", "spdy-v2", "spdy-v1"]
 EVERY = ["spdy", "ws", "fallback", "ws-v4", *SPDY]
 # what tells an exit code to the client: older ones have only a text, and client-go's version 1 does not wait for it

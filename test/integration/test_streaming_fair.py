@@ -9,6 +9,8 @@ import pytest
 
 from spdy import Forward, Session, Spdy, exit_code
 
+pytestmark = pytest.mark.once("the server's side")
+
 MEGABYTES = 8 << 20
 
 

@@ -21,6 +21,8 @@ from daemon import BUILD
 from registry import make_certificate
 from spdy import Session, Spdy, exit_code, http_upgrade
 
+pytestmark = pytest.mark.once("the server's side")
+
 websockets = pytest.importorskip("websockets", reason="no python3-websockets")
 CTL = str(BUILD / "cri" / "ctl" / "aspisctl")
 CRICTL = shutil.which("crictl") or "/var/cache/aspis/bin/crictl"

@@ -7,6 +7,8 @@ import pytest
 
 from cri import METHODS, container_config, pb, sandbox_config
 
+pytestmark = pytest.mark.once("refusals, long before a pod is made")
+
 CODE = grpc.StatusCode
 # A client's mistake, or a state that it can see. Not among them: INTERNAL, UNKNOWN, UNAVAILABLE, DATA_LOSS.
 REFUSED = {CODE.INVALID_ARGUMENT, CODE.NOT_FOUND, CODE.FAILED_PRECONDITION, CODE.UNIMPLEMENTED, CODE.RESOURCE_EXHAUSTED,

@@ -10,6 +10,8 @@ import pytest
 import images as im
 from registry import PASSWORD, USER, FaultyRegistry, Registry
 
+pytestmark = pytest.mark.once("tools, not pods")
+
 GOOD = ["busybox", "docker", "zstd", "plain", "mixed", "layers40", "layers40-zstd", "multi", "multi-docker",
         "configured", "user-app"]  # not nested-index: skopeo does not follow an index within an index
 skopeo = pytest.mark.skipif(shutil.which("skopeo") is None, reason="no skopeo")

@@ -89,6 +89,7 @@ def test_directory_is_live_both_ways(daemon, pod, src):
     within(1, lambda: daemon.exec(c, "cat", "/data/shared").stdout == b"hi\n")
 
 
+@pytest.mark.vm("devices are not made over the file server")
 def test_owners_and_modes(daemon, pod, src):
     (src / "root-only").write_text("x")
     (src / "root-only").chmod(0o600)
@@ -156,6 +157,7 @@ def test_read_only(daemon, pod, src):
         subprocess.run(["umount", "--lazy", str(sub)], check=True)
 
 
+@pytest.mark.vm("what a VM cannot do")
 def test_what_is_refused_says_why(daemon, pod, src):
     def refused(*, code, text, **more):
         at = more.pop("at", "/data")
@@ -246,6 +248,7 @@ def test_termination_log(daemon, pod, src):
         assert log.read_text() == f"last words {i}\n"
 
 
+@pytest.mark.vm("the file server")
 def test_killed_server_is_replaced(daemon, pod, src):
     c = pod.start("x", "sh", "-c", "i=0; while :; do i=$((i+1)); echo $i > /data/w.tmp && mv /data/w.tmp /data/w; "
                   "cat /data/w > /dev/null || echo bad; done", mounts=[mount(src, "/data"), mount(src / "w2", "/two")])
@@ -267,6 +270,7 @@ def test_killed_server_is_replaced(daemon, pod, src):
     daemon.client.RemoveContainer(container_id=c)
 
 
+@pytest.mark.vm("the file server")
 def test_volumes_outlive_the_daemon(daemon, make_pod, src):
     pod = make_pod("outlive")
     c = pod.start("x", "sh", "-c", "while :; do date > /data/now; sleep 0.1; done", mounts=[mount(src, "/data")])
@@ -290,6 +294,7 @@ def test_volumes_outlive_the_daemon(daemon, make_pod, src):
     assert servers(daemon) != before
 
 
+@pytest.mark.vm("the file server")
 def test_the_server_is_confined(daemon, pod, src):
     pod.start("x", "sleep", "1000", mounts=[mount(src, "/data")])
     (pid,) = servers(daemon)
@@ -307,6 +312,7 @@ def test_the_server_is_confined(daemon, pod, src):
         assert os.readlink(f"/proc/{pid}/ns/{ns}") != os.readlink(f"/proc/self/ns/{ns}")
 
 
+@pytest.mark.vm("the file server")
 def test_removal_of_containers_frees_their_volumes(daemon, pod, src):
     pod.start("keeps", "sleep", "1000", mounts=[mount(src, "/data")])
     (pid,) = servers(daemon)
