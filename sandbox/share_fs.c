@@ -21,6 +21,7 @@
 #include "base/limits.h"
 #include "base/str.h"
 #include "sandbox/share_xattr.h"
+#include "sandbox/volume_ids.h"
 
 /* How long a guest may go on with what it has seen: kubelet's changes show within this. */
 #define TIMEOUT 0.1
@@ -74,38 +75,16 @@ static struct volume *volume_of(fuse_req_t req)
 
 /* --- ids --- */
 
-#define NOBODY 65534 /* the kernel's overflow id */
-
-static uint32_t id_out(uint32_t id, uint32_t first, uint32_t n)
-{
-    return id < n ? first + id : NOBODY;
-}
-
-/* -1 as an id means "none" everywhere. */
-static bool id_in(uint32_t *id, uint32_t first, uint32_t n)
-{
-    if (*id == UINT32_MAX)
-        return true;
-    if (*id < first || *id - first >= n)
-        return false;
-    *id -= first;
-    return true;
-}
-
 /* What the guest sees. */
 static void stat_out(const struct volume *v, struct stat *st)
 {
-    if (v->ids.n_uids == 0)
-        return;
-    st->st_uid = id_out(st->st_uid, v->ids.uid, v->ids.n_uids);
-    st->st_gid = id_out(st->st_gid, v->ids.gid, v->ids.n_gids);
+    volume_ids_out(&v->ids, &st->st_uid, &st->st_gid);
 }
 
 /* What the guest says; false with errno when it is nobody's here. */
 static bool ids_in(const struct volume *v, uid_t *uid, gid_t *gid)
 {
-    if (v->ids.n_uids == 0 ||
-        (id_in(uid, v->ids.uid, v->ids.n_uids) && id_in(gid, v->ids.gid, v->ids.n_gids)))
+    if (volume_ids_in(&v->ids, uid, gid))
         return true;
     errno = EOVERFLOW;
     return false;
