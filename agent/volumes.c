@@ -50,7 +50,9 @@ struct volumes {
     struct loop *loop;
     struct peer *peer;
     TAILQ_HEAD(, volume) volumes;
-    char *block; /* one request as it comes from the kernel */
+    char *block;      /* one request as it comes from the kernel */
+    size_t n_waiting; /* requests of all volumes, at most LIMIT_FS_WAITING */
+    bool full;        /* some volume's were left with the kernel for that */
 };
 
 /* --- to the host --- */
@@ -105,6 +107,7 @@ static struct request *store(const void *data, size_t len)
 static void add(struct volume *v, struct request *r)
 {
     TAILQ_INSERT_TAIL(&v->waiting, r, link);
+    v->all->n_waiting++;
     if (v->unsent == NULL)
         v->unsent = r;
 }
@@ -159,6 +162,7 @@ static void drop(struct volume *v, struct request *r)
     if (r == v->unsent)
         v->unsent = TAILQ_NEXT(r, link);
     TAILQ_REMOVE(&v->waiting, r, link);
+    v->all->n_waiting--;
     free(r);
 }
 
@@ -189,18 +193,21 @@ static void pump(struct volume *v)
         return;
     }
     bool room = true;
+    bool full = false;
     if (!v->init_sent)
         room = v->init_sent = send_request(v, v->init);
     for (int i = 0; v->ready && room && i < TURN; i++) {
         room = send_waiting(v);
-        if (!room || !fetch(v))
+        full = s->n_waiting >= LIMIT_FS_WAITING;
+        if (!room || full || !fetch(v))
             break;
     }
     if (v->ready && room)
         room = send_waiting(v);
     if (!room)
         peer_want_writable(s->peer);
-    watch(v, v->ready && room);
+    s->full = s->full || full;
+    watch(v, v->ready && room && !full);
 }
 
 static void on_request(struct loop_source *src, uint32_t events, void *arg)
@@ -225,6 +232,17 @@ static struct volume *find(struct volumes *s, uint32_t id)
     return NULL;
 }
 
+/* Volumes whose requests were left with the kernel go on. */
+static void go_on(struct volumes *s)
+{
+    struct volume *v;
+    if (!s->full || s->n_waiting >= LIMIT_FS_WAITING)
+        return;
+    s->full = false;
+    TAILQ_FOREACH(v, &s->volumes, link)
+    pump(v);
+}
+
 static void replied(struct volume *v)
 {
     struct fuse_out_header h;
@@ -247,6 +265,7 @@ static void replied(struct volume *v)
         if (r->unique == h.unique && !r->answered) {
             to_kernel(v, v->reply.data, v->reply.len);
             drop(v, r);
+            go_on(v->all);
             return;
         }
     }
@@ -382,6 +401,7 @@ void volumes_release(struct volumes *s, const char *owner)
         }
         v = next;
     }
+    go_on(s);
     peer_flush(s->peer);
 }
 

@@ -3,8 +3,8 @@
  * one pod's guest and kept up to date there: reads cost nothing and inotify works, which no shared
  * file system gives.
  *
- * One copy per source, ids and pod, whoever of its containers uses it. A change seen by inotify is sent
- * as a whole (SyncVolume) by a thread of the pod's own; the guest brings it about in kubelet's
+ * One copy per source, ids and pod, whoever of its containers uses it. A change seen by inotify is
+ * sent as a whole (SyncVolume) by a thread of the pod's own; the guest brings it about in kubelet's
  * order. A volume that outgrows LIMIT_MIRROR_BYTES stays as it was. State is the file `mirror.json`
  * in run_dir, from which a later daemon goes on: it sends everything again, since it cannot know
  * what changed meanwhile.

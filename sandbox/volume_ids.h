@@ -41,8 +41,8 @@ static inline void volume_ids_out(const struct volume_ids *ids, uint32_t *uid, u
 /* The other way round; false, with nothing to be relied on, when one is nobody's. */
 static inline bool volume_ids_in(const struct volume_ids *ids, uint32_t *uid, uint32_t *gid)
 {
-    return ids->n_uids == 0 || (volume_id_in(uid, ids->uid, ids->n_uids) &&
-                                volume_id_in(gid, ids->gid, ids->n_gids));
+    return ids->n_uids == 0 ||
+           (volume_id_in(uid, ids->uid, ids->n_uids) && volume_id_in(gid, ids->gid, ids->n_gids));
 }
 
 #endif
