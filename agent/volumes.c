@@ -9,6 +9,7 @@
 #include <sys/mount.h>
 #include <sys/queue.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "base/buf.h"
@@ -24,7 +25,7 @@
 struct request {
     TAILQ_ENTRY(request) link;
     uint64_t unique;
-    bool answered; /* FORGET: nothing will come back */
+    bool answered; /* nothing will come back, or nobody waits for it */
     size_t len;
     char data[];
 };
@@ -70,6 +71,8 @@ static bool send_request(struct volume *v, const struct request *r)
     for (size_t at = 0; at < r->len;) {
         size_t n = r->len - at < LIMIT_FS_FRAME ? r->len - at : LIMIT_FS_FRAME;
         uint8_t flags = at + n == r->len ? FRAME_FLAG_END : 0;
+        if (r->answered)
+            flags |= FRAME_FLAG_UNANSWERED;
         if (peer_send(v->all->peer, v->id, FRAME_FS_DATA, flags, r->data + at, n) < 0)
             return false; /* down, or no memory: the next connection gets the whole of it */
         at += n;
@@ -92,13 +95,20 @@ static void lost(struct volume *v)
     cleanup_closep(&v->fd);
 }
 
+/* A file is closed whatever the host says to it: the kernel has its answer at once, and the host
+ * none to give. */
+static bool is_release(uint32_t opcode)
+{
+    return opcode == FUSE_RELEASE || opcode == FUSE_RELEASEDIR;
+}
+
 static struct request *store(const void *data, size_t len)
 {
     struct request *r = xcalloc(1, sizeof(*r) + len);
     struct fuse_in_header h;
     memcpy(&h, data, sizeof(h));
     r->unique = h.unique;
-    r->answered = h.opcode == FUSE_FORGET || h.opcode == FUSE_BATCH_FORGET;
+    r->answered = h.opcode == FUSE_FORGET || h.opcode == FUSE_BATCH_FORGET || is_release(h.opcode);
     r->len = len;
     memcpy(r->data, data, len);
     return r;
@@ -122,18 +132,19 @@ static bool asks_for_capabilities(const char *request, size_t len, const struct 
            memcmp(request + head, name, sizeof(name)) == 0;
 }
 
-static void to_kernel(struct volume *v, const void *data, size_t len)
+static void to_kernel(struct volume *v, const struct iovec *reply, int n)
 {
     /* ENOENT: nobody waits for it any more */
-    if (v->fd >= 0 && write(v->fd, data, len) < 0 && errno != ENOENT)
+    if (v->fd >= 0 && writev(v->fd, reply, n) < 0 && errno != ENOENT)
         log_warn("a volume's reply was refused", LOG_INT("volume", v->id),
                  LOG_STR("error", strerror(errno)));
 }
 
-static void answer_none(struct volume *v, uint64_t unique)
+static void answer(struct volume *v, uint64_t unique, int error)
 {
-    struct fuse_out_header h = {.len = sizeof(h), .error = -ENODATA, .unique = unique};
-    to_kernel(v, &h, sizeof(h));
+    struct fuse_out_header h = {.len = sizeof(h), .error = error, .unique = unique};
+    struct iovec iov = {&h, sizeof(h)};
+    to_kernel(v, &iov, 1);
 }
 
 /* The kernel's next request; false when there is none now. */
@@ -151,9 +162,11 @@ static bool fetch(struct volume *v)
     if (h.opcode == FUSE_INIT && v->init == NULL)
         v->init = store(v->all->block, (size_t)n);
     else if (asks_for_capabilities(v->all->block, (size_t)n, &h))
-        answer_none(v, h.unique);
+        answer(v, h.unique, -ENODATA);
     else if (h.opcode != FUSE_INTERRUPT) /* the answer is on its way: not worth the trouble */
         add(v, store(v->all->block, (size_t)n));
+    if (is_release(h.opcode))
+        answer(v, h.unique, 0);
     return true;
 }
 
@@ -201,6 +214,9 @@ static void pump(struct volume *v)
         full = s->n_waiting >= LIMIT_FS_WAITING;
         if (!room || full || !fetch(v))
             break;
+        /* one caller at a time: its request goes out before the kernel is asked for another one */
+        if (s->n_waiting <= 1)
+            break;
     }
     if (v->ready && room)
         room = send_waiting(v);
@@ -243,18 +259,19 @@ static void go_on(struct volumes *s)
     pump(v);
 }
 
-static void replied(struct volume *v)
+/* The reply may lie in two pieces, the first of which holds its header. */
+static void replied(struct volume *v, const struct iovec *reply, int n)
 {
     struct fuse_out_header h;
     struct request *r;
-    if (v->reply.len < sizeof(h)) {
+    if (reply[0].iov_len < sizeof(h)) {
         log_warn("a volume's reply is no reply", LOG_INT("volume", v->id));
         return;
     }
-    memcpy(&h, v->reply.data, sizeof(h));
+    memcpy(&h, reply[0].iov_base, sizeof(h));
     if (v->init != NULL && h.unique == v->init->unique) {
         if (!v->started)
-            to_kernel(v, v->reply.data, v->reply.len);
+            to_kernel(v, reply, n);
         v->started = true;
         v->ready = true;
         pump(v);
@@ -263,7 +280,7 @@ static void replied(struct volume *v)
     TAILQ_FOREACH(r, &v->waiting, link)
     {
         if (r->unique == h.unique && !r->answered) {
-            to_kernel(v, v->reply.data, v->reply.len);
+            to_kernel(v, reply, n);
             drop(v, r);
             go_on(v->all);
             return;
@@ -277,10 +294,19 @@ static void on_frame(void *arg, const struct frame *f)
     struct volume *v = find(s, f->stream);
     if (v == NULL || f->type != FRAME_FS_DATA)
         return;
-    if (buf_append(&v->reply, f->payload, f->len) == 0 && (f->flags & FRAME_FLAG_END) == 0)
+    /* the last piece needs no copy, unless the reply's header is in it too */
+    bool whole = (f->flags & FRAME_FLAG_END) != 0;
+    bool apart = whole && (v->reply.len == 0 || v->reply.len >= sizeof(struct fuse_out_header));
+    if (!apart)
+        (void)buf_append(&v->reply, f->payload, f->len);
+    if (!whole && buf_ok(&v->reply))
         return;
-    if (buf_ok(&v->reply))
-        replied(v);
+    struct iovec reply[2] = {{v->reply.data, v->reply.len},
+                             {(void *)(uintptr_t)f->payload, apart ? f->len : 0}};
+    if (buf_ok(&v->reply) && reply[0].iov_len > 0)
+        replied(v, reply, apart ? 2 : 1);
+    else if (buf_ok(&v->reply))
+        replied(v, &reply[1], 1);
     buf_reset(&v->reply);
     peer_flush(s->peer);
 }

@@ -133,7 +133,7 @@ static void channel_args(const struct hv_spec *s, struct strv *a)
             return;
         }
     }
-    add_opt(a, "-device", "virtio-serial-pci,id=ports,max_ports=4");
+    add_opt(a, "-device", "virtio-serial-pci,id=ports,max_ports=4,ioeventfd=off");
     for (int ch = 0; ch < LINK_CHANNELS; ch++) {
         char id[16];
         (void)snprintf(id, sizeof(id), "ch%d", ch);

@@ -54,6 +54,8 @@ struct server {
 static int send_message(void *arg, const struct iovec *iov, int n)
 {
     struct mounted *m = arg;
+    if (m->server->wire.unanswered)
+        return 0;
     if (m->server->lost || share_wire_send(&m->server->wire, m->id, iov, n) < 0)
         m->server->lost = true;
     return m->server->lost ? -1 : 0;
