@@ -21,11 +21,14 @@
 
 /* Requests read from one volume before the others get their turn. */
 #define TURN 16
+/* Longer requests are not copied once more. */
+#define LARGE KiB(16)
 
 struct request {
     TAILQ_ENTRY(request) link;
     uint64_t unique;
     bool answered; /* nothing will come back, or nobody waits for it */
+    bool large;    /* has room for any */
     size_t len;
     char data[];
 };
@@ -51,9 +54,10 @@ struct volumes {
     struct loop *loop;
     struct peer *peer;
     TAILQ_HEAD(, volume) volumes;
-    char *block;      /* one request as it comes from the kernel */
-    size_t n_waiting; /* requests of all volumes, at most LIMIT_FS_WAITING */
-    bool full;        /* some volume's were left with the kernel for that */
+    struct request *block; /* with room for any: one as it comes from the kernel */
+    struct request *spare; /* another of that size, or NULL */
+    size_t n_waiting;      /* requests of all volumes, at most LIMIT_FS_WAITING */
+    bool full;             /* some volume's were left with the kernel for that */
 };
 
 /* --- to the host --- */
@@ -102,16 +106,35 @@ static bool is_release(uint32_t opcode)
     return opcode == FUSE_RELEASE || opcode == FUSE_RELEASEDIR;
 }
 
-static struct request *store(const void *data, size_t len)
+/* Its data is not zeroed: it is read or copied over. */
+static struct request *request_new(size_t room)
 {
-    struct request *r = xcalloc(1, sizeof(*r) + len);
-    struct fuse_in_header h;
-    memcpy(&h, data, sizeof(h));
-    r->unique = h.unique;
-    r->answered = h.opcode == FUSE_FORGET || h.opcode == FUSE_BATCH_FORGET || is_release(h.opcode);
-    r->len = len;
-    memcpy(r->data, data, len);
+    struct request *r = xrealloc(NULL, 1, sizeof(*r) + room);
+    *r = (struct request){.large = room == LIMIT_FS_MESSAGE};
     return r;
+}
+
+/* The one that came, of n bytes. A long one is kept where it is, and the next comes elsewhere. */
+static struct request *keep(struct volumes *s, size_t n, const struct fuse_in_header *h)
+{
+    struct request *r = n < LARGE ? request_new(n) : take(s->block);
+    if (n < LARGE)
+        memcpy(r->data, s->block->data, n);
+    else
+        s->block = s->spare != NULL ? take(s->spare) : request_new(LIMIT_FS_MESSAGE);
+    r->unique = h->unique;
+    r->answered =
+        h->opcode == FUSE_FORGET || h->opcode == FUSE_BATCH_FORGET || is_release(h->opcode);
+    r->len = n;
+    return r;
+}
+
+static void request_free(struct volumes *s, struct request *r)
+{
+    if (r != NULL && r->large && s->spare == NULL)
+        s->spare = r;
+    else
+        free(r);
 }
 
 static void add(struct volume *v, struct request *r)
@@ -151,20 +174,21 @@ static void answer(struct volume *v, uint64_t unique, int error)
 static bool fetch(struct volume *v)
 {
     struct fuse_in_header h;
-    ssize_t n = v->fd >= 0 ? read(v->fd, v->all->block, LIMIT_FS_MESSAGE) : 0;
+    struct volumes *s = v->all;
+    ssize_t n = v->fd >= 0 ? read(v->fd, s->block->data, LIMIT_FS_MESSAGE) : 0;
     if (n < 0 && (errno == EINTR || errno == ENOENT)) /* ENOENT: it was interrupted just now */
         return true;
     if (n < 0 && errno != EAGAIN)
         lost(v); /* ENODEV: unmounted */
     if (n < (ssize_t)sizeof(h))
         return false;
-    memcpy(&h, v->all->block, sizeof(h));
+    memcpy(&h, s->block->data, sizeof(h));
     if (h.opcode == FUSE_INIT && v->init == NULL)
-        v->init = store(v->all->block, (size_t)n);
-    else if (asks_for_capabilities(v->all->block, (size_t)n, &h))
+        v->init = keep(s, (size_t)n, &h);
+    else if (asks_for_capabilities(s->block->data, (size_t)n, &h))
         answer(v, h.unique, -ENODATA);
     else if (h.opcode != FUSE_INTERRUPT) /* the answer is on its way: not worth the trouble */
-        add(v, store(v->all->block, (size_t)n));
+        add(v, keep(s, (size_t)n, &h));
     if (is_release(h.opcode))
         answer(v, h.unique, 0);
     return true;
@@ -176,7 +200,7 @@ static void drop(struct volume *v, struct request *r)
         v->unsent = TAILQ_NEXT(r, link);
     TAILQ_REMOVE(&v->waiting, r, link);
     v->all->n_waiting--;
-    free(r);
+    request_free(v->all, r);
 }
 
 /* Sends what waits, oldest first. False when the channel is full. */
@@ -350,7 +374,7 @@ static void volume_free(struct volume *v)
     lost(v);
     while ((r = TAILQ_FIRST(&v->waiting)) != NULL)
         drop(v, r);
-    free(v->init);
+    request_free(v->all, v->init);
     free(v->owner);
     buf_clear(&v->reply);
     free(v);
@@ -442,7 +466,7 @@ struct volumes *volumes_new(struct loop *loop)
     struct peer_user user = {
         .up = on_up, .down = on_down, .frame = on_frame, .writable = on_writable, .arg = s};
     s->loop = loop;
-    s->block = xcalloc(1, LIMIT_FS_MESSAGE);
+    s->block = request_new(LIMIT_FS_MESSAGE);
     s->peer = peer_new(loop, LINK_FS, LIMIT_FS_FRAME, LIMIT_FS_QUEUE + KiB(4), &user);
     TAILQ_INIT(&s->volumes);
     return s;
@@ -456,5 +480,6 @@ void volumes_free(struct volumes *s)
         volume_free(TAILQ_FIRST(&s->volumes));
     peer_free(s->peer);
     free(s->block);
+    free(s->spare);
     free(s);
 }
