@@ -1,9 +1,11 @@
 #include "agent/peer.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
@@ -16,6 +18,9 @@
 #define KEEP_MAX KiB(256)
 /* Reads from a socket per event; the loop comes back for the rest. */
 #define READS_PER_EVENT 8
+/* What the kernel's driver of a port gives the host to fill at a time: a page. */
+#define PORT_BUFFER KiB(4)
+#define PORT_PIECES 16
 
 struct peer {
     struct loop *loop;
@@ -29,7 +34,8 @@ struct peer {
     size_t out_off; /* bytes of `out` already written */
     bool up;
     bool blocked;   /* the descriptor took no more: wait for EPOLLOUT */
-    bool watch_out; /* EPOLLOUT is asked for (a port always is) */
+    bool level;     /* a port watched level-triggered, as a socket always is */
+    bool watch_out; /* EPOLLOUT is asked for */
     bool want_writable;
     void (*lost)(void *arg);
     void *lost_arg;
@@ -54,7 +60,20 @@ static void detach(struct peer *p)
     loop_remove(take(p->src));
     cleanup_closep(&p->fd);
     p->blocked = false;
+    p->level = false;
     p->watch_out = false;
+}
+
+/* A port's HUP lasts as long as the host is away: until the host has said its preamble only what
+ * changes counts, and all must be read at once. Afterwards a port is like a socket, which costs
+ * half as many system calls per message. */
+static void watch_level(struct peer *p, bool level)
+{
+    if (!p->port || p->src == NULL || p->level == level)
+        return;
+    p->level = level;
+    p->watch_out = false;
+    (void)loop_set_events(p->src, level ? EPOLLIN : EPOLLIN | EPOLLOUT | EPOLLET);
 }
 
 void peer_free(struct peer *p)
@@ -102,6 +121,7 @@ static void go_down(struct peer *p)
     frame_parser_resync(&p->in, NULL);
     drop_output(p);
     p->want_writable = false;
+    watch_level(p, false);
     if (!p->up)
         return;
     p->up = false;
@@ -126,6 +146,7 @@ static void preamble(struct peer *p)
     p->blocked = false; /* find out anew */
     preamble_answer(answer, p->in.preamble);
     (void)buf_append(&p->out, answer, sizeof(answer));
+    watch_level(p, true);
     p->up = true;
     p->user.up(p->user.arg);
 }
@@ -178,16 +199,32 @@ void peer_input(struct peer *p, const void *data, size_t len)
     }
 }
 
+/* A port gives what one of its buffers holds per read, but a read into pieces of that size goes on
+ * with the next one as long as they are full. */
+static ssize_t read_fd(const struct peer *p, char *to, size_t size)
+{
+    struct iovec iov[PORT_PIECES];
+    int n = 0;
+    if (!p->port)
+        return read(p->fd, to, size);
+    for (; n < PORT_PIECES && size > 0; n++) {
+        iov[n] = (struct iovec){to, size < PORT_BUFFER ? size : PORT_BUFFER};
+        to += iov[n].iov_len;
+        size -= iov[n].iov_len;
+    }
+    return readv(p->fd, iov, n);
+}
+
 /* Returns false when there is nothing more to read now. */
 static bool read_some(struct peer *p)
 {
     size_t size;
-    void *to = frame_parser_room(&p->in, &size);
+    char *to = frame_parser_room(&p->in, &size);
     ssize_t n;
 
     if (to == NULL) /* out of memory: the half-read message is lost, the link is not */
         return false;
-    n = read(p->fd, to, size);
+    n = read_fd(p, to, size);
     if (n > 0) {
         frame_parser_fed(&p->in, (size_t)n);
         parse(p);
@@ -210,6 +247,15 @@ static bool read_some(struct peer *p)
     return false;
 }
 
+/* How many per event; the loop comes back for the rest, but not when the port is watched
+ * edge-triggered. */
+static int reads(const struct peer *p)
+{
+    if (!p->port)
+        return READS_PER_EVENT;
+    return p->level ? 1 : INT_MAX;
+}
+
 static void on_fd(struct loop_source *src, uint32_t events, void *arg)
 {
     struct peer *p = arg;
@@ -217,9 +263,7 @@ static void on_fd(struct loop_source *src, uint32_t events, void *arg)
     if (events & EPOLLOUT)
         p->blocked = false;
     if (events & (EPOLLIN | EPOLLHUP | EPOLLERR)) {
-        /* A port is watched edge-triggered, since its HUP lasts as long as the host is away, and so
-         * has to be read dry. */
-        for (int i = 0; p->src == src && (p->port || i < READS_PER_EVENT); i++)
+        for (int i = 0; p->src == src && i < reads(p); i++)
             if (!read_some(p))
                 break;
     }
@@ -316,7 +360,7 @@ void peer_flush(struct peer *p)
     }
     if (p->out_off == p->out.len)
         drop_output(p);
-    if (!p->port && p->src != NULL && p->watch_out != p->blocked) {
+    if ((!p->port || p->level) && p->src != NULL && p->watch_out != p->blocked) {
         p->watch_out = p->blocked;
         (void)loop_set_events(p->src, p->blocked ? EPOLLIN | EPOLLOUT : EPOLLIN);
     }

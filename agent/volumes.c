@@ -9,6 +9,7 @@
 #include <sys/mount.h>
 #include <sys/queue.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "base/buf.h"
@@ -20,11 +21,14 @@
 
 /* Requests read from one volume before the others get their turn. */
 #define TURN 16
+/* Longer requests are not copied once more. */
+#define LARGE KiB(16)
 
 struct request {
     TAILQ_ENTRY(request) link;
     uint64_t unique;
-    bool answered; /* FORGET: nothing will come back */
+    bool answered; /* nothing will come back, or nobody waits for it */
+    bool large;    /* has room for any */
     size_t len;
     char data[];
 };
@@ -50,7 +54,10 @@ struct volumes {
     struct loop *loop;
     struct peer *peer;
     TAILQ_HEAD(, volume) volumes;
-    char *block; /* one request as it comes from the kernel */
+    struct request *block; /* with room for any: one as it comes from the kernel */
+    struct request *spare; /* another of that size, or NULL */
+    size_t n_waiting;      /* requests of all volumes, at most LIMIT_FS_WAITING */
+    bool full;             /* some volume's were left with the kernel for that */
 };
 
 /* --- to the host --- */
@@ -68,6 +75,8 @@ static bool send_request(struct volume *v, const struct request *r)
     for (size_t at = 0; at < r->len;) {
         size_t n = r->len - at < LIMIT_FS_FRAME ? r->len - at : LIMIT_FS_FRAME;
         uint8_t flags = at + n == r->len ? FRAME_FLAG_END : 0;
+        if (r->answered)
+            flags |= FRAME_FLAG_UNANSWERED;
         if (peer_send(v->all->peer, v->id, FRAME_FS_DATA, flags, r->data + at, n) < 0)
             return false; /* down, or no memory: the next connection gets the whole of it */
         at += n;
@@ -90,21 +99,48 @@ static void lost(struct volume *v)
     cleanup_closep(&v->fd);
 }
 
-static struct request *store(const void *data, size_t len)
+/* A file is closed whatever the host says to it: the kernel has its answer at once, and the host
+ * none to give. */
+static bool is_release(uint32_t opcode)
 {
-    struct request *r = xcalloc(1, sizeof(*r) + len);
-    struct fuse_in_header h;
-    memcpy(&h, data, sizeof(h));
-    r->unique = h.unique;
-    r->answered = h.opcode == FUSE_FORGET || h.opcode == FUSE_BATCH_FORGET;
-    r->len = len;
-    memcpy(r->data, data, len);
+    return opcode == FUSE_RELEASE || opcode == FUSE_RELEASEDIR;
+}
+
+/* Its data is not zeroed: it is read or copied over. */
+static struct request *request_new(size_t room)
+{
+    struct request *r = xrealloc(NULL, 1, sizeof(*r) + room);
+    *r = (struct request){.large = room == LIMIT_FS_MESSAGE};
     return r;
+}
+
+/* The one that came, of n bytes. A long one is kept where it is, and the next comes elsewhere. */
+static struct request *keep(struct volumes *s, size_t n, const struct fuse_in_header *h)
+{
+    struct request *r = n < LARGE ? request_new(n) : take(s->block);
+    if (n < LARGE)
+        memcpy(r->data, s->block->data, n);
+    else
+        s->block = s->spare != NULL ? take(s->spare) : request_new(LIMIT_FS_MESSAGE);
+    r->unique = h->unique;
+    r->answered =
+        h->opcode == FUSE_FORGET || h->opcode == FUSE_BATCH_FORGET || is_release(h->opcode);
+    r->len = n;
+    return r;
+}
+
+static void request_free(struct volumes *s, struct request *r)
+{
+    if (r != NULL && r->large && s->spare == NULL)
+        s->spare = r;
+    else
+        free(r);
 }
 
 static void add(struct volume *v, struct request *r)
 {
     TAILQ_INSERT_TAIL(&v->waiting, r, link);
+    v->all->n_waiting++;
     if (v->unsent == NULL)
         v->unsent = r;
 }
@@ -119,38 +155,42 @@ static bool asks_for_capabilities(const char *request, size_t len, const struct 
            memcmp(request + head, name, sizeof(name)) == 0;
 }
 
-static void to_kernel(struct volume *v, const void *data, size_t len)
+static void to_kernel(struct volume *v, const struct iovec *reply, int n)
 {
     /* ENOENT: nobody waits for it any more */
-    if (v->fd >= 0 && write(v->fd, data, len) < 0 && errno != ENOENT)
+    if (v->fd >= 0 && writev(v->fd, reply, n) < 0 && errno != ENOENT)
         log_warn("a volume's reply was refused", LOG_INT("volume", v->id),
                  LOG_STR("error", strerror(errno)));
 }
 
-static void answer_none(struct volume *v, uint64_t unique)
+static void answer(struct volume *v, uint64_t unique, int error)
 {
-    struct fuse_out_header h = {.len = sizeof(h), .error = -ENODATA, .unique = unique};
-    to_kernel(v, &h, sizeof(h));
+    struct fuse_out_header h = {.len = sizeof(h), .error = error, .unique = unique};
+    struct iovec iov = {&h, sizeof(h)};
+    to_kernel(v, &iov, 1);
 }
 
 /* The kernel's next request; false when there is none now. */
 static bool fetch(struct volume *v)
 {
     struct fuse_in_header h;
-    ssize_t n = v->fd >= 0 ? read(v->fd, v->all->block, LIMIT_FS_MESSAGE) : 0;
+    struct volumes *s = v->all;
+    ssize_t n = v->fd >= 0 ? read(v->fd, s->block->data, LIMIT_FS_MESSAGE) : 0;
     if (n < 0 && (errno == EINTR || errno == ENOENT)) /* ENOENT: it was interrupted just now */
         return true;
     if (n < 0 && errno != EAGAIN)
         lost(v); /* ENODEV: unmounted */
     if (n < (ssize_t)sizeof(h))
         return false;
-    memcpy(&h, v->all->block, sizeof(h));
+    memcpy(&h, s->block->data, sizeof(h));
     if (h.opcode == FUSE_INIT && v->init == NULL)
-        v->init = store(v->all->block, (size_t)n);
-    else if (asks_for_capabilities(v->all->block, (size_t)n, &h))
-        answer_none(v, h.unique);
+        v->init = keep(s, (size_t)n, &h);
+    else if (asks_for_capabilities(s->block->data, (size_t)n, &h))
+        answer(v, h.unique, -ENODATA);
     else if (h.opcode != FUSE_INTERRUPT) /* the answer is on its way: not worth the trouble */
-        add(v, store(v->all->block, (size_t)n));
+        add(v, keep(s, (size_t)n, &h));
+    if (is_release(h.opcode))
+        answer(v, h.unique, 0);
     return true;
 }
 
@@ -159,7 +199,8 @@ static void drop(struct volume *v, struct request *r)
     if (r == v->unsent)
         v->unsent = TAILQ_NEXT(r, link);
     TAILQ_REMOVE(&v->waiting, r, link);
-    free(r);
+    v->all->n_waiting--;
+    request_free(v->all, r);
 }
 
 /* Sends what waits, oldest first. False when the channel is full. */
@@ -189,18 +230,24 @@ static void pump(struct volume *v)
         return;
     }
     bool room = true;
+    bool full = false;
     if (!v->init_sent)
         room = v->init_sent = send_request(v, v->init);
     for (int i = 0; v->ready && room && i < TURN; i++) {
         room = send_waiting(v);
-        if (!room || !fetch(v))
+        full = s->n_waiting >= LIMIT_FS_WAITING;
+        if (!room || full || !fetch(v))
+            break;
+        /* one caller at a time: its request goes out before the kernel is asked for another one */
+        if (s->n_waiting <= 1)
             break;
     }
     if (v->ready && room)
         room = send_waiting(v);
     if (!room)
         peer_want_writable(s->peer);
-    watch(v, v->ready && room);
+    s->full = s->full || full;
+    watch(v, v->ready && room && !full);
 }
 
 static void on_request(struct loop_source *src, uint32_t events, void *arg)
@@ -225,18 +272,30 @@ static struct volume *find(struct volumes *s, uint32_t id)
     return NULL;
 }
 
-static void replied(struct volume *v)
+/* Volumes whose requests were left with the kernel go on. */
+static void go_on(struct volumes *s)
+{
+    struct volume *v;
+    if (!s->full || s->n_waiting >= LIMIT_FS_WAITING)
+        return;
+    s->full = false;
+    TAILQ_FOREACH(v, &s->volumes, link)
+    pump(v);
+}
+
+/* The reply may lie in two pieces, the first of which holds its header. */
+static void replied(struct volume *v, const struct iovec *reply, int n)
 {
     struct fuse_out_header h;
     struct request *r;
-    if (v->reply.len < sizeof(h)) {
+    if (reply[0].iov_len < sizeof(h)) {
         log_warn("a volume's reply is no reply", LOG_INT("volume", v->id));
         return;
     }
-    memcpy(&h, v->reply.data, sizeof(h));
+    memcpy(&h, reply[0].iov_base, sizeof(h));
     if (v->init != NULL && h.unique == v->init->unique) {
         if (!v->started)
-            to_kernel(v, v->reply.data, v->reply.len);
+            to_kernel(v, reply, n);
         v->started = true;
         v->ready = true;
         pump(v);
@@ -245,8 +304,9 @@ static void replied(struct volume *v)
     TAILQ_FOREACH(r, &v->waiting, link)
     {
         if (r->unique == h.unique && !r->answered) {
-            to_kernel(v, v->reply.data, v->reply.len);
+            to_kernel(v, reply, n);
             drop(v, r);
+            go_on(v->all);
             return;
         }
     }
@@ -258,10 +318,19 @@ static void on_frame(void *arg, const struct frame *f)
     struct volume *v = find(s, f->stream);
     if (v == NULL || f->type != FRAME_FS_DATA)
         return;
-    if (buf_append(&v->reply, f->payload, f->len) == 0 && (f->flags & FRAME_FLAG_END) == 0)
+    /* the last piece needs no copy, unless the reply's header is in it too */
+    bool whole = (f->flags & FRAME_FLAG_END) != 0;
+    bool apart = whole && (v->reply.len == 0 || v->reply.len >= sizeof(struct fuse_out_header));
+    if (!apart)
+        (void)buf_append(&v->reply, f->payload, f->len);
+    if (!whole && buf_ok(&v->reply))
         return;
-    if (buf_ok(&v->reply))
-        replied(v);
+    struct iovec reply[2] = {{v->reply.data, v->reply.len},
+                             {(void *)(uintptr_t)f->payload, apart ? f->len : 0}};
+    if (buf_ok(&v->reply) && reply[0].iov_len > 0)
+        replied(v, reply, apart ? 2 : 1);
+    else if (buf_ok(&v->reply))
+        replied(v, &reply[1], 1);
     buf_reset(&v->reply);
     peer_flush(s->peer);
 }
@@ -305,7 +374,7 @@ static void volume_free(struct volume *v)
     lost(v);
     while ((r = TAILQ_FIRST(&v->waiting)) != NULL)
         drop(v, r);
-    free(v->init);
+    request_free(v->all, v->init);
     free(v->owner);
     buf_clear(&v->reply);
     free(v);
@@ -382,6 +451,7 @@ void volumes_release(struct volumes *s, const char *owner)
         }
         v = next;
     }
+    go_on(s);
     peer_flush(s->peer);
 }
 
@@ -396,7 +466,7 @@ struct volumes *volumes_new(struct loop *loop)
     struct peer_user user = {
         .up = on_up, .down = on_down, .frame = on_frame, .writable = on_writable, .arg = s};
     s->loop = loop;
-    s->block = xcalloc(1, LIMIT_FS_MESSAGE);
+    s->block = request_new(LIMIT_FS_MESSAGE);
     s->peer = peer_new(loop, LINK_FS, LIMIT_FS_FRAME, LIMIT_FS_QUEUE + KiB(4), &user);
     TAILQ_INIT(&s->volumes);
     return s;
@@ -410,5 +480,6 @@ void volumes_free(struct volumes *s)
         volume_free(TAILQ_FIRST(&s->volumes));
     peer_free(s->peer);
     free(s->block);
+    free(s->spare);
     free(s);
 }

@@ -67,7 +67,8 @@
 #define LIMIT_FS_QUEUE KiB(512) /* guest: bytes waiting for the channel */
 #define LIMIT_FS_VOLUMES 512    /* mounted in one pod at a time */
 #define LIMIT_FS_INODES 500000  /* that one pod's guest may know: a descriptor each */
-#define LIMIT_FS_HANDLES 65536  /* open files and directories of one volume */
+#define LIMIT_FS_HANDLES 262144 /* open files and directories of one pod's volumes */
+#define LIMIT_FS_WAITING 256    /* guest: requests of all volumes that have no answer yet */
 
 /* Volumes that are copied into the guest: at first, and what they may grow to; a ConfigMap or
  * Secret has at most 1 MiB. */

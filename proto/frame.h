@@ -28,8 +28,9 @@ enum frame_type {
     FRAME_FS_CLOSE = 25, /* agent to host: the volume's mount is gone */
 };
 
-#define FRAME_FLAG_EOF 0x01U /* of FRAME_IO_DATA */
-#define FRAME_FLAG_END 0x01U /* of FRAME_FS_DATA: the message's last piece */
+#define FRAME_FLAG_EOF 0x01U        /* of FRAME_IO_DATA */
+#define FRAME_FLAG_END 0x01U        /* of FRAME_FS_DATA: the message's last piece */
+#define FRAME_FLAG_UNANSWERED 0x02U /* with it: a request whose answer nobody reads */
 
 enum link_channel { LINK_RPC = 0, LINK_IO = 1, LINK_FS = 2 };
 #define LINK_CHANNELS 3

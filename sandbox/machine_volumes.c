@@ -64,8 +64,8 @@ static ssize_t mirror_some(struct machine *m, const char *owner, struct machine_
 {
     size_t k = 0;
     for (size_t i = 0; i < n; i++) {
-        int r = v[i].readonly && !v[i].slave && v[i].ids.n_uids == 0
-                    ? mirror_add(m->mirror, owner, v[i].source, &v[i].id, cancel, err)
+        int r = v[i].readonly && !v[i].slave
+                    ? mirror_add(m->mirror, owner, v[i].source, &v[i].ids, &v[i].id, cancel, err)
                     : 0;
         if (r < 0)
             return -1;

@@ -17,6 +17,7 @@
 #include "proto/arena.h"
 #include "sandbox/lock.h"
 #include "sandbox/mirror_scan.h"
+#include "sandbox/volume_ids.h"
 
 #define STATE_FILE "mirror.json"
 #define FIRST_ID UINT32_C(0x80000000) /* those below are the file share's */
@@ -31,6 +32,7 @@ struct entry {
     struct mirror *all;
     uint32_t id;
     char *source;
+    struct volume_ids ids;
     struct strv owners;
     size_t bytes; /* when it was added */
     bool dirty;
@@ -66,9 +68,11 @@ static int save_locked(struct mirror *m, struct err *err)
         json_t *owners = json_array();
         for (size_t i = 0; i < e->owners.n; i++)
             (void)json_array_append_new(owners, json_string(e->owners.v[i]));
-        if (json_array_append_new(list, json_pack("{s:I, s:s, s:I, s:o}", "id", (json_int_t)e->id,
-                                                  "source", e->source, "bytes",
-                                                  (json_int_t)e->bytes, "owners", owners)) < 0)
+        if (json_array_append_new(
+                list, json_pack("{s:I, s:s, s:I, s:o, s:[I, I, I, I]}", "id", (json_int_t)e->id,
+                                "source", e->source, "bytes", (json_int_t)e->bytes, "owners",
+                                owners, "ids", (json_int_t)e->ids.uid, (json_int_t)e->ids.n_uids,
+                                (json_int_t)e->ids.gid, (json_int_t)e->ids.n_gids)) < 0)
             return err_set(err, ERR_INVALID, "volume path is not valid UTF-8");
     }
     json_auto_t *v = json_pack("{s:I, s:O}", "last_id", (json_int_t)m->last_id, "volumes", list);
@@ -78,12 +82,14 @@ static int save_locked(struct mirror *m, struct err *err)
     return fs_write_atomic(m->state_path, text, strlen(text), 0600, false, err);
 }
 
-static struct entry *entry_new(struct mirror *m, uint32_t id, const char *source, size_t bytes)
+static struct entry *entry_new(struct mirror *m, uint32_t id, const char *source,
+                               const struct volume_ids *ids, size_t bytes)
 {
     struct entry *e = xcalloc(1, sizeof(*e));
     e->all = m;
     e->id = id;
     e->source = xstrdup(source);
+    e->ids = *ids;
     e->bytes = bytes;
     LIST_INSERT_HEAD(&m->entries, e, link);
     return e;
@@ -98,9 +104,14 @@ static bool load_entry(struct mirror *m, const json_t *v)
     if (id <= (json_int_t)FIRST_ID || id > UINT32_MAX || bytes < 0 || source == NULL ||
         !json_is_array(owners))
         return false;
-    struct entry *e = entry_new(m, (uint32_t)id, source, (size_t)bytes);
+    struct volume_ids ids;
+    uint32_t *numbers[] = {&ids.uid, &ids.n_uids, &ids.gid, &ids.n_gids};
     size_t i;
     const json_t *item;
+    /* an older daemon's has none: as they are */
+    for (i = 0; i < ARRAY_LEN(numbers); i++)
+        *numbers[i] = (uint32_t)json_integer_value(json_array_get(json_object_get(v, "ids"), i));
+    struct entry *e = entry_new(m, (uint32_t)id, source, &ids, (size_t)bytes);
     json_array_foreach(owners, i, item)
     {
         if (json_string_value(item) != NULL)
@@ -171,6 +182,14 @@ static int watch_data(struct entry *e, const char *name, struct err *err)
     return 0;
 }
 
+/* The guest's files have the ids that its containers are to see. */
+static void map_ids(const struct volume_ids *ids, const Aspis__Agent__V1__SyncVolumeRequest *req)
+{
+    volume_ids_out(ids, &req->root->uid, &req->root->gid);
+    for (size_t i = 0; i < req->n_entries; i++)
+        volume_ids_out(ids, &req->entries[i]->uid, &req->entries[i]->gid);
+}
+
 /* Reads the volume as it was at one moment after all watches were set. */
 static int look(struct entry *e, size_t max, struct arena *a,
                 Aspis__Agent__V1__SyncVolumeRequest *req, struct err *err)
@@ -211,6 +230,7 @@ static int sync_entry(struct entry *e, size_t max, struct cancel *cancel, struct
         if (look(e, max, a, &req, err) == 0) {
             err_clear(err);
             req.id = e->id;
+            map_ids(&e->ids, &req);
             return call(e->all, "SyncVolume", &req.base, cancel, err);
         }
         if (err->code != ERR_NOT_FOUND)
@@ -353,7 +373,7 @@ static void disown(struct entry *e, const char *owner)
 
 /* The source's entry, made if there is none. NULL: no room for it. */
 static struct entry *claim_locked(struct mirror *m, const char *owner, const char *source,
-                                  size_t bytes, struct err *err)
+                                  const struct volume_ids *ids, size_t bytes, struct err *err)
 {
     struct entry *e;
     struct entry *same = NULL;
@@ -363,7 +383,7 @@ static struct entry *claim_locked(struct mirror *m, const char *owner, const cha
     {
         n++;
         all += e->bytes;
-        if (strcmp(e->source, source) == 0)
+        if (strcmp(e->source, source) == 0 && memcmp(&e->ids, ids, sizeof(*ids)) == 0)
             same = e;
     }
     if (same == NULL && (n >= LIMIT_MIRROR_VOLUMES || all > LIMIT_MIRROR_POD)) {
@@ -373,7 +393,7 @@ static struct entry *claim_locked(struct mirror *m, const char *owner, const cha
     if (m->stopping || start_thread(m, err) < 0)
         return NULL;
     if (same == NULL)
-        same = entry_new(m, ++m->last_id, source, bytes);
+        same = entry_new(m, ++m->last_id, source, ids, bytes);
     if (!owns(same, owner))
         strv_add(&same->owners, owner);
     if (save_locked(m, err) == 0)
@@ -383,11 +403,12 @@ static struct entry *claim_locked(struct mirror *m, const char *owner, const cha
     return NULL;
 }
 
-static int add_in_turn(struct mirror *m, const char *owner, const char *source, size_t bytes,
-                       uint32_t *id, struct cancel *cancel, struct err *err)
+static int add_in_turn(struct mirror *m, const char *owner, const char *source,
+                       const struct volume_ids *ids, size_t bytes, uint32_t *id,
+                       struct cancel *cancel, struct err *err)
 {
     (void)pthread_mutex_lock(&m->lock);
-    struct entry *e = claim_locked(m, owner, source, bytes, err);
+    struct entry *e = claim_locked(m, owner, source, ids, bytes, err);
     (void)pthread_mutex_unlock(&m->lock);
     if (e == NULL)
         return -1;
@@ -421,8 +442,8 @@ static bool fits(const char *path, size_t *bytes)
     return false;
 }
 
-int mirror_add(struct mirror *m, const char *owner, const char *source, uint32_t *id,
-               struct cancel *cancel, struct err *err)
+int mirror_add(struct mirror *m, const char *owner, const char *source,
+               const struct volume_ids *ids, uint32_t *id, struct cancel *cancel, struct err *err)
 {
     auto_err struct err why = ERR_INIT;
     auto_free char *path = realpath(source, NULL);
@@ -431,7 +452,7 @@ int mirror_add(struct mirror *m, const char *owner, const char *source, uint32_t
         return 0;
     if (lock_within(&m->turn, cancel, "the pod's mirrored volumes", err) < 0)
         return -1;
-    int r = add_in_turn(m, owner, path, bytes, id, cancel, &why);
+    int r = add_in_turn(m, owner, path, ids, bytes, id, cancel, &why);
     (void)pthread_mutex_unlock(&m->turn);
     if (r < 0)
         log_info("a volume is shared, not mirrored", LOG_STR("source", path),

@@ -3,8 +3,8 @@
  * one pod's guest and kept up to date there: reads cost nothing and inotify works, which no shared
  * file system gives.
  *
- * One copy per source and pod, whoever of its containers uses it. A change seen by inotify is sent
- * as a whole (SyncVolume) by a thread of the pod's own; the guest brings it about in kubelet's
+ * One copy per source, ids and pod, whoever of its containers uses it. A change seen by inotify is
+ * sent as a whole (SyncVolume) by a thread of the pod's own; the guest brings it about in kubelet's
  * order. A volume that outgrows LIMIT_MIRROR_BYTES stays as it was. State is the file `mirror.json`
  * in run_dir, from which a later daemon goes on: it sends everything again, since it cannot know
  * what changed meanwhile.
@@ -19,6 +19,7 @@
 #include "base/cancel.h"
 #include "base/err.h"
 #include "sandbox/link.h"
+#include "sandbox/machine.h"
 #include "sandbox/mirror_watch.h"
 
 struct mirror;
@@ -30,8 +31,8 @@ struct mirror *mirror_new(const char *run_dir, struct mirror_watch *watch, struc
                           struct err *err);
 /* Has the volume copied for one owner, a container's id. 1: done, *id is what the agent calls it;
  * 0: it is none of that kind, or too large, or cannot be copied now. -1: cancelled. */
-int mirror_add(struct mirror *m, const char *owner, const char *source, uint32_t *id,
-               struct cancel *cancel, struct err *err);
+int mirror_add(struct mirror *m, const char *owner, const char *source,
+               const struct volume_ids *ids, uint32_t *id, struct cancel *cancel, struct err *err);
 /* The guest gives back what nobody else uses, when it gets round to it. */
 void mirror_remove(struct mirror *m, const char *owner);
 /* Ends its thread; the guest keeps what it has. Idempotent; NULL is fine. */

@@ -144,7 +144,10 @@ static void channel_args(const struct hv_spec *s, struct strv *a)
             return;
         }
     }
-    add_opt(a, "-device", "virtio-serial-pci,id=ports,max_ports=4");
+    /* under emulation the vCPU's own thread takes what the guest writes, with no other to wake */
+    add_opt(a, "-device",
+            s->accel == ACCEL_KVM ? "virtio-serial-pci,id=ports,max_ports=4"
+                                  : "virtio-serial-pci,id=ports,max_ports=4,ioeventfd=off");
     for (int ch = 0; ch < LINK_CHANNELS; ch++) {
         char id[16];
         (void)snprintf(id, sizeof(id), "ch%d", ch);

@@ -30,6 +30,7 @@
 
 #define STATE_FILE "share.json"
 #define LOG_FILE "share.log"
+#define NODES_FILE "share.nodes" /* one server's to the next: share_state.h */
 #define START_NS INT64_C(10000000000)
 #define RETRY_FIRST_MS 20
 #define RETRY_MAX_MS 5000
@@ -190,6 +191,10 @@ static int spawn(struct share *s, int channel, int go, struct cancel *cancel, st
     auto_close int out = open(log_path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
     if (out < 0)
         return err_sys(err, errno, "open %s", log_path);
+    auto_free char *nodes_path = fs_format("%s/" NODES_FILE, s->run_dir);
+    auto_close int nodes = open(nodes_path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    if (nodes < 0)
+        return err_sys(err, errno, "open %s", nodes_path);
     struct jail_bind binds[8];
     size_t n = 0;
     for (; n < JAIL_LIBRARIES_N; n++)
@@ -198,7 +203,7 @@ static int spawn(struct share *s, int channel, int go, struct cancel *cancel, st
     static const struct jail_rlimit limits[] = {{"nofile", SERVER_NOFILE}, {"core", 0}};
     static const char *const caps[] = {"chown", "dac_override", "fowner", "fsetid", NULL};
     const char *argv[] = {"/aspis-share", name, NULL};
-    const struct spawn_fd fds[] = {{2, out}, {3, channel}, {4, go}};
+    const struct spawn_fd fds[] = {{2, out}, {3, channel}, {4, go}, {5, nodes}};
     struct jail_opts jail = {.helper = s->jail_helper,
                              .uid = s->uid,
                              .cgroups = (const char *const *)cgroups.v,

@@ -5,67 +5,40 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <fuse_lowlevel.h>
+#include <linux/fuse.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <sys/xattr.h>
 #include <unistd.h>
 
-#define HASH_FUNCTION HASH_FNV /* clang warns of the default one */
-#include <uthash.h>
-
 #include "base/cleanup.h"
+#include "base/failpoint.h"
 #include "base/limits.h"
 #include "base/str.h"
 #include "sandbox/share_xattr.h"
+#include "sandbox/volume_ids.h"
 
 /* How long a guest may go on with what it has seen: kubelet's changes show within this. */
 #define TIMEOUT 0.1
 
-struct inode_key {
-    uint64_t dev, ino;
-};
-
-struct inode {
-    struct inode_key key;
-    int fd; /* O_PATH */
-    mode_t type;
-    uint64_t lookups; /* that the guest holds */
-    uint32_t slot;
-    UT_hash_handle hh;
-};
-
-enum handle_kind { HANDLE_FREE, HANDLE_FILE, HANDLE_DIR };
-
-struct handle {
-    enum handle_kind kind;
-    int fd;
-    DIR *dir;
-    struct dirent *next; /* read but not sent yet */
-    off_t offset;        /* of what comes after it */
-};
-
-/* Slots 0 and 1 are never given out: 1 is the root's node id. */
 struct volume {
     struct fuse_session *se;
+    struct table *table;
+    struct deeds *deeds;
     volume_send_fn send;
     void *arg;
+    uint32_t id;
     struct volume_ids ids;
     bool started;
-    uint32_t epoch;
-    struct inode **inodes;
-    uint32_t n_inodes, cap_inodes;
-    uint32_t *free_inodes;
-    uint32_t n_free_inodes;
-    struct inode *by_key;
-    struct handle *handles;
-    uint32_t n_handles, cap_handles;
+    struct inode root;
+    /* of the request that is being served */
+    uint64_t unique;
+    uint32_t opcode;
+    bool changed; /* it was put on record */
 };
-
-static uint32_t inodes_in_use; /* of all volumes: each is a descriptor */
 
 static struct volume *volume_of(fuse_req_t req)
 {
@@ -74,38 +47,16 @@ static struct volume *volume_of(fuse_req_t req)
 
 /* --- ids --- */
 
-#define NOBODY 65534 /* the kernel's overflow id */
-
-static uint32_t id_out(uint32_t id, uint32_t first, uint32_t n)
-{
-    return id < n ? first + id : NOBODY;
-}
-
-/* -1 as an id means "none" everywhere. */
-static bool id_in(uint32_t *id, uint32_t first, uint32_t n)
-{
-    if (*id == UINT32_MAX)
-        return true;
-    if (*id < first || *id - first >= n)
-        return false;
-    *id -= first;
-    return true;
-}
-
 /* What the guest sees. */
 static void stat_out(const struct volume *v, struct stat *st)
 {
-    if (v->ids.n_uids == 0)
-        return;
-    st->st_uid = id_out(st->st_uid, v->ids.uid, v->ids.n_uids);
-    st->st_gid = id_out(st->st_gid, v->ids.gid, v->ids.n_gids);
+    volume_ids_out(&v->ids, &st->st_uid, &st->st_gid);
 }
 
 /* What the guest says; false with errno when it is nobody's here. */
 static bool ids_in(const struct volume *v, uid_t *uid, gid_t *gid)
 {
-    if (v->ids.n_uids == 0 ||
-        (id_in(uid, v->ids.uid, v->ids.n_uids) && id_in(gid, v->ids.gid, v->ids.n_gids)))
+    if (volume_ids_in(&v->ids, uid, gid))
         return true;
     errno = EOVERFLOW;
     return false;
@@ -122,98 +73,16 @@ static bool may_make(fuse_req_t req)
     return may;
 }
 
-/* --- tables --- */
-
-static struct inode *inode_at(struct volume *v, fuse_ino_t id)
-{
-    if (id == FUSE_ROOT_ID)
-        return v->inodes[FUSE_ROOT_ID];
-    uint32_t slot = (uint32_t)id;
-    return id >> 32 == v->epoch && slot > FUSE_ROOT_ID && slot < v->n_inodes ? v->inodes[slot]
-                                                                             : NULL;
-}
+/* --- nodes and handles --- */
 
 /* The inode a request is about; answers it when there is none. */
 static struct inode *find(fuse_req_t req, fuse_ino_t id)
 {
-    struct inode *i = inode_at(volume_of(req), id);
+    struct volume *v = volume_of(req);
+    struct inode *i = table_inode(v->table, &v->root, id);
     if (i == NULL)
-        (void)fuse_reply_err(req, ESTALE);
+        (void)fuse_reply_err(req, errno);
     return i;
-}
-
-static fuse_ino_t id_of(const struct volume *v, const struct inode *i)
-{
-    return i->slot == FUSE_ROOT_ID ? FUSE_ROOT_ID : (uint64_t)v->epoch << 32 | i->slot;
-}
-
-static int take_slot(struct volume *v, uint32_t *slot)
-{
-    if (v->n_free_inodes > 0) {
-        *slot = v->free_inodes[--v->n_free_inodes];
-        return 0;
-    }
-    if (v->n_inodes == v->cap_inodes) {
-        uint32_t cap = v->cap_inodes * 2;
-        struct inode **inodes = reallocarray(v->inodes, cap, sizeof(struct inode *));
-        if (inodes == NULL)
-            return ENOMEM;
-        v->inodes = inodes;
-        uint32_t *frees = reallocarray(v->free_inodes, cap, sizeof(*frees));
-        if (frees == NULL)
-            return ENOMEM;
-        v->free_inodes = frees;
-        v->cap_inodes = cap;
-    }
-    *slot = v->n_inodes++;
-    return 0;
-}
-
-/* The inode of an O_PATH descriptor, which is taken; counts one lookup. */
-static int remember(struct volume *v, int fd, const struct stat *st, struct inode **out)
-{
-    auto_close int owned = fd;
-    struct inode_key key = {.dev = st->st_dev, .ino = st->st_ino};
-    struct inode *i = NULL;
-    HASH_FIND(hh, v->by_key, &key, sizeof(key), i);
-    if (i == NULL) {
-        uint32_t slot;
-        if (inodes_in_use >= LIMIT_FS_INODES)
-            return ENFILE;
-        int e = take_slot(v, &slot);
-        if (e != 0)
-            return e;
-        i = xcalloc(1, sizeof(*i));
-        *i = (struct inode){
-            .key = key, .fd = take_fd(&owned), .type = st->st_mode & S_IFMT, .slot = slot};
-        v->inodes[slot] = i;
-        HASH_ADD(hh, v->by_key, key, sizeof(i->key), i);
-        inodes_in_use++;
-    }
-    i->lookups++;
-    *out = i;
-    return 0;
-}
-
-static void drop_inode(struct volume *v, struct inode *i)
-{
-    HASH_DEL(v->by_key, i);
-    (void)close(i->fd);
-    v->inodes[i->slot] = NULL;
-    if (i->slot > FUSE_ROOT_ID)
-        v->free_inodes[v->n_free_inodes++] = i->slot;
-    free(i);
-    inodes_in_use--;
-}
-
-static void forget(struct volume *v, fuse_ino_t id, uint64_t n)
-{
-    struct inode *i = inode_at(v, id);
-    if (i == NULL || i->slot == FUSE_ROOT_ID)
-        return;
-    i->lookups -= n < i->lookups ? n : i->lookups;
-    if (i->lookups == 0)
-        drop_inode(v, i);
 }
 
 static int lookup(struct volume *v, const struct inode *parent, const char *name,
@@ -224,11 +93,16 @@ static int lookup(struct volume *v, const struct inode *parent, const char *name
     if (fd < 0 || fstat(fd, &e->attr) < 0)
         return errno;
     struct inode *i = NULL;
-    int r = remember(v, take_fd(&fd), &e->attr, &i);
+    int r = table_remember(v->table, &v->root, parent, name, take_fd(&fd), &e->attr, &i);
     if (r == 0)
-        e->ino = id_of(v, i);
+        e->ino = table_id(v->table, i);
     stat_out(v, &e->attr);
     return r;
+}
+
+static void forget(struct volume *v, fuse_ino_t id, uint64_t n)
+{
+    table_forget(v->table, &v->root, id, n);
 }
 
 /* A path that reopens an inode, past its O_PATH descriptor. */
@@ -238,63 +112,104 @@ static const char *path_of(const struct inode *i, char out[40])
     return out;
 }
 
+/* The guest's kernel has checked permissions and does direct I/O in its own way. */
+static int host_flags(int flags)
+{
+    return (flags & (O_ACCMODE | O_APPEND | O_TRUNC | O_SYNC | O_DSYNC)) | O_CLOEXEC | O_NOCTTY |
+           O_NONBLOCK;
+}
+
 /* Puts the handle into fi; its descriptor or directory is taken. */
-static int add_handle(struct volume *v, struct handle h, struct fuse_file_info *fi)
+static int add_handle(struct volume *v, const struct inode *i, struct handle h,
+                      struct fuse_file_info *fi)
 {
-    uint32_t at = 0;
-    while (at < v->n_handles && v->handles[at].kind != HANDLE_FREE)
-        at++;
-    if (at == v->cap_handles && at < LIMIT_FS_HANDLES) {
-        uint32_t cap = v->cap_handles == 0 ? 64 : v->cap_handles * 2;
-        struct handle *more = reallocarray(v->handles, cap, sizeof(*more));
-        if (more != NULL) {
-            v->handles = more;
-            v->cap_handles = cap;
-        }
-    }
-    if (at == v->cap_handles) {
-        if (h.dir != NULL)
-            (void)closedir(h.dir);
-        else
-            (void)close(h.fd);
-        return ENFILE;
-    }
-    if (at == v->n_handles)
-        v->n_handles++;
-    v->handles[at] = h;
-    fi->fh = (uint64_t)v->epoch << 32 | at;
-    return 0;
+    return table_add_handle(v->table, &v->root, i, h, host_flags(fi->flags), &fi->fh);
 }
 
-static struct handle *handle_at(struct volume *v, uint64_t fh, enum handle_kind kind)
+static struct handle *find_handle(fuse_req_t req, const struct fuse_file_info *fi, mode_t type)
 {
-    uint32_t at = (uint32_t)fh;
-    if (fh >> 32 != v->epoch || at >= v->n_handles || v->handles[at].kind != kind)
-        return NULL;
-    return &v->handles[at];
-}
-
-static struct handle *find_handle(fuse_req_t req, const struct fuse_file_info *fi,
-                                  enum handle_kind kind)
-{
-    struct handle *h = fi != NULL ? handle_at(volume_of(req), fi->fh, kind) : NULL;
+    struct volume *v = volume_of(req);
+    struct handle *h = fi != NULL ? table_handle(v->table, &v->root, fi->fh, type) : NULL;
     if (h == NULL)
         (void)fuse_reply_err(req, EBADF);
     return h;
 }
 
-static void drop_handle(struct handle *h)
-{
-    if (h->kind == HANDLE_FILE)
-        (void)close(h->fd);
-    else if (h->kind == HANDLE_DIR)
-        (void)closedir(h->dir);
-    *h = (struct handle){.kind = HANDLE_FREE};
-}
-
 static void answer(fuse_req_t req, int result)
 {
     (void)fuse_reply_err(req, result < 0 ? errno : 0);
+}
+
+/* --- changes, which happen once (share_deed.h) --- */
+
+struct deed {
+    struct state_deed *record;
+    bool done;  /* by an earlier server, with success: only the answer is missing */
+    bool again; /* an earlier server began it and may have got as far as doing it */
+};
+
+/* What a name leads to; nothing is as good as what cannot be seen. */
+static struct file_id id_at(const struct inode *dir, const char *name)
+{
+    struct stat st;
+    if (fstatat(dir->fd, name, &st, AT_SYMLINK_NOFOLLOW) < 0)
+        return (struct file_id){0};
+    return (struct file_id){.dev = st.st_dev, .ino = st.st_ino};
+}
+
+static bool is(struct file_id a, struct file_id b)
+{
+    return a.ino == b.ino && a.dev == b.dev;
+}
+
+/* before: how things are. False when the request is answered already. */
+static bool begin(fuse_req_t req, struct deed *d, struct state_deed before)
+{
+    struct volume *v = volume_of(req);
+    *d = (struct deed){.record = deeds_find(v->deeds, v->id, v->unique)};
+    v->changed = true;
+    if (d->record == NULL) {
+        before.volume = v->id;
+        before.unique = v->unique;
+        before.opcode = v->opcode;
+        d->record = deeds_begin(v->deeds, &before);
+    } else {
+        d->done = d->record->phase == DEED_DONE;
+        d->again = !d->done;
+    }
+    (void)FAILPOINT("share.begun", NULL);
+    if (d->done && d->record->error != 0) {
+        (void)fuse_reply_err(req, d->record->error);
+        return false;
+    }
+    return true;
+}
+
+/* Before the answer. */
+static void finish(const struct deed *d, int error, uint64_t result)
+{
+    if (d->done)
+        return;
+    (void)FAILPOINT("share.acted", NULL);
+    deed_done(d->record, error, result);
+    (void)FAILPOINT("share.noted", NULL);
+}
+
+/* result: of a system call, or 0. */
+static void finish_and_answer(fuse_req_t req, const struct deed *d, int result)
+{
+    int e = result < 0 ? errno : 0;
+    finish(d, e, 0);
+    (void)fuse_reply_err(req, e);
+}
+
+/* Was there nothing of that name before, and is there what was to be made? */
+static bool was_made(const struct deed *d, const struct inode *dir, const char *name, mode_t type)
+{
+    struct stat st;
+    return d->done ||
+           (d->again && d->record->source.ino == 0 &&
+            fstatat(dir->fd, name, &st, AT_SYMLINK_NOFOLLOW) == 0 && (st.st_mode & S_IFMT) == type);
 }
 
 /* --- names and attributes --- */
@@ -358,7 +273,7 @@ static int set_size(struct volume *v, const struct inode *i, off_t size,
                     const struct fuse_file_info *fi)
 {
     char path[40];
-    const struct handle *h = fi != NULL ? handle_at(v, fi->fh, HANDLE_FILE) : NULL;
+    const struct handle *h = fi != NULL ? table_handle(v->table, &v->root, fi->fh, S_IFREG) : NULL;
     if (h != NULL)
         return ftruncate(h->fd, size);
     if (i->type != S_IFREG) {
@@ -387,31 +302,41 @@ static int set_owner(const struct volume *v, const struct inode *i, uid_t uid, g
     return ids_in(v, &uid, &gid) ? fchownat(i->fd, "", uid, gid, AT_EMPTY_PATH) : -1;
 }
 
+static int set_attr(struct volume *v, const struct inode *i, const struct stat *st, int what,
+                    const struct fuse_file_info *fi)
+{
+    char path[40];
+    int r = 0;
+    if (what & FUSE_SET_ATTR_MODE)
+        r = chmod(path_of(i, path), st->st_mode & 07777);
+    if (r == 0 && (what & (FUSE_SET_ATTR_UID | FUSE_SET_ATTR_GID)) != 0)
+        r = set_owner(v, i, what & FUSE_SET_ATTR_UID ? st->st_uid : (uid_t)-1,
+                      what & FUSE_SET_ATTR_GID ? st->st_gid : (gid_t)-1);
+    if (r == 0 && (what & FUSE_SET_ATTR_SIZE) != 0)
+        r = set_size(v, i, st->st_size, fi);
+    if (r == 0 && (what & (FUSE_SET_ATTR_ATIME | FUSE_SET_ATTR_MTIME | FUSE_SET_ATTR_ATIME_NOW |
+                           FUSE_SET_ATTR_MTIME_NOW)) != 0)
+        r = set_times(i, st, what);
+    return r;
+}
+
 static void op_setattr(fuse_req_t req, fuse_ino_t id, struct stat *st, int what,
                        struct fuse_file_info *fi)
 {
     struct inode *i = find(req, id);
-    char path[40];
+    struct deed d;
     if (i == NULL)
         return;
-    int r = 0;
-    if (what & FUSE_SET_ATTR_MODE) {
-        if (i->type == S_IFLNK) {
-            (void)fuse_reply_err(req, EOPNOTSUPP);
-            return;
-        }
-        r = chmod(path_of(i, path), st->st_mode & 07777);
+    if ((what & FUSE_SET_ATTR_MODE) != 0 && i->type == S_IFLNK) {
+        (void)fuse_reply_err(req, EOPNOTSUPP);
+        return;
     }
-    if (r == 0 && (what & (FUSE_SET_ATTR_UID | FUSE_SET_ATTR_GID)) != 0)
-        r = set_owner(volume_of(req), i, what & FUSE_SET_ATTR_UID ? st->st_uid : (uid_t)-1,
-                      what & FUSE_SET_ATTR_GID ? st->st_gid : (gid_t)-1);
-    if (r == 0 && (what & FUSE_SET_ATTR_SIZE) != 0)
-        r = set_size(volume_of(req), i, st->st_size, fi);
-    if (r == 0 && (what & (FUSE_SET_ATTR_ATIME | FUSE_SET_ATTR_MTIME | FUSE_SET_ATTR_ATIME_NOW |
-                           FUSE_SET_ATTR_MTIME_NOW)) != 0)
-        r = set_times(i, st, what);
-    if (r < 0)
-        (void)fuse_reply_err(req, errno);
+    if (!begin(req, &d, (struct state_deed){0}))
+        return;
+    int e = !d.done && set_attr(volume_of(req), i, st, what, fi) < 0 ? errno : 0;
+    finish(&d, e, 0);
+    if (e != 0)
+        (void)fuse_reply_err(req, e);
     else
         reply_attr(req, i);
 }
@@ -449,14 +374,9 @@ static int give(fuse_req_t req, const struct inode *parent, const char *name, mo
     return 0;
 }
 
-static void made(fuse_req_t req, const struct inode *parent, const char *name, mode_t mode,
-                 int result)
+static void reply_entry(fuse_req_t req, const struct inode *parent, const char *name)
 {
     struct fuse_entry_param e;
-    if (result < 0 || give(req, parent, name, mode) < 0) {
-        (void)fuse_reply_err(req, errno);
-        return;
-    }
     int r = lookup(volume_of(req), parent, name, &e);
     if (r != 0)
         (void)fuse_reply_err(req, r);
@@ -464,9 +384,23 @@ static void made(fuse_req_t req, const struct inode *parent, const char *name, m
         (void)fuse_reply_entry(req, &e);
 }
 
+/* result: of the system call, or 0. */
+static void made(fuse_req_t req, const struct deed *d, const struct inode *parent, const char *name,
+                 mode_t mode, int result)
+{
+    (void)FAILPOINT("share.made", NULL);
+    int e = result < 0 || (!d->done && give(req, parent, name, mode) < 0) ? errno : 0;
+    finish(d, e, 0);
+    if (e != 0)
+        (void)fuse_reply_err(req, e);
+    else
+        reply_entry(req, parent, name);
+}
+
 static void op_mknod(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, dev_t dev)
 {
     struct inode *p = find(req, parent);
+    struct deed d;
     (void)dev;
     if (p == NULL || !may_make(req))
         return;
@@ -474,67 +408,117 @@ static void op_mknod(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t
         (void)fuse_reply_err(req, EPERM); /* a device of the host is not the guest's */
         return;
     }
-    made(req, p, name, mode, mknodat(p->fd, name, mode, 0));
+    if (begin(req, &d, (struct state_deed){.source = id_at(p, name)}))
+        made(req, &d, p, name, mode,
+             was_made(&d, p, name, mode & S_IFMT) ? 0 : mknodat(p->fd, name, mode, 0));
 }
 
 static void op_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode)
 {
     struct inode *p = find(req, parent);
-    if (p != NULL && may_make(req))
-        made(req, p, name, S_IFDIR | mode, mkdirat(p->fd, name, mode));
+    struct deed d;
+    if (p != NULL && may_make(req) && begin(req, &d, (struct state_deed){.source = id_at(p, name)}))
+        made(req, &d, p, name, S_IFDIR | mode,
+             was_made(&d, p, name, S_IFDIR) ? 0 : mkdirat(p->fd, name, mode));
+}
+
+static bool leads_to(const struct inode *dir, const char *name, const char *target)
+{
+    char is_target[LIMIT_PATH + 1];
+    ssize_t n = readlinkat(dir->fd, name, is_target, sizeof(is_target));
+    return n == (ssize_t)strlen(target) && memcmp(is_target, target, (size_t)n) == 0;
 }
 
 static void op_symlink(fuse_req_t req, const char *target, fuse_ino_t parent, const char *name)
 {
     struct inode *p = find(req, parent);
-    if (p != NULL && may_make(req))
-        made(req, p, name, S_IFLNK, symlinkat(target, p->fd, name));
+    struct deed d;
+    if (p == NULL || !may_make(req) ||
+        !begin(req, &d, (struct state_deed){.source = id_at(p, name)}))
+        return;
+    bool there = was_made(&d, p, name, S_IFLNK) && (d.done || leads_to(p, name, target));
+    made(req, &d, p, name, S_IFLNK, there ? 0 : symlinkat(target, p->fd, name));
 }
 
 static void op_link(fuse_req_t req, fuse_ino_t id, fuse_ino_t parent, const char *name)
 {
     struct inode *i = find(req, id);
     struct inode *p = i != NULL ? find(req, parent) : NULL;
-    struct fuse_entry_param e;
+    struct deed d;
     char path[40];
-    if (p == NULL)
+    if (p == NULL || !begin(req, &d, (struct state_deed){.source = id_at(p, name)}))
         return;
-    if (linkat(AT_FDCWD, path_of(i, path), p->fd, name, AT_SYMLINK_FOLLOW) < 0) {
-        (void)fuse_reply_err(req, errno);
-        return;
-    }
-    int r = lookup(volume_of(req), p, name, &e);
-    if (r != 0)
-        (void)fuse_reply_err(req, r);
+    bool there = was_made(&d, p, name, i->type) &&
+                 (d.done || is(id_at(p, name), (struct file_id){i->key.dev, i->key.ino}));
+    int e = !there && linkat(AT_FDCWD, path_of(i, path), p->fd, name, AT_SYMLINK_FOLLOW) < 0 ? errno
+                                                                                             : 0;
+    finish(&d, e, 0);
+    if (e != 0)
+        (void)fuse_reply_err(req, e);
     else
-        (void)fuse_reply_entry(req, &e);
+        reply_entry(req, p, name);
+}
+
+static void take_away(fuse_req_t req, fuse_ino_t parent, const char *name, int flags)
+{
+    struct inode *p = find(req, parent);
+    struct deed d;
+    if (p == NULL || !begin(req, &d, (struct state_deed){.source = id_at(p, name)}))
+        return;
+    bool gone =
+        d.done || (d.again && d.record->source.ino != 0 && !is(id_at(p, name), d.record->source));
+    finish_and_answer(req, &d, gone ? 0 : unlinkat(p->fd, name, flags));
 }
 
 static void op_unlink(fuse_req_t req, fuse_ino_t parent, const char *name)
 {
-    struct inode *p = find(req, parent);
-    if (p != NULL)
-        answer(req, unlinkat(p->fd, name, 0));
+    take_away(req, parent, name, 0);
 }
 
 static void op_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name)
 {
-    struct inode *p = find(req, parent);
-    if (p != NULL)
-        answer(req, unlinkat(p->fd, name, AT_REMOVEDIR));
+    take_away(req, parent, name, AT_REMOVEDIR);
+}
+
+/* Is what the names led to where the renaming puts it? Two names of one file stay as they are. */
+static bool is_renamed(const struct deed *d, struct file_id source, struct file_id target,
+                       unsigned int flags)
+{
+    const struct state_deed *r = d->record;
+    if (d->done)
+        return true;
+    if (!d->again || r->source.ino == 0 || is(r->source, r->target) || !is(target, r->source))
+        return false;
+    return (flags & RENAME_EXCHANGE) != 0 ? is(source, r->target) : !is(source, r->source);
 }
 
 static void op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t to_parent,
                       const char *to, unsigned int flags)
 {
+    struct volume *v = volume_of(req);
     struct inode *p = find(req, parent);
     struct inode *q = p != NULL ? find(req, to_parent) : NULL;
+    struct deed d;
     if (q == NULL)
         return;
-    if (flags & ~(unsigned)(RENAME_NOREPLACE | RENAME_EXCHANGE))
+    if (flags & ~(unsigned)(RENAME_NOREPLACE | RENAME_EXCHANGE)) {
         (void)fuse_reply_err(req, EINVAL);
-    else
-        answer(req, renameat2(p->fd, name, q->fd, to, flags));
+        return;
+    }
+    struct state_deed now = {.source = id_at(p, name), .target = id_at(q, to)};
+    if (!begin(req, &d, now))
+        return;
+    int r = is_renamed(&d, now.source, now.target, flags)
+                ? 0
+                : renameat2(p->fd, name, q->fd, to, flags);
+    if (r == 0 && !d.done) {
+        int kept = errno;
+        table_moved(v->table, &v->root, &d.record->source, q, to);
+        if ((flags & RENAME_EXCHANGE) != 0)
+            table_moved(v->table, &v->root, &d.record->target, p, name);
+        errno = kept;
+    }
+    finish_and_answer(req, &d, r);
 }
 
 static void op_statfs(fuse_req_t req, fuse_ino_t id)
@@ -551,16 +535,10 @@ static void op_statfs(fuse_req_t req, fuse_ino_t id)
 
 /* --- files --- */
 
-/* The guest's kernel has checked permissions and does direct I/O in its own way. */
-static int host_flags(int flags)
-{
-    return (flags & (O_ACCMODE | O_APPEND | O_TRUNC | O_SYNC | O_DSYNC)) | O_CLOEXEC | O_NOCTTY |
-           O_NONBLOCK;
-}
-
 static void op_open(fuse_req_t req, fuse_ino_t id, struct fuse_file_info *fi)
 {
     struct inode *i = find(req, id);
+    struct deed d;
     char path[40];
     if (i == NULL)
         return;
@@ -568,23 +546,30 @@ static void op_open(fuse_req_t req, fuse_ino_t id, struct fuse_file_info *fi)
         (void)fuse_reply_err(req, EACCES);
         return;
     }
-    int fd = open(path_of(i, path), host_flags(fi->flags));
-    if (fd < 0) {
-        (void)fuse_reply_err(req, errno);
+    if (!begin(req, &d, (struct state_deed){0}))
         return;
+    int e = 0;
+    if (d.done) {
+        fi->fh = d.record->result;
+    } else {
+        int fd = open(path_of(i, path), host_flags(fi->flags));
+        e = fd < 0 ? errno : add_handle(volume_of(req), i, (struct handle){.fd = fd}, fi);
     }
-    int r = add_handle(volume_of(req), (struct handle){.kind = HANDLE_FILE, .fd = fd}, fi);
-    if (r != 0)
-        (void)fuse_reply_err(req, r);
+    finish(&d, e, fi->fh);
+    if (e != 0)
+        (void)fuse_reply_err(req, e);
     else
         (void)fuse_reply_open(req, fi);
 }
 
 /* The kernel asks for a file that did not exist a moment ago. */
-static int create_or_open(fuse_req_t req, const struct inode *p, const char *name, mode_t mode,
-                          int flags)
+static int create_or_open(fuse_req_t req, const struct deed *d, const struct inode *p,
+                          const char *name, mode_t mode, int flags)
 {
-    int fd = openat(p->fd, name, host_flags(flags) | O_CREAT | O_EXCL | O_NOFOLLOW, mode);
+    bool ours = was_made(d, p, name, S_IFREG);
+    int fd =
+        openat(p->fd, name, host_flags(flags) | (ours ? 0 : O_CREAT | O_EXCL) | O_NOFOLLOW, mode);
+    (void)FAILPOINT("share.made", NULL);
     if (fd >= 0) {
         if (give(req, p, name, S_IFREG | mode) < 0)
             cleanup_closep(&fd);
@@ -606,14 +591,23 @@ static void op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_
 {
     struct volume *v = volume_of(req);
     struct inode *p = find(req, parent);
-    struct fuse_entry_param e;
-    if (p == NULL || !may_make(req))
+    struct inode *i = NULL;
+    struct fuse_entry_param e = {0};
+    struct deed d;
+    if (p == NULL || !may_make(req) ||
+        !begin(req, &d, (struct state_deed){.source = id_at(p, name)}))
         return;
-    auto_close int fd = create_or_open(req, p, name, mode, fi->flags);
-    int r = fd < 0 ? errno : lookup(v, p, name, &e);
-    if (r == 0 &&
-        (r = add_handle(v, (struct handle){.kind = HANDLE_FILE, .fd = take_fd(&fd)}, fi)) != 0)
+    auto_close int fd = d.done ? -1 : create_or_open(req, &d, p, name, mode, fi->flags);
+    int r = fd < 0 && !d.done ? errno : lookup(v, p, name, &e);
+    if (r == 0 && !d.done && (i = table_inode(v->table, &v->root, e.ino)) == NULL)
+        r = errno;
+    if (d.done)
+        fi->fh = d.record->result;
+    else if (r == 0)
+        r = add_handle(v, i, (struct handle){.fd = take_fd(&fd)}, fi);
+    if (r != 0 && e.ino != 0)
         forget(v, e.ino, 1);
+    finish(&d, r, fi->fh);
     if (r != 0)
         (void)fuse_reply_err(req, r);
     else
@@ -622,10 +616,18 @@ static void op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_
 
 static char data[LIMIT_FS_DATA]; /* for one answer: there is one thread */
 
+/* The file of a handle that may be for writing only. */
+static int open_to_read(const struct handle *h)
+{
+    char path[40];
+    (void)snprintf(path, sizeof(path), "/proc/self/fd/%d", h->fd);
+    return open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+}
+
 static void op_read(fuse_req_t req, fuse_ino_t id, size_t size, off_t at, struct fuse_file_info *fi)
 {
     (void)id;
-    const struct handle *h = find_handle(req, fi, HANDLE_FILE);
+    const struct handle *h = find_handle(req, fi, S_IFREG);
     if (h == NULL)
         return;
     ssize_t n = pread(h->fd, data, size < sizeof(data) ? size : sizeof(data), at);
@@ -635,39 +637,66 @@ static void op_read(fuse_req_t req, fuse_ino_t id, size_t size, off_t at, struct
         (void)fuse_reply_buf(req, data, (size_t)n);
 }
 
+/* How much of it an earlier server has appended. */
+static size_t appended(const struct handle *h, const struct state_deed *before, const char *from,
+                       size_t size)
+{
+    struct stat st;
+    if (fstat(h->fd, &st) < 0 || (uint64_t)st.st_size <= before->size)
+        return 0;
+    uint64_t more = (uint64_t)st.st_size - before->size;
+    size_t n = more < size ? (size_t)more : size;
+    auto_close int fd = open_to_read(h);
+    if (n > sizeof(data) || fd < 0 || pread(fd, data, n, (off_t)before->size) != (ssize_t)n ||
+        memcmp(data, from, n) != 0)
+        return 0;
+    return n;
+}
+
 static void op_write(fuse_req_t req, fuse_ino_t id, const char *from, size_t size, off_t at,
                      struct fuse_file_info *fi)
 {
     (void)id;
-    const struct handle *h = find_handle(req, fi, HANDLE_FILE);
+    const struct handle *h = find_handle(req, fi, S_IFREG);
+    struct state_deed before = {0};
+    struct deed d;
+    struct stat st;
     if (h == NULL)
         return;
-    ssize_t n = pwrite(h->fd, from, size, at);
-    if (n < 0)
-        (void)fuse_reply_err(req, errno);
+    bool append = (table_handle_flags(volume_of(req)->table, fi->fh) & O_APPEND) != 0;
+    if (append && fstat(h->fd, &st) == 0)
+        before.size = (uint64_t)st.st_size;
+    if (!begin(req, &d, before))
+        return;
+    size_t had = d.again && append ? appended(h, d.record, from, size) : 0;
+    ssize_t n = 0;
+    if (!d.done && had < size)
+        n = pwrite(h->fd, from + had, size - had, at + (off_t)had);
+    int e = n < 0 && had == 0 ? errno : 0;
+    size_t sum = d.done ? (size_t)d.record->result : had + (n > 0 ? (size_t)n : 0);
+    finish(&d, e, sum);
+    if (e != 0)
+        (void)fuse_reply_err(req, e);
     else
-        (void)fuse_reply_write(req, (size_t)n);
+        (void)fuse_reply_write(req, sum);
 }
 
-static void release(fuse_req_t req, struct fuse_file_info *fi, enum handle_kind kind)
+static void release(fuse_req_t req, struct fuse_file_info *fi, mode_t type)
 {
-    struct handle *h = find_handle(req, fi, kind);
-    if (h == NULL)
-        return;
-    drop_handle(h);
-    (void)fuse_reply_err(req, 0);
+    struct volume *v = volume_of(req);
+    (void)fuse_reply_err(req, table_drop_handle(v->table, &v->root, fi->fh, type) ? 0 : EBADF);
 }
 
 static void op_release(fuse_req_t req, fuse_ino_t id, struct fuse_file_info *fi)
 {
     (void)id;
-    release(req, fi, HANDLE_FILE);
+    release(req, fi, S_IFREG);
 }
 
 static void op_fsync(fuse_req_t req, fuse_ino_t id, int only_data, struct fuse_file_info *fi)
 {
     (void)id;
-    const struct handle *h = find_handle(req, fi, HANDLE_FILE);
+    const struct handle *h = find_handle(req, fi, S_IFREG);
     if (h != NULL)
         answer(req, only_data ? fdatasync(h->fd) : fsync(h->fd));
 }
@@ -676,15 +705,16 @@ static void op_fallocate(fuse_req_t req, fuse_ino_t id, int mode, off_t at, off_
                          struct fuse_file_info *fi)
 {
     (void)id;
-    const struct handle *h = find_handle(req, fi, HANDLE_FILE);
-    if (h != NULL)
-        answer(req, fallocate(h->fd, mode, at, len));
+    const struct handle *h = find_handle(req, fi, S_IFREG);
+    struct deed d;
+    if (h != NULL && begin(req, &d, (struct state_deed){0}))
+        finish_and_answer(req, &d, d.done ? 0 : fallocate(h->fd, mode, at, len));
 }
 
 static void op_lseek(fuse_req_t req, fuse_ino_t id, off_t at, int whence, struct fuse_file_info *fi)
 {
     (void)id;
-    const struct handle *h = find_handle(req, fi, HANDLE_FILE);
+    const struct handle *h = find_handle(req, fi, S_IFREG);
     if (h == NULL)
         return;
     off_t r = lseek(h->fd, at, whence);
@@ -708,7 +738,7 @@ static void op_opendir(fuse_req_t req, fuse_ino_t id, struct fuse_file_info *fi)
         return;
     }
     (void)take_fd(&fd);
-    int r = add_handle(volume_of(req), (struct handle){.kind = HANDLE_DIR, .dir = d}, fi);
+    int r = add_handle(volume_of(req), i, (struct handle){.fd = -1, .dir = d}, fi);
     if (r != 0)
         (void)fuse_reply_err(req, r);
     else
@@ -737,7 +767,7 @@ static void read_dir(fuse_req_t req, fuse_ino_t id, size_t size, off_t at,
                      struct fuse_file_info *fi, bool plus)
 {
     struct inode *i = find(req, id);
-    struct handle *h = i != NULL ? find_handle(req, fi, HANDLE_DIR) : NULL;
+    struct handle *h = i != NULL ? find_handle(req, fi, S_IFDIR) : NULL;
     size_t used = 0;
     if (h == NULL)
         return;
@@ -782,13 +812,13 @@ static void op_readdirplus(fuse_req_t req, fuse_ino_t id, size_t size, off_t at,
 static void op_releasedir(fuse_req_t req, fuse_ino_t id, struct fuse_file_info *fi)
 {
     (void)id;
-    release(req, fi, HANDLE_DIR);
+    release(req, fi, S_IFDIR);
 }
 
 static void op_fsyncdir(fuse_req_t req, fuse_ino_t id, int only_data, struct fuse_file_info *fi)
 {
     (void)id;
-    const struct handle *h = find_handle(req, fi, HANDLE_DIR);
+    const struct handle *h = find_handle(req, fi, S_IFDIR);
     if (h != NULL)
         answer(req, only_data ? fdatasync(dirfd(h->dir)) : fsync(dirfd(h->dir)));
 }
@@ -807,13 +837,24 @@ static struct inode *find_attribute(fuse_req_t req, fuse_ino_t id, const char *n
     return NULL;
 }
 
+/* Whether an inode has an attribute, as what a file's name leads to is on record. */
+static struct file_id attribute_of(const struct inode *i, const char *name)
+{
+    char path[40];
+    return (struct file_id){.ino = getxattr(path_of(i, path), name, NULL, 0) >= 0};
+}
+
 static void op_setxattr(fuse_req_t req, fuse_ino_t id, const char *name, const char *value,
                         size_t size, int flags)
 {
     char path[40];
     struct inode *i = find_attribute(req, id, name, EOPNOTSUPP);
-    if (i != NULL)
-        answer(req, setxattr(path_of(i, path), name, value, size, flags));
+    struct deed d;
+    if (i == NULL || !begin(req, &d, (struct state_deed){.source = attribute_of(i, name)}))
+        return;
+    if (d.again && d.record->source.ino == 0)
+        flags &= ~XATTR_CREATE;
+    finish_and_answer(req, &d, d.done ? 0 : setxattr(path_of(i, path), name, value, size, flags));
 }
 
 static void op_getxattr(fuse_req_t req, fuse_ino_t id, const char *name, size_t size)
@@ -853,8 +894,14 @@ static void op_removexattr(fuse_req_t req, fuse_ino_t id, const char *name)
 {
     char path[40];
     struct inode *i = find_attribute(req, id, name, EOPNOTSUPP);
-    if (i != NULL)
-        answer(req, removexattr(path_of(i, path), name));
+    struct deed d;
+    if (i == NULL)
+        return;
+    struct state_deed now = {.source = attribute_of(i, name)};
+    if (!begin(req, &d, now))
+        return;
+    bool gone = d.done || (d.again && d.record->source.ino != 0 && now.source.ino == 0);
+    finish_and_answer(req, &d, gone ? 0 : removexattr(path_of(i, path), name));
 }
 
 /* flush is left out: the kernel then saves a round trip per close. Locks are not served: they are
@@ -921,7 +968,7 @@ static ssize_t io_read(int fd, void *to, size_t len, void *arg)
     return -1;
 }
 
-struct volume *volume_new(int root, const struct volume_ids *ids, volume_send_fn send, void *arg,
+struct volume *volume_new(const struct volume_spec *spec, int root, volume_send_fn send, void *arg,
                           struct err *err)
 {
     auto_close int owned = root;
@@ -931,25 +978,21 @@ struct volume *volume_new(int root, const struct volume_ids *ids, volume_send_fn
         return NULL;
     }
     struct volume *v = xcalloc(1, sizeof(*v));
-    v->ids = *ids;
+    v->id = spec->id;
+    v->ids = spec->ids;
+    v->table = spec->table;
+    v->deeds = spec->deeds;
     v->send = send;
     v->arg = arg;
-    v->cap_inodes = 64;
-    v->n_inodes = FUSE_ROOT_ID; /* the next one is the root's */
-    v->inodes = xcalloc(v->cap_inodes, sizeof(struct inode *));
-    v->free_inodes = xcalloc(v->cap_inodes, sizeof(*v->free_inodes));
-    struct inode *i = NULL;
+    v->root = (struct inode){.key = {.dev = st.st_dev, .ino = st.st_ino, .volume = spec->id},
+                             .fd = take_fd(&owned),
+                             .type = st.st_mode & S_IFMT,
+                             .slot = ROOT_SLOT};
+    table_add_root(v->table, &v->root);
     char name[] = "aspis-share";
     char *argv[] = {name, NULL};
     struct fuse_args args = FUSE_ARGS_INIT(1, argv);
     static const struct fuse_custom_io io = {.writev = io_writev, .read = io_read};
-    int e = remember(v, take_fd(&owned), &st, &i);
-    if (e != 0 || getrandom(&v->epoch, sizeof(v->epoch), 0) != (ssize_t)sizeof(v->epoch)) {
-        (void)err_sys(err, e != 0 ? e : errno, "make a volume");
-        volume_free(v);
-        return NULL;
-    }
-    v->epoch |= 1; /* never 0: a bare slot number is no node id */
     v->se = fuse_session_new(&args, &operations, sizeof(operations), v);
     int fd = v->se != NULL ? dup(STDERR_FILENO) : -1; /* the session closes it; nothing uses it */
     if (v->se == NULL || fuse_session_custom_io(v->se, &io, fd) != 0) {
@@ -968,7 +1011,14 @@ bool volume_started(const struct volume *v)
 void volume_request(struct volume *v, void *message, size_t len)
 {
     struct fuse_buf b = {.size = len, .mem = message};
+    struct fuse_in_header h;
+    memcpy(&h, message, sizeof(h));
+    v->unique = h.unique;
+    v->opcode = h.opcode;
+    v->changed = false;
     fuse_session_process_buf(v->se, &b);
+    if (v->changed)
+        (void)FAILPOINT("share.said", NULL);
 }
 
 void volume_free(struct volume *v)
@@ -977,14 +1027,7 @@ void volume_free(struct volume *v)
         return;
     if (v->se != NULL)
         fuse_session_destroy(v->se);
-    for (uint32_t i = 0; i < v->n_handles; i++)
-        drop_handle(&v->handles[i]);
-    for (uint32_t i = 0; i < v->n_inodes; i++) {
-        if (v->inodes[i] != NULL)
-            drop_inode(v, v->inodes[i]);
-    }
-    free(v->handles);
-    free(v->inodes);
-    free(v->free_inodes);
+    table_remove_root(v->table, &v->root);
+    cleanup_closep(&v->root.fd);
     free(v);
 }

@@ -3,7 +3,9 @@
  *     aspis-share guest=NAME
  * Descriptor 3 is the connection to the pod's `fs` channel, 4 a pipe from which one byte says that
  * the daemon has this process on record (its end instead: nobody would ever find it, so it ends).
- * Volume N is mounted at /tmp/N by the daemon, its ids are in /tmp/N.ids. NAME only shows in ps.
+ * 5, if there is one, a file in which a server leaves to the next what the guest knows
+ * (share_state.h). Volume N is mounted at /tmp/N by the daemon, its ids are in /tmp/N.ids. NAME
+ * only shows in ps.
  *
  * It ends when the VM hangs up, or says no sense: then the daemon starts another one.
  */
@@ -32,7 +34,7 @@
 #include "sandbox/share_ns.h"
 #include "sandbox/share_wire.h"
 
-enum { CHANNEL_FD = 3, GO_FD = 4 };
+enum { CHANNEL_FD = 3, GO_FD = 4, STATE_FD = 5 };
 
 struct mounted {
     uint32_t id;
@@ -43,6 +45,8 @@ struct mounted {
 
 struct server {
     struct share_wire wire;
+    struct table table;
+    struct deeds deeds;
     struct mounted *volumes;
     bool lost; /* a reply could not be sent */
 };
@@ -50,6 +54,8 @@ struct server {
 static int send_message(void *arg, const struct iovec *iov, int n)
 {
     struct mounted *m = arg;
+    if (m->server->wire.unanswered)
+        return 0;
     if (m->server->lost || share_wire_send(&m->server->wire, m->id, iov, n) < 0)
         m->server->lost = true;
     return m->server->lost ? -1 : 0;
@@ -102,9 +108,9 @@ static struct mounted *open_volume(struct server *s, uint32_t id, struct err *er
     struct mounted *m = xcalloc(1, sizeof(*m));
     m->id = id;
     m->server = s;
-    struct volume_ids ids = {0};
-    if (read_ids(id, &ids, err) == 0)
-        m->volume = volume_new(take_fd(&fd), &ids, send_message, m, err);
+    struct volume_spec spec = {.id = id, .table = &s->table, .deeds = &s->deeds};
+    if (read_ids(id, &spec.ids, err) == 0)
+        m->volume = volume_new(&spec, take_fd(&fd), send_message, m, err);
     if (m->volume == NULL) {
         free(m);
         return NULL;
@@ -139,7 +145,17 @@ static int handle(struct server *s, uint32_t id, struct err *err)
         reply_error(s, id, h.unique, ENOSYS);
     else
         volume_request(m->volume, message, len);
+    if (h.opcode != FUSE_INIT && verdict == SHARE_PASS)
+        share_state_good(&s->table.state);
     return 0;
+}
+
+static bool volume_exists(uint32_t id)
+{
+    char path[24];
+    struct stat st;
+    (void)snprintf(path, sizeof(path), "/tmp/%u", id);
+    return lstat(path, &st) == 0;
 }
 
 static int serve(struct server *s, struct err *err)
@@ -156,6 +172,7 @@ static int serve(struct server *s, struct err *err)
             HASH_FIND(hh, s->volumes, &id, sizeof(id), m);
             if (m != NULL)
                 close_volume(s, m);
+            table_drop_volume(&s->table, id);
             break;
         }
         case SHARE_END:
@@ -179,7 +196,7 @@ static int confine(struct err *err)
         /* files */
         SCMP_SYS(open), SCMP_SYS(openat), SCMP_SYS(pread64), SCMP_SYS(pwrite64), SCMP_SYS(lseek),
         SCMP_SYS(fsync), SCMP_SYS(fdatasync), SCMP_SYS(ftruncate), SCMP_SYS(truncate),
-        SCMP_SYS(fallocate), SCMP_SYS(getdents64),
+        SCMP_SYS(fallocate), SCMP_SYS(getdents64), SCMP_SYS(munmap),
         /* attributes */
         SCMP_SYS(fstat), SCMP_SYS(newfstatat), SCMP_SYS(fstatfs), SCMP_SYS(chmod),
         SCMP_SYS(fchmodat), SCMP_SYS(fchownat), SCMP_SYS(utimensat), SCMP_SYS(getxattr),
@@ -217,6 +234,12 @@ int main(int argc, char **argv)
     if (!told_to_go())
         return 0;
     share_wire_init(&s.wire, CHANNEL_FD);
+    int state = fcntl(STATE_FD, F_SETFD, FD_CLOEXEC) == 0 ? STATE_FD : -1;
+    if (table_open(&s.table, state, volume_exists, &err) < 0) {
+        (void)fprintf(stderr, "%s\n", err_msg(&err));
+        return 1;
+    }
+    deeds_open(&s.deeds, &s.table.state);
     int r = confine(&err);
     if (r == 0)
         r = share_wire_sync(&s.wire, &err);
@@ -228,6 +251,8 @@ int main(int argc, char **argv)
     struct mounted *next;
     HASH_ITER(hh, s.volumes, m, next) // NOLINT
     close_volume(&s, m);
+    deeds_close(&s.deeds);
+    table_close(&s.table);
     share_wire_clear(&s.wire);
     (void)fflush(stderr);
     _exit(r < 0 ? 1 : 0); /* a leak checker has no /proc of ours to look into */

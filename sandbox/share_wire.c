@@ -100,6 +100,7 @@ static int piece(struct share_wire *w, const struct frame *f, struct err *err)
     if (w->message.len > 0 && f->stream != w->volume)
         return err_set(err, ERR_DATA_LOSS, "pieces of two messages mix");
     w->volume = f->stream;
+    w->unanswered = (f->flags & FRAME_FLAG_UNANSWERED) != 0;
     if (f->len == 0 || buf_append(&w->message, f->payload, f->len) < 0)
         return err_set(err, ERR_DATA_LOSS, "a piece of %zu bytes after %zu", f->len,
                        w->message.len);

@@ -7,6 +7,7 @@
 #ifndef ASPIS_SANDBOX_SHARE_WIRE_H
 #define ASPIS_SANDBOX_SHARE_WIRE_H
 
+#include <stdbool.h>
 #include <stdint.h>
 #include <sys/uio.h>
 
@@ -19,6 +20,7 @@ struct share_wire {
     struct frame_parser in;
     struct buf message; /* the one being put together, of `volume` */
     uint32_t volume;
+    bool unanswered; /* nobody reads what the message is answered with */
     struct buf out, flat;
 };
 

@@ -38,6 +38,8 @@ STEPS = {
     "machine.claim": "spare", "spare.make": "spare", "spare.warm": "spare",
     "container.record": "create", "container.disk": "create", "container.agent": "create",
     "share.spawn": "create", "share.attached": "create",
+    # of the file server itself: test/unit/sandbox/test_share_restart.c
+    "share.begun": "change", "share.made": "change", "share.acted": "change", "share.noted": "change", "share.said": "change",
     "machine.attach.fds": "create", "machine.attach.node": "create", "machine.attach.device": "create",
     "container.fit": "create",
     "machine.room": "growth",

@@ -1,5 +1,6 @@
 """What containers see of the host's directories and files, and the host of theirs."""
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -268,6 +269,35 @@ def test_killed_server_is_replaced(daemon, pod, src):
     os.kill(servers(daemon)[0], signal.SIGKILL)
     daemon.client.StopContainer(container_id=c, timeout=0)
     daemon.client.RemoveContainer(container_id=c)
+
+
+@pytest.mark.vm("the file server")
+def test_changes_happen_once_however_often_the_server_is_killed(daemon, pod, src):
+    """Renames, exclusive creates, appends and the rest: each is done, once, and its caller is told so; files that
+    are open and the working directory go on."""
+    (src / "at" / "home").mkdir(parents=True)
+    c = pod.start("x", "/once", working_dir="/data/at/home",
+                  mounts=[mount(src, "/data"), mount(tool(src, "once"), "/once", readonly=True)])
+    home = src / "at" / "home"
+    within(10, lambda: (home / "log").exists())
+    kills = 0
+    end = time.monotonic() + 8
+    while time.monotonic() < end:
+        for pid in servers(daemon):
+            os.kill(pid, signal.SIGKILL)
+            kills += 1
+        time.sleep(random.uniform(0.02, 0.5))
+    was = (home / "log").read_text()
+    within(10, lambda: (home / "log").read_text() != was)
+    (home / "stop").touch()
+    status = daemon.wait_state(c, pb.CONTAINER_EXITED)
+    said = Path(status.log_path).read_text()
+    assert status.exit_code == 0, said
+    rounds = int(said.split()[-2])
+    assert (home / "log").read_text().split() == [str(i + 1) for i in range(rounds)]
+    assert sorted(p.name for p in home.iterdir()) == ["kept", "log", "stop"]
+    print(f"{kills} kills in {rounds} rounds")
+    assert kills >= 5 and rounds >= 5
 
 
 @pytest.mark.vm("the file server")

@@ -153,6 +153,25 @@ static void expect_nothing(struct world *w)
     assert_int_equal(len, 0);
 }
 
+/* With some bytes of data, in pieces up to the ones at `cuts`. */
+static void host_says(struct world *w, uint64_t unique, const size_t *cuts, size_t n_cuts)
+{
+    auto_buf struct buf out = BUF_INIT(KiB(4));
+    struct fuse_out_header h = {.len = sizeof(h) + 8, .unique = unique};
+    char message[sizeof(h) + 8];
+    size_t at = 0;
+    memcpy(message, &h, sizeof(h));
+    memcpy(message + sizeof(h), "contents", 8);
+    for (size_t i = 0; i <= n_cuts; i++) {
+        size_t end = i < n_cuts ? cuts[i] : sizeof(message);
+        (void)frame_append(&out, VOLUME, FRAME_FS_DATA, i < n_cuts ? 0 : FRAME_FLAG_END,
+                           message + at, end - at);
+        at = end;
+    }
+    assert_int_equal(send(w->host, out.data, out.len, MSG_NOSIGNAL), out.len);
+    turn(w);
+}
+
 static void host_answers(struct world *w, uint64_t unique)
 {
     auto_buf struct buf out = BUF_INIT(KiB(4));
@@ -259,6 +278,76 @@ static void test_a_slow_host_slows_the_kernel(void **state)
     teardown(&w);
 }
 
+/* However a reply is cut, the kernel gets it whole. */
+static void test_pieces(void **state)
+{
+    static const size_t cuts[][3] = {{0}, {3}, {16}, {20}, {3, 9}, {3, 16, 18}, {16, 20}, {17, 23}};
+    static const size_t n_cuts[] = {0, 1, 1, 1, 2, 3, 2, 2};
+    struct world w;
+    char got[64];
+    (void)state;
+    setup(&w);
+    connect_host(&w);
+    kernel_says(&w, FUSE_INIT, 2, 64);
+    expect(&w, FUSE_INIT, 2);
+    host_answers(&w, 2);
+    assert_int_equal(kernel_hears(&w), 2);
+    for (size_t i = 0; i < ARRAY_LEN(n_cuts); i++) {
+        kernel_says(&w, FUSE_READ, 4 + 2 * i, 40);
+        expect(&w, FUSE_READ, 4 + 2 * i);
+        host_says(&w, 4 + 2 * i, cuts[i], n_cuts[i]);
+        assert_int_equal(recv(w.kernel, got, sizeof(got), 0), sizeof(struct fuse_out_header) + 8);
+        assert_memory_equal(got + sizeof(struct fuse_out_header), "contents", 8);
+    }
+    teardown(&w);
+}
+
+/* The kernel hears at once that a file is closed; the host is told and has nothing to say. */
+static void test_release(void **state)
+{
+    struct world w;
+    (void)state;
+    setup(&w);
+    connect_host(&w);
+    kernel_says(&w, FUSE_INIT, 2, 64);
+    expect(&w, FUSE_INIT, 2);
+    host_answers(&w, 2);
+    assert_int_equal(kernel_hears(&w), 2);
+    kernel_says(&w, FUSE_RELEASE, 4, 24);
+    assert_int_equal(kernel_hears(&w), 4);
+    expect(&w, FUSE_RELEASE, 4);
+    connect_host(&w);
+    expect(&w, FUSE_INIT, 2);
+    host_answers(&w, 2);
+    expect_nothing(&w);
+    teardown(&w);
+}
+
+/* No more than a new server is sure to know of its predecessor's changes. */
+static void test_many_that_wait(void **state)
+{
+    struct world w;
+    (void)state;
+    setup(&w);
+    connect_host(&w);
+    kernel_says(&w, FUSE_INIT, 2, 64);
+    expect(&w, FUSE_INIT, 2);
+    host_answers(&w, 2);
+    assert_int_equal(kernel_hears(&w), 2);
+    for (uint64_t i = 0; i < LIMIT_FS_WAITING + 20; i++)
+        kernel_says(&w, FUSE_MKDIR, 4 + 2 * i, 16);
+    for (uint64_t i = 0; i < LIMIT_FS_WAITING; i++)
+        expect(&w, FUSE_MKDIR, 4 + 2 * i);
+    expect_nothing(&w);
+    for (uint64_t i = 0; i < 20; i++) {
+        host_answers(&w, 4 + 2 * i);
+        assert_int_equal(kernel_hears(&w), 4 + 2 * i);
+        expect(&w, FUSE_MKDIR, 4 + 2 * (LIMIT_FS_WAITING + i));
+        expect_nothing(&w);
+    }
+    teardown(&w);
+}
+
 static void test_end_of_an_owner(void **state)
 {
     struct world w;
@@ -285,6 +374,9 @@ int main(void)
         cmocka_unit_test(test_nothing_overtakes_init),
         cmocka_unit_test(test_a_new_server_goes_on),
         cmocka_unit_test(test_a_slow_host_slows_the_kernel),
+        cmocka_unit_test(test_pieces),
+        cmocka_unit_test(test_release),
+        cmocka_unit_test(test_many_that_wait),
         cmocka_unit_test(test_end_of_an_owner),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
