@@ -62,6 +62,31 @@ struct hv_size {
     uint32_t vcpus;
 };
 
+/* A VM that starts from what checkpoint() of another wrote. */
+struct hv_disk {
+    unsigned slot;
+    char serial[21];
+    const struct disk_part *parts; /* filled in for a restore only; borrowed */
+    size_t n_parts;
+};
+struct hv_restore {
+    int state_fd;
+    const char *ram_id; /* hv_shape's */
+    const struct hv_disk *disks;
+    size_t n_disks;
+};
+
+/* How a VM that runs was made, as far as its copy must be made alike. */
+#define HV_MAX_DISKS 32
+struct hv_shape {
+    char ram_id[16];
+    uint64_t boot_bytes, max_bytes;
+    uint32_t vcpus, max_vcpus; /* what it has now */
+    uint64_t added_bytes;
+    struct hv_disk disks[HV_MAX_DISKS];
+    size_t n_disks;
+};
+
 /* All borrowed for the call. */
 struct hv_spec {
     const char *name;    /* for people: shows in ps */
@@ -81,6 +106,7 @@ struct hv_spec {
     const char *scratch_serial;
     uint32_t cid;                  /* 0: three virtio-serial ports on unix sockets in run_dir */
     const struct hv_template *tpl; /* NULL: an ordinary boot */
+    const struct hv_restore *restore; /* NULL: not from a saved VM */
     const struct hv_host *host; /* the host backend: run_dir, binary (the agent), cgroups (those it
                                    joins itself) and this count */
     /* A virtio socket device of our own at HV_SOCKET_VSOCK in run_dir ("CONNECT <port>\n"). A clone
@@ -134,6 +160,12 @@ struct hv_ops {
     /* Writes the device state of a VM launched to become a template; it does not run after that and
      * can only be quit. Not for others. */
     int (*save)(struct hv *hv, int state_fd, struct cancel *cancel, struct err *err);
+    /* Stops the VM, writes all of its RAM and device state, calls paused() while it stands still,
+     * and lets it go on, also after a failure. PRECONDITION: what it has cannot be saved; then it
+     * was not stopped. */
+    int (*checkpoint)(struct hv *hv, int state_fd, struct hv_shape *out,
+                      int (*paused)(void *arg, struct err *err), void *arg, struct cancel *cancel,
+                      struct err *err);
     /* 0 while the vCPUs run, else an error that says what they do instead. */
     int (*query)(struct hv *hv, struct cancel *cancel, struct err *err);
     /* Kills the VM; returns when the process is gone and reaped. No on_dead follows.

@@ -7,6 +7,7 @@
 #include <pthread.h>
 
 #include "base/str.h"
+#include "sandbox/checkpoint.h"
 #include "sandbox/hypervisor.h"
 #include "sandbox/link.h"
 #include "sandbox/machine.h"
@@ -86,7 +87,11 @@ struct machine_how {
     int64_t timeout_ns;
     const struct hv_template *tpl; /* NULL: an ordinary boot */
     const char *guest_mac;         /* of tpl's NIC; NULL: the spec's */
+    const struct machine_restore *restore; /* NULL: not from a saved VM */
 };
+
+/* checkpoint.c: the copy's scratch disk, opened. */
+int machine_restore_scratch(const char *path, const struct machine_restore *r, struct err *err);
 
 struct template;
 

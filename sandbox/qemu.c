@@ -122,7 +122,8 @@ static void on_event(void *arg, const char *event, const json_t *data)
             note(hv, "the guest powered off");
     } else if (strcmp(event, "MIGRATION") == 0) {
         const char *status = json_string_value(json_object_get(data, "status"));
-        if (status != NULL && strcmp(status, "failed") == 0) {
+        qemu_on_migration(hv, status != NULL ? status : "");
+        if (status != NULL && strcmp(status, "failed") == 0 && !atomic_load(&hv->copying)) {
             note(hv, "qemu could not save or load the state");
             kill_process(hv);
         }
@@ -143,6 +144,7 @@ static void on_closed(void *arg, const char *reason)
 {
     struct hv *hv = arg;
     hv->qmp_closed = true;
+    (void)eventfd_write(hv->migrated, 1);
     if (strstr(reason, "closed by qemu") != NULL) {
         /* it is on its way out and should be left to say with which status */
         hv->linger = loop_add_timer(hv->control, LINGER_NS, on_linger, hv, NULL);
@@ -168,7 +170,8 @@ static struct hv *make(const char *run_dir, struct loop *control, const struct h
     (void)pthread_mutex_init(&hv->lock, NULL);
     (void)pthread_mutex_init(&hv->disks, NULL);
     hv->gone = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (hv->gone < 0) {
+    hv->migrated = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (hv->gone < 0 || hv->migrated < 0) {
         (void)err_sys(err, errno, "make eventfd");
         qemu_hv.free(hv);
         return NULL;
@@ -204,6 +207,7 @@ static void qemu_free(struct hv *hv)
     cleanup_closep(&hv->vsock.pidfd);
     cleanup_closep(&hv->proc.pidfd); /* not spawn_clear(): a running VM goes on */
     cleanup_closep(&hv->gone);
+    cleanup_closep(&hv->migrated);
     for (size_t i = 0; i < ARRAY_LEN(hv->slots); i++)
         free(hv->slots[i]);
     (void)pthread_mutex_destroy(&hv->lock);
@@ -330,7 +334,7 @@ static int start_process(struct hv *hv, const struct hv_spec *s, const struct en
     bool pages = qemu_is_clone(s) && s->pages_library != NULL;
     if (pages)
         binds[n++] = (struct jail_bind){.src = s->pages_library, .dst = QEMU_JAIL_PAGES};
-    if (!qemu_is_clone(s)) {
+    if (!qemu_is_incoming(s)) {
         binds[n++] = (struct jail_bind){.src = s->kernel, .dst = QEMU_JAIL_KERNEL};
         binds[n++] = (struct jail_bind){.src = s->initrd, .dst = QEMU_JAIL_INITRD};
     }
@@ -354,6 +358,8 @@ static int start_process(struct hv *hv, const struct hv_spec *s, const struct en
         fds[n_fds++] = (struct spawn_fd){QEMU_FD_RAM, s->tpl->ram_fd};
     if (qemu_is_clone(s))
         fds[n_fds++] = (struct spawn_fd){QEMU_FD_STATE, s->tpl->state_fd};
+    if (s->restore != NULL)
+        fds[n_fds++] = (struct spawn_fd){QEMU_FD_STATE, s->restore->state_fd};
     const struct jail_rlimit limits[] = {{"nofile", QEMU_NOFILE}, {"core", 0}};
     const char *devices[] = {s->accel == ACCEL_KVM ? "/dev/kvm" : NULL, NULL};
     struct jail_opts jail = {
@@ -422,6 +428,10 @@ static int launch_steps(struct hv *hv, const struct hv_spec *spec, struct endpoi
     }
     if (qemu_is_clone(s) && (qemu_load_state(hv, s->user_vsock, cancel, err) < 0 ||
                              (s->user_vsock && qemu_vsock_plug(hv, cancel, err) < 0))) {
+        explain(hv, err);
+        return -1;
+    }
+    if (s->restore != NULL && qemu_restore(hv, s->restore, cancel, err) < 0) {
         explain(hv, err);
         return -1;
     }
@@ -500,7 +510,7 @@ static int adopt_steps(struct hv *hv, const struct hv_process *process, const ch
     if (FAILPOINT("machine.adopt", err) < 0 || open_control(hv, err) < 0 ||
         open_console(hv, err) < 0 || start_watching(hv, err) < 0)
         return -1;
-    if (qmp_wait_ready(hv->qmp, cancel, err) < 0)
+    if (qmp_wait_ready(hv->qmp, cancel, err) < 0 || qemu_wake(hv, cancel, err) < 0)
         return -1;
     return qemu_hv.query(hv, cancel, err) < 0 ? -1 : qemu_list_disks(hv, cancel, err);
 }
@@ -589,6 +599,7 @@ const struct hv_ops qemu_hv = {
     .resize = qemu_resize,
     .size = qemu_size,
     .save = qemu_save,
+    .checkpoint = qemu_checkpoint,
     .query = qemu_query,
     .quit = qemu_quit,
     .process = qemu_process,

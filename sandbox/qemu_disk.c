@@ -224,10 +224,9 @@ static void undo(struct hv *hv, int slot)
     remove_fds(hv, slot, c);
 }
 
-static int plug(struct hv *hv, const char *serial, const struct source *s, struct cancel *cancel,
-                struct err *err)
+static int plug(struct hv *hv, int slot, const char *serial, const struct source *s,
+                struct cancel *cancel, struct err *err)
 {
-    int slot = free_slot(hv);
     if (slot == 0)
         return err_set(err, ERR_EXHAUSTED, "all %d disk slots are taken", QEMU_PLUG_SLOTS);
     int ret = FAILPOINT("machine.attach.fds", err);
@@ -261,7 +260,7 @@ static int add(struct hv *hv, const char *serial, const struct source *s, struct
         return -1;
     if (lock_within(&hv->disks, cancel, "another disk of this vm", err) < 0)
         return -1;
-    int ret = find_slot(hv, serial) != 0 ? 0 : plug(hv, serial, s, cancel, &local);
+    int ret = find_slot(hv, serial) != 0 ? 0 : plug(hv, free_slot(hv), serial, s, cancel, &local);
     (void)pthread_mutex_unlock(&hv->disks);
     if (ret < 0) {
         (void)err_wrap(&local, "attach disk %s", serial);
@@ -277,6 +276,23 @@ int qemu_add_disk(struct hv *hv, const char *serial, const struct disk_part *par
     if (n_parts == 0 || n_parts > MAX_PARTS)
         return err_set(err, ERR_INVALID, "disk %s: %zu parts", serial, n_parts);
     return add(hv, serial, &s, cancel, err);
+}
+
+int qemu_add_disk_at(struct hv *hv, unsigned slot, const char *serial,
+                     const struct disk_part *parts, size_t n_parts, struct cancel *cancel,
+                     struct err *err)
+{
+    struct source s = {.parts = parts, .n = n_parts, .device = -1};
+    if (n_parts == 0 || n_parts > MAX_PARTS || slot == 0 || slot > QEMU_PLUG_SLOTS)
+        return err_set(err, ERR_INVALID, "disk %s: %zu parts in slot %u", serial, n_parts, slot);
+    if (check_serial(serial, err) < 0 ||
+        lock_within(&hv->disks, cancel, "another disk of this vm", err) < 0)
+        return -1;
+    int ret = hv->slots[slot] != NULL || find_slot(hv, serial) != 0
+                  ? err_set(err, ERR_INVALID, "two disks in slot %u", slot)
+                  : plug(hv, (int)slot, serial, &s, cancel, err);
+    (void)pthread_mutex_unlock(&hv->disks);
+    return ret < 0 ? err_wrap(err, "attach disk %s", serial) : 0;
 }
 
 int qemu_add_device(struct hv *hv, const char *serial, int fd, bool writable, struct cancel *cancel,

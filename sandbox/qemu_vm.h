@@ -23,7 +23,11 @@ struct hv {
     struct qmp *qmp; /* fixed after launch or adopt */
     struct console *console, *output;
     int scratch_fd;
-    atomic_bool saving; /* it becomes a template, so its vCPUs stop */
+    atomic_bool saving; /* it becomes a template or is being copied, so its vCPUs stop */
+    /* checkpoint(): its VM outlives a failure */
+    atomic_bool copying;
+    atomic_int migration; /* enum qemu_migration */
+    int migrated;         /* eventfd: that is final, or QEMU is gone */
 
     /* loop thread only */
     struct loop_source *exit_src;
@@ -49,6 +53,8 @@ struct hv {
     char *slots[QEMU_PLUG_SLOTS + 1]; /* serial of the disk in each slot; 0 unused. Under disks */
 };
 
+enum qemu_migration { MIGRATION_RUNS, MIGRATION_DONE, MIGRATION_FAILED, MIGRATION_CANCELLED };
+
 int qemu_add_disk(struct hv *hv, const char *serial, const struct disk_part *parts, size_t n_parts,
                   struct cancel *cancel, struct err *err);
 int qemu_add_device(struct hv *hv, const char *serial, int fd, bool writable, struct cancel *cancel,
@@ -68,6 +74,23 @@ int qemu_save(struct hv *hv, int state_fd, struct cancel *cancel, struct err *er
 /* A clone waits for its state after launch; returns when QEMU has taken up the work, or done it. A
  * state that cannot be loaded ends the process. */
 int qemu_load_state(struct hv *hv, bool to_the_end, struct cancel *cancel, struct err *err);
+
+/* qemu_checkpoint.c */
+int qemu_checkpoint(struct hv *hv, int state_fd, struct hv_shape *out,
+                    int (*paused)(void *arg, struct err *err), void *arg, struct cancel *cancel,
+                    struct err *err);
+/* A VM that was launched to be restored: plugs in its disks, loads the state, lets it run. */
+int qemu_restore(struct hv *hv, const struct hv_restore *r, struct cancel *cancel, struct err *err);
+/* After adopt: a VM that an earlier daemon was copying goes on. */
+int qemu_wake(struct hv *hv, struct cancel *cancel, struct err *err);
+/* Loop thread: QEMU told of its migration. */
+void qemu_on_migration(struct hv *hv, const char *status);
+/* qemu_disk.c: at this place, which is free. */
+int qemu_add_disk_at(struct hv *hv, unsigned slot, const char *serial,
+                     const struct disk_part *parts, size_t n_parts, struct cancel *cancel,
+                     struct err *err);
+/* qemu_template.c */
+int qemu_set_migration(struct hv *hv, bool ignore_shared, struct cancel *cancel, struct err *err);
 
 /* qemu_vsock.c: the memory file that guest and device share; the process, returning QEMU's end of
  * its connection; the device in a clone; the end, once QEMU is gone. */
