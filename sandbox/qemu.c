@@ -510,9 +510,10 @@ static int adopt_steps(struct hv *hv, const struct hv_process *process, const ch
     if (FAILPOINT("machine.adopt", err) < 0 || open_control(hv, err) < 0 ||
         open_console(hv, err) < 0 || start_watching(hv, err) < 0)
         return -1;
-    if (qmp_wait_ready(hv->qmp, cancel, err) < 0 || qemu_wake(hv, cancel, err) < 0)
+    if (qmp_wait_ready(hv->qmp, cancel, err) < 0 || qemu_list_disks(hv, cancel, err) < 0 ||
+        qemu_wake(hv, cancel, err) < 0)
         return -1;
-    return qemu_hv.query(hv, cancel, err) < 0 ? -1 : qemu_list_disks(hv, cancel, err);
+    return qemu_hv.query(hv, cancel, err);
 }
 
 static struct hv *qemu_adopt(const struct hv_process *process, const char *run_dir,

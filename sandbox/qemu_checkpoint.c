@@ -166,10 +166,12 @@ static int write_state(struct hv *hv, int fd, struct cancel *cancel, struct err 
     return 0;
 }
 
+/* Under the disks' lock, or before anybody has the VM. */
 static int go_on(struct hv *hv, struct err *err)
 {
     auto_cancel struct cancel *own = cancel_new(mono_ns() + GIVE_UP_NS, err);
-    if (own == NULL || qmp_run(hv->qmp, "cont", NULL, -1, own, err) < 0)
+    if (own == NULL || qemu_unpark_disks(hv, own, err) < 0 ||
+        qmp_run(hv->qmp, "cont", NULL, -1, own, err) < 0)
         return err_wrap(err, "let the vm go on");
     atomic_store(&hv->saving, false);
     atomic_store(&hv->copying, false);
@@ -185,6 +187,8 @@ static int copy(struct hv *hv, int state_fd, int (*paused)(void *arg, struct err
     int ret = qmp_run(hv->qmp, "stop", NULL, -1, cancel, &e);
     if (ret == 0)
         ret = FAILPOINT("checkpoint.stopped", &e);
+    if (ret == 0)
+        ret = qemu_park_disks(hv, cancel, &e);
     if (ret == 0)
         ret = write_state(hv, state_fd, cancel, &e);
     if (ret == 0)

@@ -372,6 +372,91 @@ static int clear_leftovers(struct hv *hv, struct cancel *cancel, struct err *err
     return 0;
 }
 
+/* --- while the VM is copied --- */
+
+/* The node of this name among those of query-named-block-nodes. */
+static const json_t *find_node(const json_t *nodes, const char *prefix, int slot)
+{
+    char want[32];
+    size_t i;
+    json_t *item;
+    (void)snprintf(want, sizeof(want), "%s%d", prefix, slot);
+    json_array_foreach(nodes, i, item)
+    {
+        const char *name = json_string_value(json_object_get(item, "node-name"));
+        if (name != NULL && strcmp(name, want) == 0)
+            return item;
+    }
+    return NULL;
+}
+
+static int set_drive(struct hv *hv, int slot, const char *prefix, struct cancel *cancel,
+                     struct err *err)
+{
+    char path[96];
+    char node[32];
+    (void)snprintf(path, sizeof(path), "/machine/peripheral/disk%d-%s", slot, hv->slots[slot]);
+    (void)snprintf(node, sizeof(node), "%s%d", prefix, slot);
+    return qmp_run(
+        hv->qmp, "qom-set",
+        json_pack("{s:s,s:s,s:s}", "path", path, "property", "drive", "value", node), -1, cancel,
+        err);
+}
+
+static int park_one(struct hv *hv, int slot, const json_t *node, struct cancel *cancel,
+                    struct err *err)
+{
+    char name[32];
+    json_int_t size =
+        json_integer_value(json_object_get(json_object_get(node, "image"), "virtual-size"));
+    (void)snprintf(name, sizeof(name), QEMU_PARKED "%d", slot);
+    if (qmp_run(hv->qmp, "blockdev-add",
+                json_pack("{s:s,s:s,s:b,s:I}", "driver", "null-co", "node-name", name, "read-only",
+                          1, "size", size),
+                -1, cancel, err) < 0 ||
+        set_drive(hv, slot, QEMU_PARKED, cancel, err) < 0)
+        return -1;
+    return del_node(hv, slot, cancel, err);
+}
+
+int qemu_park_disks(struct hv *hv, struct cancel *cancel, struct err *err)
+{
+    json_auto_t *nodes = qmp_call(hv->qmp, "query-named-block-nodes", NULL, -1, cancel, err);
+    if (nodes == NULL)
+        return -1;
+    for (int slot = 1; slot <= QEMU_PLUG_SLOTS; slot++) {
+        const json_t *node = hv->slots[slot] != NULL ? find_node(nodes, "disk", slot) : NULL;
+        const char *driver = json_string_value(json_object_get(node, "drv"));
+        if (driver != NULL && strcmp(driver, "vmdk") == 0 &&
+            park_one(hv, slot, node, cancel, err) < 0)
+            return err_wrap(err, "put disk %s aside", hv->slots[slot]);
+    }
+    return 0;
+}
+
+int qemu_unpark_disks(struct hv *hv, struct cancel *cancel, struct err *err)
+{
+    static const struct disk_part parts[2];
+    static const struct source several = {.parts = parts, .n = ARRAY_LEN(parts), .device = -1};
+    json_auto_t *nodes = qmp_call(hv->qmp, "query-named-block-nodes", NULL, -1, cancel, err);
+    if (nodes == NULL)
+        return -1;
+    for (int slot = 1; slot <= QEMU_PLUG_SLOTS; slot++) {
+        char name[32];
+        if (hv->slots[slot] == NULL || find_node(nodes, QEMU_PARKED, slot) == NULL)
+            continue;
+        (void)snprintf(name, sizeof(name), QEMU_PARKED "%d", slot);
+        /* QEMU has kept the descriptor sets */
+        if ((find_node(nodes, "disk", slot) == NULL &&
+             add_node(hv, slot, &several, cancel, err) < 0) ||
+            set_drive(hv, slot, "disk", cancel, err) < 0 ||
+            qmp_run(hv->qmp, "blockdev-del", json_pack("{s:s}", "node-name", name), -1, cancel,
+                    err) < 0)
+            return err_wrap(err, "put disk %s back", hv->slots[slot]);
+    }
+    return 0;
+}
+
 int qemu_list_disks(struct hv *hv, struct cancel *cancel, struct err *err)
 {
     json_auto_t *list = qmp_call(

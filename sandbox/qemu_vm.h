@@ -89,6 +89,11 @@ void qemu_on_migration(struct hv *hv, const char *status);
 int qemu_add_disk_at(struct hv *hv, unsigned slot, const char *serial,
                      const struct disk_part *parts, size_t n_parts, struct cancel *cancel,
                      struct err *err);
+/* Disks of several parts are VMDKs, whose driver forbids migration: while the VM stands still, null
+ * devices of the same size take their places. Under hv->disks. */
+#define QEMU_PARKED "parked"
+int qemu_park_disks(struct hv *hv, struct cancel *cancel, struct err *err);
+int qemu_unpark_disks(struct hv *hv, struct cancel *cancel, struct err *err);
 /* qemu_template.c */
 int qemu_set_migration(struct hv *hv, bool ignore_shared, struct cancel *cancel, struct err *err);
 
