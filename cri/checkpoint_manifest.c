@@ -52,11 +52,11 @@ static json_t *machine_json(const struct checkpoint *c)
 {
     const struct machine_image *m = &c->machine;
     const struct hv_shape *s = &m->shape;
-    return json_pack("{s:s,s:s,s:s,s:s,s:s,s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:o}", "qemu", m->qemu, "cpu",
+    return json_pack("{s:s,s:s,s:s,s:s,s:s,s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:o}", "qemu", m->qemu, "cpu",
                      m->cpu, "accel", m->accel, "transport", m->transport, "mac", c->mac, "ram",
                      s->ram_id, "boot_bytes", (json_int_t)s->boot_bytes, "max_bytes",
-                     (json_int_t)s->max_bytes, "added_bytes", (json_int_t)s->added_bytes, "vcpus",
-                     (json_int_t)s->vcpus, "max_vcpus", (json_int_t)s->max_vcpus, "scratch_bytes",
+                     (json_int_t)s->max_bytes, "added_bytes", (json_int_t)s->added_bytes, "boot_vcpus",
+                     (json_int_t)s->boot_vcpus, "vcpus", (json_int_t)s->vcpus, "max_vcpus", (json_int_t)s->max_vcpus, "scratch_bytes",
                      (json_int_t)m->scratch_bytes, "disks", disks_json(c));
 }
 
@@ -253,6 +253,7 @@ static int get_machine(const struct reader *r, const json_t *j, struct checkpoin
         get_number(r, m, "boot_bytes", INT64_MAX, &s->boot_bytes) < 0 ||
         get_number(r, m, "max_bytes", INT64_MAX, &s->max_bytes) < 0 ||
         get_number(r, m, "added_bytes", INT64_MAX, &s->added_bytes) < 0 ||
+        get_u32(r, m, "boot_vcpus", &s->boot_vcpus) < 0 ||
         get_u32(r, m, "vcpus", &s->vcpus) < 0 || get_u32(r, m, "max_vcpus", &s->max_vcpus) < 0 ||
         get_number(r, m, "scratch_bytes", INT64_MAX, &i->scratch_bytes) < 0 ||
         get_disks(r, m, out) < 0)

@@ -158,7 +158,7 @@ int machine_image_check(const struct machine_image *i, struct err *err)
         s->max_bytes < s->boot_bytes || s->max_bytes > MAX_MEMORY ||
         s->added_bytes > s->max_bytes - s->boot_bytes)
         return err_set(err, ERR_INVALID, "the VM's memory has an impossible size");
-    if (s->vcpus == 0 || s->vcpus > s->max_vcpus || s->max_vcpus > MAX_VCPUS)
+    if (s->boot_vcpus == 0 || s->vcpus < s->boot_vcpus || s->vcpus > s->max_vcpus || s->max_vcpus > MAX_VCPUS)
         return err_set(err, ERR_INVALID, "the VM has an impossible number of vcpus");
     if (i->scratch_bytes == 0 || i->scratch_bytes % 512 != 0 || i->scratch_bytes > INT64_MAX / 2)
         return err_set(err, ERR_INVALID, "the scratch disk has an impossible size");

@@ -72,6 +72,7 @@ struct hv_disk {
 struct hv_restore {
     int state_fd;
     const char *ram_id; /* hv_shape's */
+    uint32_t vcpus;     /* what it had in the end; the spec's is what it began with */
     const struct hv_disk *disks;
     size_t n_disks;
 };
@@ -81,7 +82,7 @@ struct hv_restore {
 struct hv_shape {
     char ram_id[16];
     uint64_t boot_bytes, max_bytes;
-    uint32_t vcpus, max_vcpus; /* what it has now */
+    uint32_t boot_vcpus, vcpus, max_vcpus;
     uint64_t added_bytes;
     struct hv_disk disks[HV_MAX_DISKS];
     size_t n_disks;

@@ -243,15 +243,16 @@ static int start_hv(struct machine *m, const struct machine_spec *spec,
     timeline_mark(spec->timeline, "cgroup and scratch disk");
     /* a template's size is fixed: machine_fit() does the rest */
     struct machine_size size = how->tpl != NULL ? machine_base_size(f) : machine_spec_size(f, spec);
-    struct hv_restore saved = {-1, NULL, NULL, 0};
+    struct hv_restore saved = {.state_fd = -1};
     if (how->restore != NULL) {
         const struct hv_shape *shape = &how->restore->image->shape;
         size = (struct machine_size){.memory_bytes = shape->boot_bytes,
                                      .max_memory_bytes = shape->max_bytes,
-                                     .vcpus = shape->vcpus,
+                                     .vcpus = shape->boot_vcpus,
                                      .max_vcpus = shape->max_vcpus};
         saved = (struct hv_restore){.state_fd = how->restore->state_fd,
                                     .ram_id = shape->ram_id,
+                                    .vcpus = shape->vcpus,
                                     .disks = how->restore->disks,
                                     .n_disks = shape->n_disks};
     }

@@ -47,7 +47,6 @@ static int read_args(struct hv *hv, struct hv_shape *out, struct err *err)
     size_t len = 0;
     uint64_t size = 0;
     uint64_t most = 0;
-    unsigned cpus;
     (void)snprintf(path, sizeof(path), "/proc/%d/cmdline", (int)hv->proc.pid);
     auto_free char *args = fs_read(path, MiB(1), &len, err);
     if (args == NULL)
@@ -56,11 +55,12 @@ static int read_args(struct hv *hv, struct hv_shape *out, struct err *err)
     for (const char *p = args; p < args + len; p += strlen(p) + 1) {
         const char *ram = strstr(p, ",memory-backend=");
         (void)sscanf(p, "size=%" SCNu64 "M,maxmem=%" SCNu64 "M", &size, &most);
-        (void)sscanf(p, "cpus=%u,maxcpus=%u", &cpus, &out->max_vcpus);
+        (void)sscanf(p, "cpus=%u,maxcpus=%u", &out->boot_vcpus, &out->max_vcpus);
         if (ram != NULL && strncmp(p, "q35", 3) == 0)
             (void)snprintf(out->ram_id, sizeof(out->ram_id), "%.15s", strchr(ram, '=') + 1);
     }
-    if (size == 0 || most < size || most > UINT64_MAX / MiB(1) || out->max_vcpus == 0)
+    if (size == 0 || most < size || most > UINT64_MAX / MiB(1) || out->boot_vcpus == 0 ||
+        out->max_vcpus < out->boot_vcpus)
         return err_set(err, ERR_INTERNAL, "qemu's arguments do not tell how the vm was made");
     out->boot_bytes = size * MiB(1);
     out->max_bytes = most * MiB(1);
@@ -251,6 +251,8 @@ int qemu_restore(struct hv *hv, const struct hv_restore *r, struct cancel *cance
 {
     char uri[32];
     (void)snprintf(uri, sizeof(uri), "fd:%d", QEMU_FD_STATE);
+    if (qemu_add_vcpus(hv, r->vcpus, cancel, err) < 0)
+        return err_wrap(err, "add vcpus");
     for (size_t i = 0; i < r->n_disks; i++) {
         const struct hv_disk *d = &r->disks[i];
         if (qemu_add_disk_at(hv, d->slot, d->serial, d->parts, d->n_parts, cancel, err) < 0)

@@ -66,6 +66,8 @@ int qemu_list_disks(struct hv *hv, struct cancel *cancel, struct err *err);
 /* qemu_size.c */
 int qemu_resize(struct hv *hv, uint64_t added_bytes, uint32_t vcpus, struct cancel *cancel,
                 struct err *err);
+/* Until there are so many. */
+int qemu_add_vcpus(struct hv *hv, uint32_t want, struct cancel *cancel, struct err *err);
 int qemu_size(struct hv *hv, struct hv_size *out, struct cancel *cancel, struct err *err);
 
 /* qemu_template.c */
