@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "agent/cgroup_file.h"
 #include "base/cleanup.h"
 #include "base/fs.h"
 #include "base/limits.h"
@@ -20,23 +21,6 @@
 
 typedef Aspis__Agent__V1__GroupStats group;
 
-static char *read_file(const char *dir, const char *name)
-{
-    auto_free char *path = fs_format("%s/%s", dir, name);
-    return path != NULL ? fs_read(path, KiB(64), NULL, NULL) : NULL;
-}
-
-/* A file of one number; "max" is 0, as is a file that is not there. */
-static uint64_t read_number(const char *dir, const char *name)
-{
-    auto_free char *text = read_file(dir, name);
-    uint64_t n = 0;
-    if (text == NULL)
-        return 0;
-    text[strcspn(text, "\n")] = '\0';
-    return str_to_u64(text, &n) == 0 ? n : 0;
-}
-
 struct key {
     const char *name;
     size_t offset; /* of a uint64_t in the message */
@@ -48,7 +32,7 @@ struct key {
 static void read_keyed(group *g, const char *dir, const char *file, const struct key *keys,
                        size_t n_keys)
 {
-    auto_free char *text = read_file(dir, file);
+    auto_free char *text = cgroup_file_text(dir, file);
     char *save = NULL;
     char *line = text != NULL ? strtok_r(text, "\n", &save) : NULL;
     for (; line != NULL; line = strtok_r(NULL, "\n", &save)) {
@@ -91,7 +75,7 @@ static bool parse_device(char *line, Aspis__Agent__V1__DeviceIo *d)
 
 static void read_io(struct cgroup_stats *s, const char *dir)
 {
-    auto_free char *text = read_file(dir, "io.stat");
+    auto_free char *text = cgroup_file_text(dir, "io.stat");
     char *save = NULL;
     char *line = text != NULL ? strtok_r(text, "\n", &save) : NULL;
     s->msg.io = s->device_list;
@@ -106,7 +90,7 @@ static void read_io(struct cgroup_stats *s, const char *dir)
 static Aspis__Agent__V1__Pressure *read_pressure(struct cgroup_stats *s, int which, const char *dir,
                                                  const char *file)
 {
-    auto_free char *text = read_file(dir, file);
+    auto_free char *text = cgroup_file_text(dir, file);
     Aspis__Agent__V1__Pressure *p = &s->pressure[which];
     char *save = NULL;
     char *line = text != NULL ? strtok_r(text, "\n", &save) : NULL;
@@ -193,13 +177,13 @@ void cgroup_stats_read(struct cgroup_stats *s, const char *dir)
     read_keyed(g, dir, "cpu.stat", cpu, ARRAY_LEN(cpu));
     read_keyed(g, dir, "memory.stat", memory, ARRAY_LEN(memory));
     read_keyed(g, dir, "memory.events", events, ARRAY_LEN(events));
-    g->memory_usage = read_number(dir, "memory.current");
-    g->memory_peak = read_number(dir, "memory.peak");
-    g->memory_max = read_number(dir, "memory.max");
-    g->swap_usage = read_number(dir, "memory.swap.current");
-    g->swap_max = read_number(dir, "memory.swap.max");
-    g->threads = read_number(dir, "pids.current");
-    g->threads_max = read_number(dir, "pids.max");
+    g->memory_usage = cgroup_file_number(dir, "memory.current");
+    g->memory_peak = cgroup_file_number(dir, "memory.peak");
+    g->memory_max = cgroup_file_number(dir, "memory.max");
+    g->swap_usage = cgroup_file_number(dir, "memory.swap.current");
+    g->swap_max = cgroup_file_number(dir, "memory.swap.max");
+    g->threads = cgroup_file_number(dir, "pids.current");
+    g->threads_max = cgroup_file_number(dir, "pids.max");
     g->processes = list_pids(dir, 0, NULL, 0);
     read_io(s, dir);
     g->cpu_pressure = read_pressure(s, 0, dir, "cpu.pressure");

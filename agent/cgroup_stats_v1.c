@@ -6,6 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "agent/cgroup_file.h"
 #include "agent/cgroup_stats.h"
 #include "base/cleanup.h"
 #include "base/fs.h"
@@ -17,20 +18,10 @@ typedef Aspis__Agent__V1__GroupStats group;
 /* "No limit" is the largest multiple of a page. */
 #define UNLIMITED (UINT64_C(1) << 62)
 
-static char *read_file(const char *dir, const char *name)
-{
-    auto_free char *path = fs_format("%s/%s", dir, name);
-    return path != NULL ? fs_read(path, KiB(64), NULL, NULL) : NULL;
-}
-
 static uint64_t number(const char *dir, const char *name)
 {
-    auto_free char *text = read_file(dir, name);
-    uint64_t n = 0;
-    if (text == NULL)
-        return 0;
-    text[strcspn(text, "\n")] = '\0';
-    return str_to_u64(text, &n) == 0 && n < UNLIMITED ? n : 0;
+    uint64_t n = cgroup_file_number(dir, name);
+    return n < UNLIMITED ? n : 0;
 }
 
 struct key {
@@ -40,7 +31,7 @@ struct key {
 
 static void keyed(const char *dir, const char *name, const struct key *keys, size_t n_keys)
 {
-    auto_free char *text = read_file(dir, name);
+    auto_free char *text = cgroup_file_text(dir, name);
     char *save = NULL;
     for (char *line = text != NULL ? strtok_r(text, "\n", &save) : NULL; line != NULL;
          line = strtok_r(NULL, "\n", &save)) {
@@ -101,7 +92,7 @@ static void read_memory(group *g, const char *dir)
 /* "8:0 Read 4096" */
 static void read_io(struct cgroup_stats *s, const char *dir, const char *file, bool bytes)
 {
-    auto_free char *text = read_file(dir, file);
+    auto_free char *text = cgroup_file_text(dir, file);
     char *save = NULL;
     for (char *line = text != NULL ? strtok_r(text, "\n", &save) : NULL; line != NULL;
          line = strtok_r(NULL, "\n", &save)) {

@@ -19,24 +19,13 @@ typedef Aspis__Agent__V1__Neighbour neighbour;
 
 /* --- text to numbers ---------------------------------------------------------------------- */
 
-static int hex_digit(char c)
-{
-    if (c >= '0' && c <= '9')
-        return c - '0';
-    if (c >= 'a' && c <= 'f')
-        return c - 'a' + 10;
-    if (c >= 'A' && c <= 'F')
-        return c - 'A' + 10;
-    return -1;
-}
-
 int net_parse_mac(const char *text, uint8_t mac[NET_MAC_SIZE])
 {
     if (text == NULL || strlen(text) != 3 * NET_MAC_SIZE - 1)
         return -1;
     for (size_t i = 0; i < NET_MAC_SIZE; i++) {
-        int high = hex_digit(text[3 * i]);
-        int low = hex_digit(text[3 * i + 1]);
+        int high = str_hex_digit(text[3 * i]);
+        int low = str_hex_digit(text[3 * i + 1]);
         if (high < 0 || low < 0 || (i + 1 < NET_MAC_SIZE && text[3 * i + 2] != ':'))
             return -1;
         mac[i] = (uint8_t)(high << 4 | low);

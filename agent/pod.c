@@ -50,21 +50,26 @@ struct pod {
     struct loop_source *deadline;
 };
 
-static void set_dirs(struct pod *p, const char *dir)
+static void clear_dirs(struct pod *p)
 {
+    disks_free(p->disks);
     free(p->file_resolv);
     free(p->file_hosts);
     free(p->file_hostname);
     free(p->dir_shm);
     free(p->dir_scratch);
     free(p->dir_images);
+}
+
+static void set_dirs(struct pod *p, const char *dir)
+{
+    clear_dirs(p);
     p->file_resolv = fs_format("%s/pod/resolv.conf", dir);
     p->file_hosts = fs_format("%s/pod/hosts", dir);
     p->file_hostname = fs_format("%s/pod/hostname", dir);
     p->dir_shm = fs_format("%s/pod/shm", dir);
     p->dir_scratch = fs_format("%s/scratch", dir);
     p->dir_images = fs_format("%s/images", dir);
-    disks_free(p->disks);
     p->disks = disks_new(p->loop, p->dir_images);
 }
 
@@ -127,14 +132,8 @@ void pod_free(struct pod *p)
     if (p->pidns_init > 0)
         (void)kill(p->pidns_init, SIGKILL);
     loop_remove(p->deadline);
-    disks_free(p->disks);
+    clear_dirs(p);
     free(p->id);
-    free(p->file_resolv);
-    free(p->file_hosts);
-    free(p->file_hostname);
-    free(p->dir_shm);
-    free(p->dir_scratch);
-    free(p->dir_images);
     free(p->scratch_serial);
     free(p->pidns_path);
     free(p);

@@ -76,6 +76,14 @@ int err_sys(struct err *err, int sys_errno, const char *fmt, ...)
     return -1;
 }
 
+/* Without memory the text stays as it is. */
+static void msg_join(struct err *err, const char *first, const char *between, const char *second)
+{
+    char *msg = NULL;
+    if (first != NULL && second != NULL && asprintf(&msg, "%s%s%s", first, between, second) >= 0)
+        msg_replace(err, msg);
+}
+
 int err_wrap(struct err *err, const char *fmt, ...)
 {
     if (err == NULL || err->code == ERR_OK)
@@ -84,12 +92,8 @@ int err_wrap(struct err *err, const char *fmt, ...)
     va_start(ap, fmt);
     char *head = msg_format(fmt, ap);
     va_end(ap);
-    char *msg = NULL;
-    if (head != NULL && asprintf(&msg, "%s: %s", head, err_msg(err)) < 0)
-        msg = NULL;
+    msg_join(err, head, ": ", err_msg(err));
     free(head);
-    if (msg != NULL)
-        msg_replace(err, msg);
     return -1;
 }
 
@@ -101,12 +105,8 @@ int err_append(struct err *err, const char *fmt, ...)
     va_start(ap, fmt);
     char *tail = msg_format(fmt, ap);
     va_end(ap);
-    char *msg = NULL;
-    if (tail != NULL && asprintf(&msg, "%s%s", err_msg(err), tail) < 0)
-        msg = NULL;
+    msg_join(err, err_msg(err), "", tail);
     free(tail);
-    if (msg != NULL)
-        msg_replace(err, msg);
     return -1;
 }
 

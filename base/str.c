@@ -78,6 +78,17 @@ int str_to_i64(const char *s, int64_t *out)
     return 0;
 }
 
+int str_hex_digit(int c)
+{
+    if (c >= '0' && c <= '9')
+        return c - '0';
+    if (c >= 'a' && c <= 'f')
+        return c - 'a' + 10;
+    if (c >= 'A' && c <= 'F')
+        return c - 'A' + 10;
+    return -1;
+}
+
 static void *or_abort(void *p)
 {
     if (p == NULL)

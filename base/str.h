@@ -19,6 +19,8 @@ static inline bool str_empty(const char *s)
 /* Whole-string decimal; -1 on anything else or out of range. */
 int str_to_u64(const char *s, uint64_t *out);
 int str_to_i64(const char *s, int64_t *out);
+/* 0 to 15; -1: no hexadecimal digit. */
+int str_hex_digit(int c);
 /* strdup that aborts when memory is out: for small strings whose loss nothing could survive. */
 char *xstrdup(const char *s); /* NULL gives NULL */
 char *xstrndup(const char *s, size_t n);

@@ -106,17 +106,6 @@ static int skip_space(struct parser *ps)
     }
 }
 
-static int hex_digit(int c)
-{
-    if (c >= '0' && c <= '9')
-        return c - '0';
-    if (c >= 'a' && c <= 'f')
-        return c - 'a' + 10;
-    if (c >= 'A' && c <= 'F')
-        return c - 'A' + 10;
-    return -1;
-}
-
 static int put_utf8(struct buf *out, uint32_t cp)
 {
     char b[4];
@@ -150,7 +139,7 @@ static int parse_unicode(struct parser *ps, int digits, struct buf *out)
     uint32_t cp = 0;
 
     for (int i = 0; i < digits; i++) {
-        int d = hex_digit(peek(ps));
+        int d = str_hex_digit(peek(ps));
 
         if (d < 0)
             return fail(ps, "bad unicode escape: %d hex digits expected", digits);
@@ -307,7 +296,7 @@ static int parse_digits(struct parser *ps, unsigned base, uint64_t *out)
 
     for (;; ps->p++) {
         int c = peek(ps);
-        int d = hex_digit(c);
+        int d = str_hex_digit(c);
 
         if (c == '_' && last_digit) {
             last_digit = false;

@@ -9,6 +9,7 @@
 
 #include <jansson.h>
 #include <stddef.h>
+#include <stdint.h>
 
 #include "base/err.h"
 
@@ -28,5 +29,10 @@ static inline const char *json_get_string(const json_t *o, const char *key)
 {
     return json_string_value(json_object_get(o, key));
 }
+
+/* v, the member `key`, is an array of at most max entries; or else -1 with *err. */
+int json_check_array(const json_t *v, const char *key, size_t max, struct err *err);
+/* v, the member `key`, as a 32-bit number; or else -1 with *err. */
+int json_check_u32(const json_t *v, const char *key, uint32_t *out, struct err *err);
 
 #endif

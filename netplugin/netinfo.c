@@ -129,18 +129,8 @@ char *netinfo_encode(const struct netinfo *n)
 /* An array member of `o`, at most max long; absent is an empty one (NULL). */
 static int get_array(const json_t *o, const char *key, size_t max, json_t **out, struct err *err)
 {
-    json_t *a = json_object_get(o, key);
-
-    *out = NULL;
-    if (a == NULL)
-        return 0;
-    if (!json_is_array(a))
-        return err_set(err, ERR_INVALID, "%s: not an array", key);
-    if (json_array_size(a) > max)
-        return err_set(err, ERR_EXHAUSTED, "%s: %zu entries, at most %zu", key, json_array_size(a),
-                       max);
-    *out = a;
-    return 0;
+    *out = json_object_get(o, key);
+    return *out != NULL ? json_check_array(*out, key, max, err) : 0;
 }
 
 static int get_u32(const json_t *o, const char *key, uint32_t *out, struct err *err)
@@ -148,12 +138,7 @@ static int get_u32(const json_t *o, const char *key, uint32_t *out, struct err *
     const json_t *v = json_object_get(o, key);
 
     *out = 0;
-    if (v == NULL)
-        return 0;
-    if (!json_is_integer(v) || json_integer_value(v) < 0 || json_integer_value(v) > UINT32_MAX)
-        return err_set(err, ERR_INVALID, "%s: not a 32-bit number", key);
-    *out = (uint32_t)json_integer_value(v);
-    return 0;
+    return v != NULL ? json_check_u32(v, key, out, err) : 0;
 }
 
 /* An optional address member. */

@@ -50,15 +50,8 @@ static const json_t *member(const json_t *o, const char *key)
 static int get_array(const json_t *o, const char *key, size_t max, const json_t **out,
                      struct err *err)
 {
-    const json_t *a = member(o, key);
-
-    *out = a;
-    if (a != NULL && !json_is_array(a))
-        return err_set(err, ERR_INVALID, "%s: not an array", key);
-    if (json_array_size(a) > max)
-        return err_set(err, ERR_EXHAUSTED, "%s: %zu entries, at most %zu", key, json_array_size(a),
-                       max);
-    return 0;
+    *out = member(o, key);
+    return *out != NULL ? json_check_array(*out, key, max, err) : 0;
 }
 
 /* An optional, non-empty string of at most LIMIT_PATH bytes. */
@@ -78,13 +71,14 @@ static int get_text(const json_t *o, const char *key, char **out, struct err *er
 static int get_number(const json_t *o, const char *key, int64_t *out, struct err *err)
 {
     const json_t *v = member(o, key);
+    uint32_t n;
 
     *out = -1;
     if (v == NULL)
         return 0;
-    if (!json_is_integer(v) || json_integer_value(v) < 0 || json_integer_value(v) > UINT32_MAX)
-        return err_set(err, ERR_INVALID, "%s: not a 32-bit number", key);
-    *out = json_integer_value(v);
+    if (json_check_u32(v, key, &n, err) < 0)
+        return -1;
+    *out = n;
     return 0;
 }
 

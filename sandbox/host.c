@@ -4,16 +4,9 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <poll.h>
-#include <pthread.h>
-#include <signal.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <sys/mount.h>
-#include <sys/syscall.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
@@ -25,26 +18,14 @@
 #include "proto/frame.h"
 #include "proto/host_agent.h"
 #include "sandbox/console.h"
-#include "sandbox/hypervisor.h"
+#include "sandbox/hv_watch.h"
 #include "sandbox/sockets.h"
 
 struct hv {
-    struct loop *control;
+    struct hv_watch watch;
     struct hv_callbacks cb;
     struct console *console; /* NULL: adopted, nobody reads it any more */
     char *console_path;
-
-    struct loop_source *exit_src; /* loop thread only */
-
-    pthread_mutex_t lock; /* guards the rest */
-    pid_t pid;
-    int pidfd;
-    uint64_t start_time;
-    bool child;   /* ours to reap */
-    bool watched; /* by the loop */
-    bool exited;
-    bool quiet; /* quit() or free(): no on_dead any more */
-    int gone;   /* eventfd: exited */
 };
 
 /* --- the end --- */
@@ -60,36 +41,21 @@ static char *last_words(struct hv *hv)
     return xstrdup(len > LIMIT_GUEST_ERROR / 2 ? text + len - LIMIT_GUEST_ERROR / 2 : text);
 }
 
-static void report(struct hv *hv, int status)
+static void on_exit_seen(void *arg)
 {
+    struct hv *hv = arg;
     char how[64];
+    if (hv_watch_silenced(&hv->watch))
+        return;
     console_drain(hv->console);
     auto_free char *said = last_words(hv);
-    auto_free char *what = hv->child ? fs_format("the pod's agent ended with %s",
-                                                 spawn_status_text(status, how, sizeof(how)))
-                                     : xstrdup("the pod's agent ended");
+    auto_free char *what = hv->watch.child
+                               ? fs_format("the pod's agent ended with %s",
+                                           spawn_status_text(hv->watch.status, how, sizeof(how)))
+                               : xstrdup("the pod's agent ended");
     auto_free char *text =
         str_empty(said) ? xstrdup(what) : fs_format("%s; it said: %s", what, said);
     hv->cb.on_dead(hv->cb.arg, text);
-}
-
-static void on_exit_fd(struct loop_source *src, uint32_t events, void *arg)
-{
-    struct hv *hv = arg;
-    (void)events;
-    loop_remove(src);
-    hv->exit_src = NULL;
-    (void)pthread_mutex_lock(&hv->lock);
-    int status = 0;
-    /* an adopted one may still be our child, when the handle was let go of and taken up again */
-    if (waitpid(hv->pid, &status, hv->child ? 0 : WNOHANG) == hv->pid)
-        hv->child = true;
-    hv->exited = true;
-    bool tell = !hv->quiet;
-    (void)eventfd_write(hv->gone, 1);
-    (void)pthread_mutex_unlock(&hv->lock);
-    if (tell)
-        report(hv, status);
 }
 
 /* --- making and freeing --- */
@@ -98,65 +64,24 @@ static struct hv *make(const char *run_dir, struct loop *control, const struct h
                        struct err *err)
 {
     struct hv *hv = xcalloc(1, sizeof(*hv));
-    hv->control = control;
     hv->cb = *cb;
     hv->console_path = fs_format("%s/%s", run_dir, HV_CONSOLE_FILE);
-    hv->pid = -1;
-    hv->pidfd = -1;
-    (void)pthread_mutex_init(&hv->lock, NULL);
-    hv->gone = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (hv->gone < 0) {
-        (void)err_sys(err, errno, "make eventfd");
+    if (hv_watch_init(&hv->watch, control, on_exit_seen, hv, err) < 0) {
         host_hv.free(hv);
         return NULL;
     }
     return hv;
 }
 
-static void stop_watching(void *arg)
-{
-    struct hv *hv = arg;
-    loop_remove(hv->exit_src);
-    hv->exit_src = NULL;
-}
-
-static void set_quiet(struct hv *hv)
-{
-    (void)pthread_mutex_lock(&hv->lock);
-    hv->quiet = true;
-    (void)pthread_mutex_unlock(&hv->lock);
-}
-
 static void host_free(struct hv *hv)
 {
     if (hv == NULL)
         return;
-    set_quiet(hv);
-    loop_call(hv->control, stop_watching, hv);
+    hv_watch_stop(&hv->watch);
     console_free(hv->console);
-    cleanup_closep(&hv->pidfd);
-    cleanup_closep(&hv->gone);
-    (void)pthread_mutex_destroy(&hv->lock);
+    hv_watch_clear(&hv->watch);
     free(hv->console_path);
     free(hv);
-}
-
-static void watch_exit(void *arg)
-{
-    struct hv *hv = arg;
-    hv->exit_src = loop_add_fd(hv->control, hv->pidfd, EPOLLIN, on_exit_fd, hv, NULL);
-    (void)pthread_mutex_lock(&hv->lock);
-    hv->watched = hv->exit_src != NULL;
-    (void)pthread_mutex_unlock(&hv->lock);
-}
-
-static int start_watching(struct hv *hv, struct err *err)
-{
-    loop_call(hv->control, watch_exit, hv);
-    (void)pthread_mutex_lock(&hv->lock);
-    bool ok = hv->watched;
-    (void)pthread_mutex_unlock(&hv->lock);
-    return ok ? 0 : err_set(err, ERR_INTERNAL, "watch the process");
 }
 
 /* --- launch --- */
@@ -249,10 +174,7 @@ static int start_process(struct hv *hv, const struct hv_spec *s, const struct en
     struct spawn_proc proc;
     if (spawn_start(&o, &proc, err) < 0)
         return err_wrap(err, "%s", s->binary);
-    hv->pid = proc.pid;
-    hv->pidfd = proc.pidfd;
-    hv->child = true;
-    hv->start_time = hv_start_time(proc.pid);
+    hv_watch_launched(&hv->watch, &proc);
     return 0;
 }
 
@@ -261,24 +183,13 @@ static int launch_steps(struct hv *hv, const struct hv_spec *s, struct endpoints
 {
     if (FAILPOINT("host.sockets", err) < 0 || make_endpoints(s, e, err) < 0)
         return -1;
-    hv->console = console_new(hv->control, take_fd(&e->output[0]), hv->console_path, err);
+    hv->console = console_new(hv->watch.control, take_fd(&e->output[0]), hv->console_path, err);
     if (hv->console == NULL)
         return -1;
     if (FAILPOINT("host.spawn", err) < 0 || start_process(hv, s, e, err) < 0)
         return -1;
     close_endpoints(e); /* only the agent holds them now, so its death is seen as end of stream */
-    return start_watching(hv, err);
-}
-
-/* Not watched yet. */
-static void kill_and_reap(struct hv *hv)
-{
-    if (hv->pidfd < 0 || hv->watched)
-        return;
-    spawn_kill_pidfd(hv->pidfd);
-    (void)waitpid(hv->pid, NULL, 0);
-    hv->exited = true;
-    (void)eventfd_write(hv->gone, 1);
+    return hv_watch_begin(&hv->watch, err);
 }
 
 static struct hv *host_launch(const struct hv_spec *spec, struct loop *control,
@@ -292,7 +203,6 @@ static struct hv *host_launch(const struct hv_spec *spec, struct loop *control,
     int ret = launch_steps(hv, spec, &e, err);
     close_endpoints(&e);
     if (ret < 0) {
-        kill_and_reap(hv);
         host_free(hv);
         (void)err_wrap(err, "start the pod's agent");
         return NULL;
@@ -311,16 +221,8 @@ static struct hv *host_adopt(const struct hv_process *process, const char *run_d
     struct hv *hv = make(run_dir, control, cb, err);
     if (hv == NULL)
         return NULL;
-    hv->pid = process->pid;
-    hv->pidfd = process->pid > 1 ? (int)syscall(SYS_pidfd_open, process->pid, 0) : -1;
-    /* checked after the pidfd is open: from here on the pid cannot become another's */
-    int ret = 0;
-    if (hv->pidfd < 0 || hv_start_time(process->pid) != process->start_time ||
-        !hv_same_program(process->pid, HOST_AGENT_NAME))
-        ret =
-            err_set(err, ERR_NOT_FOUND, "the pod's agent, process %d, is gone", (int)process->pid);
-    hv->start_time = process->start_time;
-    if (ret < 0 || FAILPOINT("host.adopt", err) < 0 || start_watching(hv, err) < 0) {
+    if (hv_watch_adopted(&hv->watch, process, HOST_AGENT_NAME, err) < 0 ||
+        FAILPOINT("host.adopt", err) < 0 || hv_watch_begin(&hv->watch, err) < 0) {
         host_free(hv);
         (void)err_wrap(err, "adopt the pod's agent");
         return NULL;
@@ -330,36 +232,25 @@ static struct hv *host_adopt(const struct hv_process *process, const char *run_d
 
 /* --- the rest --- */
 
-static int host_wait(struct hv *hv, struct cancel *cancel, struct err *err)
-{
-    if (hv->pidfd < 0)
-        return 0;
-    return cancel_poll(cancel, hv->gone, POLLIN, -1, err) < 0 ? -1 : 0;
-}
-
 static int host_quit(struct hv *hv, struct cancel *cancel, struct err *err)
 {
-    set_quiet(hv);
-    (void)pthread_mutex_lock(&hv->lock);
-    if (!hv->exited && hv->pidfd >= 0)
-        spawn_kill_pidfd(hv->pidfd);
-    (void)pthread_mutex_unlock(&hv->lock);
-    return host_wait(hv, cancel, err) < 0 ? err_wrap(err, "wait for the end of the pod's agent")
-                                          : 0;
+    hv_watch_silence(&hv->watch);
+    hv_watch_kill(&hv->watch);
+    return hv_watch_wait(&hv->watch, cancel, err) < 0
+               ? err_wrap(err, "wait for the end of the pod's agent")
+               : 0;
 }
 
 static int host_query(struct hv *hv, struct cancel *cancel, struct err *err)
 {
     (void)cancel;
-    (void)pthread_mutex_lock(&hv->lock);
-    bool exited = hv->exited;
-    (void)pthread_mutex_unlock(&hv->lock);
-    return exited ? err_set(err, ERR_UNAVAILABLE, "the pod's agent has ended") : 0;
+    return hv_watch_exited(&hv->watch) ? err_set(err, ERR_UNAVAILABLE, "the pod's agent has ended")
+                                       : 0;
 }
 
 static struct hv_process host_process(struct hv *hv)
 {
-    return (struct hv_process){.pid = hv->pid, .start_time = hv->start_time};
+    return hv_watch_process(&hv->watch);
 }
 
 static char *host_console_tail(struct hv *hv)

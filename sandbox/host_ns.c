@@ -4,8 +4,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
-#include <pthread.h>
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,25 +19,16 @@
 #include "base/str.h"
 #include "proto/host_agent.h"
 #include "sandbox/hypervisor.h"
+#include "sandbox/ns_mount.h"
 
 struct job {
-    int agent;        /* pidfd */
     const char *path; /* where to attach, or what to take out with all that is in it */
     int tree;         /* -1: take out */
     bool file;
     bool image; /* one may be there already: the same, or another that had the name */
-    int error;  /* errno of the step that failed */
-    const char *step;
 };
 
-static void *fail(struct job *j, const char *step)
-{
-    j->error = errno;
-    j->step = step;
-    return NULL;
-}
-
-static void *take_out(struct job *j)
+static void take_out(const struct job *j)
 {
     auto_closedir DIR *d = opendir(j->path);
     struct dirent *e;
@@ -47,43 +36,38 @@ static void *take_out(struct job *j)
         if (e->d_name[0] == '.')
             continue;
         auto_free char *path = fs_format("%s/%s", j->path, e->d_name);
-        (void)umount2(path, MNT_DETACH | UMOUNT_NOFOLLOW);
-        if (rmdir(path) < 0)
-            (void)unlink(path);
+        ns_mount_detach(path);
     }
     (void)rmdir(j->path);
-    return NULL;
 }
 
 /* Nothing in these directories is a container's: they lie outside of every container's root. */
-static void *run(void *arg)
+static int run(void *arg, const char **step)
 {
-    struct job *j = arg;
-    /* a thread may enter a mount namespace only when it shares its directory with no other */
-    if (unshare(CLONE_FS) < 0 || setns(j->agent, CLONE_NEWNS) < 0)
-        return fail(j, "enter the namespace of the pod's agent");
-    if (j->tree < 0)
-        return take_out(j);
+    const struct job *j = arg;
+    if (j->tree < 0) {
+        take_out(j);
+        return 0;
+    }
+    *step = "make a mount point";
     auto_free char *parent = xstrdup(j->path);
     *strrchr(parent, '/') = '\0';
     if (fs_mkdir_p(parent, 0700, NULL) < 0)
-        return fail(j, "make a mount point");
+        return -1;
     if (j->file) {
-        auto_close int fd = open(j->path, O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0600);
-        if (fd < 0)
-            return fail(j, "make a mount point");
+        if (ns_mount_make_file(j->path) < 0)
+            return -1;
     } else if (mkdir(j->path, 0700) < 0) {
         struct stat now;
         struct stat wanted;
         if (errno != EEXIST || !j->image || stat(j->path, &now) < 0 || fstat(j->tree, &wanted) < 0)
-            return fail(j, "make a mount point");
+            return -1;
         if (now.st_dev == wanted.st_dev && now.st_ino == wanted.st_ino)
-            return NULL;
+            return 0;
         (void)umount2(j->path, MNT_DETACH | UMOUNT_NOFOLLOW);
     }
-    if (move_mount(j->tree, "", AT_FDCWD, j->path, MOVE_MOUNT_F_EMPTY_PATH) < 0)
-        return fail(j, "attach");
-    return NULL;
+    *step = "attach";
+    return ns_mount_attach(j->tree, j->path);
 }
 
 static int run_in_ns(pid_t pid, uint64_t start_time, struct job *j, struct err *err)
@@ -91,13 +75,7 @@ static int run_in_ns(pid_t pid, uint64_t start_time, struct job *j, struct err *
     auto_close int fd = (int)syscall(SYS_pidfd_open, pid, 0);
     if (fd < 0 || hv_start_time(pid) != start_time)
         return err_set(err, ERR_UNAVAILABLE, "the pod's agent is gone");
-    j->agent = fd;
-    pthread_t thread;
-    int e = pthread_create(&thread, NULL, run, j);
-    if (e != 0)
-        return err_sys(err, e, "start a thread");
-    (void)pthread_join(thread, NULL);
-    return j->error != 0 ? err_sys(err, j->error, "%s", j->step) : 0;
+    return ns_mount_run(fd, "enter the namespace of the pod's agent", run, j, err);
 }
 
 /* --- images --- */
@@ -181,13 +159,7 @@ static int check_propagation(const struct machine_volume *v, struct err *err)
 static int set_attributes(int tree, const struct machine_volume *v, struct err *err)
 {
     struct mount_attr all = {.propagation = v->slave ? MS_SLAVE : MS_PRIVATE};
-    struct mount_attr ro = {.attr_set = MOUNT_ATTR_RDONLY};
-    if (!v->shared && mount_setattr(tree, "", AT_EMPTY_PATH | AT_RECURSIVE, &all, sizeof(all)) < 0)
-        return err_sys(err, errno, "set mount attributes");
-    if (v->readonly && mount_setattr(tree, "", AT_EMPTY_PATH | (v->recursive ? AT_RECURSIVE : 0U),
-                                     &ro, sizeof(ro)) < 0)
-        return err_sys(err, errno, "make the mount read-only");
-    return 0;
+    return ns_mount_set(tree, v->shared ? NULL : &all, v->readonly, v->recursive, err);
 }
 
 static int attach_volume(pid_t agent, uint64_t start_time, const char *owner,

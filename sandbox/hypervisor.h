@@ -182,7 +182,7 @@ struct hv_ops {
 extern const struct hv_ops qemu_hv;
 extern const struct hv_ops host_hv; /* no VM: host.h */
 
-/* Start time of a process, 0 when it is gone. */
+/* hv_watch.c. Start time of a process, 0 when it is gone. */
 uint64_t hv_start_time(pid_t pid);
 /* Whether the process runs a program of this file name. */
 bool hv_same_program(pid_t pid, const char *binary);

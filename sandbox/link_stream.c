@@ -71,17 +71,11 @@ static bool has_news(const struct stream *s)
     return s->dead == NULL && (s->open_due || s->ack_due || data_due(s));
 }
 
-static void kick(struct stream *s)
+static void make_ready(struct stream *s)
 {
-    struct link *l = s->link;
-
-    if (!has_news(s))
-        return;
-    if (!s->ready) {
-        TAILQ_INSERT_TAIL(&l->ready, s, queue);
-        s->ready = true;
-    }
-    link_chan_flush(&l->io);
+    if (!s->ready)
+        TAILQ_INSERT_TAIL(&s->link->ready, s, queue);
+    s->ready = true;
 }
 
 static void unready(struct stream *s)
@@ -89,6 +83,14 @@ static void unready(struct stream *s)
     if (s->ready)
         TAILQ_REMOVE(&s->link->ready, s, queue);
     s->ready = false;
+}
+
+static void kick(struct stream *s)
+{
+    if (!has_news(s))
+        return;
+    make_ready(s);
+    link_chan_flush(&s->link->io);
 }
 
 static int append_data(struct stream *s)
@@ -141,10 +143,8 @@ static bool io_fill(struct link *l)
     appended = append_one(s) == 0;
     if (!appended)
         l->io.out.overflow = false; /* no memory now; the stream keeps its news */
-    if (has_news(s)) {
-        TAILQ_INSERT_TAIL(&l->ready, s, queue);
-        s->ready = true;
-    }
+    if (has_news(s))
+        make_ready(s);
     return appended;
 }
 
@@ -163,10 +163,8 @@ static void io_up(struct link *l)
         s->eof_sent = false;
         s->settling = false; /* nothing of an older connection is on its way */
         s->open_due = true;
-        if (has_news(s)) {
-            TAILQ_INSERT_TAIL(&l->ready, s, queue);
-            s->ready = true;
-        }
+        if (has_news(s))
+            make_ready(s);
     }
     link_chan_flush(&l->io);
     (void)pthread_mutex_unlock(&l->io.lock);

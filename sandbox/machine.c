@@ -1,34 +1,24 @@
 /*
- * The life of a pod's machine: boot, adoption, image disks, end.
+ * The life of a pod's machine: boot, cloning, adoption, death. Its end is in machine_end.c.
  *
  * State of one machine: `started` once the caller has its handle, `dead` once the VM is over,
  * whichever way it was noticed first (process exit, QMP, a broken link). Each step of a boot that
- * made something is undone by destroy(), which looks at what there is and can run at any point and
- * more than once.
+ * made something is undone by machine_take_down(), which looks at what there is and can run at any
+ * point and more than once.
  */
-#include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
-#include <poll.h>
-#include <signal.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/syscall.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
 #include "base/failpoint.h"
 #include "base/fs.h"
 #include "base/limits.h"
-#include "base/spawn.h"
 #include "base/str.h"
 #include "sandbox/cgroup.h"
-#include "sandbox/cgroup_usage.h"
-#include "sandbox/host_ns.h"
 #include "sandbox/lock.h"
-#include "sandbox/machine_internal.h"
+#include "sandbox/machine_grow.h"
 #include "sandbox/mirror.h"
 #include "sandbox/scratch.h"
 #include "sandbox/share.h"
@@ -36,11 +26,6 @@
 
 /* A clone answers in a twentieth of a second, or never; a busy host gets some patience. */
 #define CLONE_TIMEOUT_NS INT64_C(15000000000)
-
-enum backend machine_backend(const struct machine *m)
-{
-    return m->record.backend;
-}
 
 /* --- death --- */
 
@@ -97,24 +82,6 @@ static void on_link_up(void *arg, const Aspis__Agent__V1__HelloResponse *hello)
 {
     (void)arg;
     (void)hello;
-}
-
-bool machine_alive(struct machine *m)
-{
-    (void)pthread_mutex_lock(&m->lock);
-    bool alive = !m->dead;
-    (void)pthread_mutex_unlock(&m->lock);
-    return alive;
-}
-
-static int check_alive(struct machine *m, struct err *err)
-{
-    int ret = 0;
-    (void)pthread_mutex_lock(&m->lock);
-    if (m->dead)
-        ret = err_set(err, ERR_UNAVAILABLE, "the vm is gone: %s", m->reason);
-    (void)pthread_mutex_unlock(&m->lock);
-    return ret;
 }
 
 /* --- making and freeing --- */
@@ -427,8 +394,6 @@ static void explain_failure(struct machine *m, int64_t timeout_ns, struct cancel
     }
 }
 
-static int destroy(struct machine *m, struct cancel *cancel, struct err *err);
-
 struct machine *machine_boot(struct machine_factory *f, const struct machine_spec *spec,
                              const struct machine_how *how, const struct machine_callbacks *cb,
                              struct cancel *cancel, struct err *err)
@@ -447,7 +412,7 @@ struct machine *machine_boot(struct machine_factory *f, const struct machine_spe
     if (!ok) {
         explain_failure(m, how->timeout_ns, cancel, &e);
         auto_err struct err undo = ERR_INIT;
-        if (destroy(m, NULL, &undo) < 0)
+        if (machine_take_down(m, NULL, &undo) < 0)
             (void)err_append(&e, " (and cleaning up: %s)", err_msg(&undo));
         machine_free(m);
         (void)err_move(err, &e);
@@ -585,7 +550,7 @@ int machine_claim(struct machine *m, const struct machine_spec *spec,
     struct new_callbacks n = {.m = m, .cb = *cb};
     loop_call(m->f->control, set_callbacks, &n);
     auto_free char *path = cgroup_path(spec->cgroup_parent, m->f->config.cgroup_root, m->id, err);
-    if (path == NULL || FAILPOINT("machine.claim", err) < 0 || check_alive(m, err) < 0 ||
+    if (path == NULL || FAILPOINT("machine.claim", err) < 0 || machine_check_alive(m, err) < 0 ||
         check_room(m->f, spec, err) < 0 ||
         cgroup_move(m->record.cgroup, path, m->f->spare_cgroup_root, cancel, err) < 0)
         return err_wrap(err, "claim a spare machine");
@@ -604,14 +569,6 @@ int machine_claim(struct machine *m, const struct machine_spec *spec,
 
 /* --- adoption --- */
 
-static void copy_record(struct machine_record *to, const struct machine_record *from)
-{
-    *to = *from;
-    to->accel = xstrdup(from->accel);
-    to->transport = xstrdup(from->transport);
-    to->cgroup = xstrdup(from->cgroup);
-}
-
 struct machine *machine_adopt(struct machine_factory *f, const struct machine_spec *spec,
                               const struct machine_record *record,
                               const struct machine_callbacks *cb, struct cancel *cancel,
@@ -621,7 +578,7 @@ struct machine *machine_adopt(struct machine_factory *f, const struct machine_sp
     if (m == NULL)
         return NULL;
     auto_err struct err e = ERR_INIT;
-    copy_record(&m->record, record);
+    machine_copy_record(&m->record, record);
     m->pinned = true; /* for all we know */
     if (!machine_on_host(m)) {
         machine_uid_mark(f, record->uid);
@@ -651,277 +608,4 @@ struct machine *machine_adopt(struct machine_factory *f, const struct machine_sp
     (void)err_move(err, &e);
     (void)err_wrap(err, "adopt machine");
     return NULL;
-}
-
-/* --- what it is --- */
-
-void machine_get_record(struct machine *m, struct machine_record *out)
-{
-    (void)pthread_mutex_lock(&m->lock);
-    copy_record(out, &m->record);
-    (void)pthread_mutex_unlock(&m->lock);
-}
-
-struct link *machine_link(struct machine *m)
-{
-    return m->link;
-}
-
-const char *machine_console_path(struct machine *m)
-{
-    return m->console_path;
-}
-
-const char *machine_run_dir(struct machine *m)
-{
-    return m->run_dir;
-}
-
-const char *machine_scratch_serial(struct machine *m)
-{
-    (void)m;
-    return SCRATCH_SERIAL;
-}
-
-const char *machine_guest_mac(struct machine *m)
-{
-    return m->guest_mac;
-}
-
-int machine_set_cpuset(struct machine *m, const char *cpus, const char *mems, struct err *err)
-{
-    if (machine_on_host(m))
-        return 0; /* each container has its own */
-    int ret = 0;
-    if (lock_within(&m->sizing, NULL, "another change of the vm's size", err) < 0)
-        return -1;
-    bool wanted = *cpus != '\0' || *mems != '\0';
-    if (wanted || m->pinned) {
-        m->pinned = true;
-        if (cgroup_set_cpuset(m->record.cgroup, "cpuset.cpus", cpus, err) < 0 ||
-            cgroup_set_cpuset(m->record.cgroup, "cpuset.mems", mems, err) < 0)
-            ret = err_wrap(err, "cpuset of the vm");
-        else
-            m->pinned = wanted;
-    }
-    (void)pthread_mutex_unlock(&m->sizing);
-    return ret;
-}
-
-int machine_usage(struct machine *m, struct machine_usage *out, struct err *err)
-{
-    *out = (struct machine_usage){0};
-    (void)pthread_mutex_lock(&m->lock);
-    int ret = 0;
-    if (m->cgroup_dirs.n == 0)
-        ret = cgroup_dirs(m->record.cgroup, &m->cgroup_dirs, err);
-    (void)pthread_mutex_unlock(&m->lock);
-    if (ret == 0)
-        cgroup_usage(&m->cgroup_dirs, out); /* once found they stay */
-    return ret;
-}
-
-const char *machine_process_state(struct machine *m)
-{
-    auto_free char *path = fs_format("/proc/%d/stat", (int)m->record.pid);
-    auto_free char *text = fs_read(path, KiB(4), NULL, NULL);
-    const char *after = text != NULL ? strrchr(text, ')') : NULL;
-    if (after == NULL || after[1] == '\0')
-        return "gone";
-    switch (after[2]) {
-    case 'T':
-    case 't':
-        return "stopped";
-    case 'D':
-        return "waiting for a device";
-    case 'Z':
-        return "gone";
-    default:
-        return "running";
-    }
-}
-
-/* --- disks --- */
-
-int machine_attach_image(struct machine *m, const char *serial, const struct disk_part *parts,
-                         size_t n_parts, struct cancel *cancel, struct err *err)
-{
-    if (check_alive(m, err) < 0)
-        return -1;
-    return m->ops->add_disk(m->hv, serial, parts, n_parts, cancel, err);
-}
-
-int machine_attach_tree(struct machine *m, const char *serial, const char *dir, struct err *err)
-{
-    if (check_alive(m, err) < 0)
-        return -1;
-    return host_ns_attach_image(m->record.pid, m->record.pid_start_time, serial, dir, err);
-}
-
-int machine_attach_device(struct machine *m, const char *serial, int fd, bool writable,
-                          struct cancel *cancel, struct err *err)
-{
-    if (check_alive(m, err) < 0)
-        return -1;
-    return m->ops->add_device(m->hv, serial, fd, writable, cancel, err);
-}
-
-int machine_detach_image(struct machine *m, const char *serial, struct cancel *cancel,
-                         struct err *err)
-{
-    if (!machine_alive(m))
-        return 0; /* it went with the VM */
-    Aspis__Agent__V1__DetachDiskRequest req;
-    aspis__agent__v1__detach_disk_request__init(&req);
-    req.serial = __extension__(char *)(uintptr_t) serial;
-    auto_err struct err e = ERR_INIT;
-    auto_arena struct arena *arena = arena_new(LIMIT_RPC_MESSAGE);
-    const ProtobufCMessage *r = link_call(m->link, "DetachDisk", &req.base,
-                                          &aspis__agent__v1__empty__descriptor, arena, cancel, &e);
-    if (r == NULL && e.code != ERR_NOT_FOUND) {
-        (void)err_wrap(&e, "detach disk %s", serial);
-        return err_move(err, &e);
-    }
-    return m->ops->remove_disk(m->hv, serial, cancel, err);
-}
-
-/* --- volumes --- */
-
-/* Those that the guest gets a copy of. -1, or how many the others are, which are put into rest and
- * their places into at. */
-static ssize_t mirror_some(struct machine *m, const char *owner, struct machine_volume *v, size_t n,
-                           struct machine_volume *rest, size_t *at, struct cancel *cancel,
-                           struct err *err)
-{
-    size_t k = 0;
-    for (size_t i = 0; i < n; i++) {
-        int r = v[i].readonly && !v[i].slave && v[i].ids.n_uids == 0
-                    ? mirror_add(m->mirror, owner, v[i].source, &v[i].id, cancel, err)
-                    : 0;
-        if (r < 0)
-            return -1;
-        v[i].mirrored = v[i].all_readonly = r == 1;
-        if (r == 1)
-            continue;
-        rest[k] = v[i];
-        at[k++] = i;
-    }
-    return (ssize_t)k;
-}
-
-int machine_add_volumes(struct machine *m, const char *owner, struct machine_volume *v, size_t n,
-                        struct cancel *cancel, struct err *err)
-{
-    if (n == 0)
-        return 0;
-    if (check_alive(m, err) < 0)
-        return -1;
-    if (machine_on_host(m))
-        return host_ns_attach_volumes(m->record.pid, m->record.pid_start_time, owner, v, n, err);
-    auto_free struct machine_volume *rest = xcalloc(n, sizeof(*rest));
-    auto_free size_t *at = xcalloc(n, sizeof(*at));
-    ssize_t k = mirror_some(m, owner, v, n, rest, at, cancel, err);
-    int r = k < 0 ? -1 : 0;
-    if (k > 0 && m->share == NULL)
-        r = err_set(err, ERR_UNIMPLEMENTED, "no file server is configured");
-    else if (k > 0)
-        r = share_add(m->share, owner, rest, (size_t)k, cancel, err);
-    if (r < 0)
-        mirror_remove(m->mirror, owner);
-    for (ssize_t i = 0; i < k; i++)
-        v[at[i]] = rest[i];
-    return r;
-}
-
-int machine_remove_volumes(struct machine *m, const char *owner, struct cancel *cancel,
-                           struct err *err)
-{
-    if (machine_on_host(m))
-        host_ns_detach_volumes(m->record.pid, m->record.pid_start_time, owner);
-    mirror_remove(m->mirror, owner);
-    return m->share != NULL ? share_remove(m->share, owner, cancel, err) : 0;
-}
-
-/* --- the end --- */
-
-/* The files, groups and uid of a pod whose process is gone. */
-static int sweep(struct machine_factory *f, const char *id, const char *cgroup, uint32_t uid,
-                 struct cancel *cancel, struct err *err)
-{
-    auto_free char *run = machine_run_path(f, id);
-    auto_free char *state = machine_state_path(f, id);
-    if (!str_empty(cgroup) &&
-        cgroup_remove(cgroup, machine_cgroup_root(f, cgroup), cancel, err) < 0)
-        return -1;
-    if (fs_rm_rf(run, err) < 0 || fs_rm_rf(state, err) < 0)
-        return -1;
-    if (uid != 0)
-        machine_uid_release(f, uid);
-    return 0;
-}
-
-/* The guest is not asked: its disk dies with it, and what it wrote to volumes was on the host
- * before write(2) or munmap(2) returned there. */
-static int destroy(struct machine *m, struct cancel *cancel, struct err *err)
-{
-    (void)pthread_mutex_lock(&m->lock);
-    m->silent = true;
-    if (!m->dead) {
-        m->dead = true;
-        m->reason = xstrdup("the vm was stopped");
-    }
-    (void)pthread_mutex_unlock(&m->lock);
-    if (m->link != NULL)
-        link_close(m->link, "the vm was stopped");
-    if (m->hv != NULL && m->ops->quit(m->hv, cancel, err) < 0)
-        return -1;
-    share_stop(m->share);
-    mirror_stop(m->mirror);
-    uint32_t uid = m->uid_taken ? m->record.uid : 0;
-    if (sweep(m->f, m->id, m->record.cgroup, uid, cancel, err) < 0)
-        return -1;
-    m->uid_taken = false;
-    return 0;
-}
-
-int machine_destroy(struct machine *m, struct cancel *cancel, struct err *err)
-{
-    if (lock_within(&m->ending, cancel, "another removal of this machine", err) < 0)
-        return -1;
-    int ret = FAILPOINT("machine.destroy", err);
-    if (ret == 0)
-        ret = destroy(m, cancel, err);
-    (void)pthread_mutex_unlock(&m->ending);
-    return ret < 0 ? err_wrap(err, "destroy machine") : 0;
-}
-
-/* Kills the process that the record names, if it still is that one. */
-static int kill_recorded(const struct machine_record *r, struct cancel *cancel, struct err *err)
-{
-    if (r->pid <= 1)
-        return 0;
-    auto_close int fd = (int)syscall(SYS_pidfd_open, r->pid, 0);
-    if (fd < 0 || hv_start_time(r->pid) != r->pid_start_time)
-        return 0;
-    spawn_kill_pidfd(fd);
-    if (cancel_poll(cancel, fd, POLLIN, -1, err) < 0)
-        return err_wrap(err, "wait for qemu's end");
-    (void)waitpid(r->pid, NULL, WNOHANG); /* it may be our child, if this daemon started it */
-    return 0;
-}
-
-int machine_destroy_record(struct machine_factory *f, const char *sandbox_id,
-                           const struct machine_record *record, struct cancel *cancel,
-                           struct err *err)
-{
-    static const struct machine_record none;
-    const struct machine_record *r = record != NULL ? record : &none;
-    if (machine_check_id(sandbox_id, err) < 0)
-        return -1;
-    /* A daemon that died between the start and its record left a VM that only its name tells. */
-    int ret =
-        r->pid > 1 ? kill_recorded(r, cancel, err) : machine_kill_stray(f, sandbox_id, cancel, err);
-    if (ret == 0)
-        ret = sweep(f, sandbox_id, r->cgroup, r->uid, cancel, err);
-    return ret < 0 ? err_wrap(err, "destroy machine") : 0;
 }

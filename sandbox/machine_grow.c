@@ -12,8 +12,9 @@
 #include "base/cleanup.h"
 #include "base/limits.h"
 #include "base/log.h"
+#include "sandbox/cgroup.h"
 #include "sandbox/lock.h"
-#include "sandbox/machine_internal.h"
+#include "sandbox/machine_grow.h"
 
 #define AGENT_NS INT64_C(20000000000)
 
@@ -207,6 +208,26 @@ int machine_resize(struct machine *m, const struct machine_spec *spec, struct ca
     }
     (void)pthread_mutex_unlock(&m->sizing);
     return ret < 0 ? err_wrap(err, "resize the vm") : 0;
+}
+
+int machine_set_cpuset(struct machine *m, const char *cpus, const char *mems, struct err *err)
+{
+    if (machine_on_host(m))
+        return 0; /* each container has its own */
+    int ret = 0;
+    if (lock_within(&m->sizing, NULL, "another change of the vm's size", err) < 0)
+        return -1;
+    bool wanted = *cpus != '\0' || *mems != '\0';
+    if (wanted || m->pinned) {
+        m->pinned = true;
+        if (cgroup_set_cpuset(m->record.cgroup, "cpuset.cpus", cpus, err) < 0 ||
+            cgroup_set_cpuset(m->record.cgroup, "cpuset.mems", mems, err) < 0)
+            ret = err_wrap(err, "cpuset of the vm");
+        else
+            m->pinned = wanted;
+    }
+    (void)pthread_mutex_unlock(&m->sizing);
+    return ret;
 }
 
 /* The guest is short of memory: more, or the news that there is no more. */

@@ -137,17 +137,12 @@ static inline bool machine_on_host(const struct machine *m)
     return m->record.backend == BACKEND_HOST;
 }
 
-/* machine_grow.c: a machine's size after its start. On the host there is none: nothing changes. */
-int machine_grow_init(struct machine *m, struct err *err);
-void machine_grow_free(struct machine *m); /* ends what is under way */
-/* After Hello: what the VM did not start with. */
-int machine_fit(struct machine *m, const struct machine_spec *spec, struct cancel *cancel,
-                struct err *err);
-/* Of an adopted VM: learns its size. */
-int machine_learn_size(struct machine *m, const struct machine_spec *spec, struct cancel *cancel,
-                       struct err *err);
-/* Control loop: the guest runs short of memory. */
-void machine_press(struct machine *m);
+/* machine_facts.c */
+int machine_check_alive(struct machine *m, struct err *err); /* UNAVAILABLE, with the reason */
+void machine_copy_record(struct machine_record *to, const struct machine_record *from);
+
+/* machine_end.c: machine_destroy() for who is alone with the handle. */
+int machine_take_down(struct machine *m, struct cancel *cancel, struct err *err);
 
 /* Boots, or clones; machine_start(), templates and the probe are this. */
 struct machine *machine_boot(struct machine_factory *f, const struct machine_spec *spec,

@@ -8,16 +8,11 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <poll.h>
-#include <signal.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/buf.h"
@@ -42,18 +37,17 @@ static char *exit_text(struct hv *hv)
     char text[64];
     if (hv->why != NULL)
         return xstrdup(hv->why);
-    if (!hv->child)
+    if (!hv->watch.child)
         return xstrdup("qemu ended");
-    return fs_format("qemu ended with %s", spawn_status_text(hv->status, text, sizeof(text)));
+    return fs_format("qemu ended with %s", spawn_status_text(hv->watch.status, text, sizeof(text)));
 }
 
 /* Loop thread. */
-static void report_if_over(struct hv *hv)
+static void report_if_over(void *arg)
 {
-    (void)pthread_mutex_lock(&hv->lock);
-    bool now = hv->exited && hv->qmp_closed && !hv->reported && !hv->quiet;
-    (void)pthread_mutex_unlock(&hv->lock);
-    if (!now)
+    struct hv *hv = arg;
+    if (!hv_watch_exited(&hv->watch) || !hv->qmp_closed || hv->reported ||
+        hv_watch_silenced(&hv->watch))
         return;
     hv->reported = true;
     console_drain(hv->console);
@@ -80,40 +74,12 @@ static void note(struct hv *hv, const char *why)
         hv->why = xstrdup(why);
 }
 
-static void kill_process(struct hv *hv)
-{
-    (void)pthread_mutex_lock(&hv->lock);
-    if (!hv->exited && hv->proc.pidfd >= 0)
-        spawn_kill_pidfd(hv->proc.pidfd);
-    (void)pthread_mutex_unlock(&hv->lock);
-}
-
-static void on_exit_fd(struct loop_source *src, uint32_t events, void *arg)
-{
-    struct hv *hv = arg;
-    (void)events;
-    loop_remove(src);
-    hv->exit_src = NULL;
-    (void)pthread_mutex_lock(&hv->lock);
-    int status = 0;
-    /* an adopted process may still be our child, when the handle was let go of and taken up again
-     */
-    if (waitpid(hv->proc.pid, &status, hv->child ? 0 : WNOHANG) == hv->proc.pid) {
-        hv->status = status;
-        hv->child = true;
-    }
-    hv->exited = true;
-    (void)eventfd_write(hv->gone, 1);
-    (void)pthread_mutex_unlock(&hv->lock);
-    report_if_over(hv);
-}
-
 static void on_event(void *arg, const char *event, const json_t *data)
 {
     struct hv *hv = arg;
     if (strcmp(event, "GUEST_PANICKED") == 0) {
         note(hv, "the guest kernel panicked");
-        kill_process(hv);
+        hv_watch_kill(&hv->watch);
     } else if (strcmp(event, "SHUTDOWN") == 0) {
         const char *reason = json_string_value(json_object_get(data, "reason"));
         if (reason != NULL && strcmp(reason, "guest-reset") == 0)
@@ -125,19 +91,20 @@ static void on_event(void *arg, const char *event, const json_t *data)
         qemu_on_migration(hv, status != NULL ? status : "");
         if (status != NULL && strcmp(status, "failed") == 0 && !atomic_load(&hv->copying)) {
             note(hv, "qemu could not save or load the state");
-            kill_process(hv);
+            hv_watch_kill(&hv->watch);
         }
     } else if (strcmp(event, "STOP") == 0 && !atomic_load(&hv->saving)) {
         /* nothing of ours stops a VM: QEMU does on an internal error (KVM cannot run the guest) */
         note(hv, "qemu stopped the vm after an internal error");
-        kill_process(hv);
+        hv_watch_kill(&hv->watch);
     }
 }
 
 static void on_linger(struct loop_source *src, void *arg)
 {
+    struct hv *hv = arg;
     (void)src;
-    kill_process(arg);
+    hv_watch_kill(&hv->watch);
 }
 
 static void on_closed(void *arg, const char *reason)
@@ -147,10 +114,10 @@ static void on_closed(void *arg, const char *reason)
     (void)eventfd_write(hv->migrated, 1);
     if (strstr(reason, "closed by qemu") != NULL) {
         /* it is on its way out and should be left to say with which status */
-        hv->linger = loop_add_timer(hv->control, LINGER_NS, on_linger, hv, NULL);
+        hv->linger = loop_add_timer(hv->watch.control, LINGER_NS, on_linger, hv, NULL);
     } else {
         note(hv, reason);
-        kill_process(hv);
+        hv_watch_kill(&hv->watch);
     }
     report_if_over(hv);
 }
@@ -161,82 +128,48 @@ static struct hv *make(const char *run_dir, struct loop *control, const struct h
                        struct err *err)
 {
     struct hv *hv = xcalloc(1, sizeof(*hv));
-    hv->control = control;
     hv->cb = *cb;
     hv->run_dir = xstrdup(run_dir);
-    hv->proc = (struct spawn_proc)SPAWN_PROC_INIT;
     hv->vsock = (struct spawn_proc)SPAWN_PROC_INIT;
-    hv->scratch_fd = -1;
-    (void)pthread_mutex_init(&hv->lock, NULL);
     (void)pthread_mutex_init(&hv->disks, NULL);
-    hv->gone = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    hv->migrated = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (hv->gone < 0 || hv->migrated < 0) {
-        (void)err_sys(err, errno, "make eventfd");
+    hv->migrated = -1;
+    int ret = hv_watch_init(&hv->watch, control, report_if_over, hv, err);
+    if (ret == 0 && (hv->migrated = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) < 0)
+        ret = err_sys(err, errno, "make eventfd");
+    if (ret < 0) {
         qemu_hv.free(hv);
         return NULL;
     }
     return hv;
 }
 
-static void stop_watching(void *arg)
+static void stop_linger(void *arg)
 {
     struct hv *hv = arg;
-    loop_remove(hv->exit_src);
     loop_remove(hv->linger);
-    hv->exit_src = hv->linger = NULL;
-}
-
-static void set_quiet(struct hv *hv)
-{
-    (void)pthread_mutex_lock(&hv->lock);
-    hv->quiet = true;
-    (void)pthread_mutex_unlock(&hv->lock);
+    hv->linger = NULL;
 }
 
 static void qemu_free(struct hv *hv)
 {
     if (hv == NULL)
         return;
-    set_quiet(hv);
+    hv_watch_silence(&hv->watch);
     qmp_close(hv->qmp, "the daemon let go of the vm");
-    loop_call(hv->control, stop_watching, hv);
+    hv_watch_stop(&hv->watch);
+    loop_call(hv->watch.control, stop_linger, hv);
     qmp_unref(hv->qmp);
     console_free(hv->console);
     console_free(hv->output);
     cleanup_closep(&hv->vsock.pidfd);
-    cleanup_closep(&hv->proc.pidfd); /* not spawn_clear(): a running VM goes on */
-    cleanup_closep(&hv->gone);
     cleanup_closep(&hv->migrated);
+    hv_watch_clear(&hv->watch);
     for (size_t i = 0; i < ARRAY_LEN(hv->slots); i++)
         free(hv->slots[i]);
-    (void)pthread_mutex_destroy(&hv->lock);
     (void)pthread_mutex_destroy(&hv->disks);
     free(hv->why);
     free(hv->run_dir);
     free(hv);
-}
-
-static void watch_exit(void *arg)
-{
-    struct hv *hv = arg;
-    (void)pthread_mutex_lock(&hv->lock);
-    hv->exit_src = loop_add_fd(hv->control, hv->proc.pidfd, EPOLLIN, on_exit_fd, hv, NULL);
-    hv->watched = hv->exit_src != NULL;
-    (void)pthread_mutex_unlock(&hv->lock);
-}
-
-static int start_watching(struct hv *hv, struct err *err)
-{
-    loop_call(hv->control, watch_exit, hv);
-    (void)pthread_mutex_lock(&hv->lock);
-    bool ok = hv->watched;
-    (void)pthread_mutex_unlock(&hv->lock);
-    if (ok)
-        return 0;
-    if (hv->child)
-        spawn_clear(&hv->proc); /* nobody else would reap it */
-    return err_set(err, ERR_INTERNAL, "watch the process");
 }
 
 static int open_console(struct hv *hv, struct err *err)
@@ -245,14 +178,14 @@ static int open_console(struct hv *hv, struct err *err)
     if (fd < 0)
         return -1;
     auto_free char *path = fs_format("%s/%s", hv->run_dir, HV_CONSOLE_FILE);
-    hv->console = console_new(hv->control, fd, path, err);
+    hv->console = console_new(hv->watch.control, fd, path, err);
     return hv->console != NULL ? 0 : -1;
 }
 
 static int open_output(struct hv *hv, int fd, struct err *err)
 {
     auto_free char *path = fs_format("%s/%s", hv->run_dir, HV_OUTPUT_FILE);
-    hv->output = console_new(hv->control, fd, path, err);
+    hv->output = console_new(hv->watch.control, fd, path, err);
     return hv->output != NULL ? 0 : -1;
 }
 
@@ -262,7 +195,7 @@ static int open_control(struct hv *hv, struct err *err)
     if (fd < 0)
         return -1;
     struct qmp_callbacks cb = {.on_event = on_event, .on_closed = on_closed, .arg = hv};
-    hv->qmp = qmp_new(hv->control, fd, &cb, err);
+    hv->qmp = qmp_new(hv->watch.control, fd, &cb, err);
     return hv->qmp != NULL ? 0 : -1;
 }
 
@@ -380,9 +313,7 @@ static int start_process(struct hv *hv, const struct hv_spec *s, const struct en
     struct spawn_proc proc;
     if (jail_spawn(&jail, cancel, &proc, err) < 0)
         return -1;
-    hv->proc = proc;
-    hv->child = true;
-    hv->start_time = hv_start_time(proc.pid);
+    hv_watch_launched(&hv->watch, &proc);
     return 0;
 }
 
@@ -392,7 +323,7 @@ static void explain(struct hv *hv, struct err *err)
     if (err->code == ERR_UNAVAILABLE) {
         auto_cancel struct cancel *c = cancel_new(mono_ns() + LINGER_NS, NULL);
         if (c != NULL)
-            (void)cancel_poll(c, hv->gone, POLLIN, -1, NULL);
+            (void)hv_watch_wait(&hv->watch, c, NULL);
         auto_free char *said = console_tail(hv->output, LIMIT_GUEST_ERROR / 2);
         if (!str_empty(said))
             (void)err_append(err, ": %s", said);
@@ -420,7 +351,7 @@ static int launch_steps(struct hv *hv, const struct hv_spec *spec, struct endpoi
     if (FAILPOINT("machine.spawn", err) < 0 || start_process(hv, s, e, cancel, err) < 0)
         return -1;
     close_endpoints(e); /* only QEMU holds them now, so its death is seen as end of stream */
-    if (start_watching(hv, err) < 0)
+    if (hv_watch_begin(&hv->watch, err) < 0)
         return -1;
     if (FAILPOINT("machine.qmp", err) < 0 || qmp_wait_ready(hv->qmp, cancel, err) < 0) {
         explain(hv, err);
@@ -448,7 +379,6 @@ static struct hv *qemu_launch(const struct hv_spec *spec, struct loop *control,
     int ret = launch_steps(hv, spec, &e, cancel, err);
     close_endpoints(&e);
     if (ret < 0) {
-        set_quiet(hv);
         (void)qemu_hv.quit(hv, NULL, NULL);
         qemu_free(hv);
         (void)err_wrap(err, "start qemu");
@@ -459,56 +389,13 @@ static struct hv *qemu_launch(const struct hv_spec *spec, struct loop *control,
 
 /* --- adopt --- */
 
-uint64_t hv_start_time(pid_t pid)
-{
-    char path[64];
-    (void)snprintf(path, sizeof(path), "/proc/%d/stat", (int)pid);
-    auto_free char *text = fs_read(path, KiB(4), NULL, NULL);
-    /* the name in parentheses may hold anything; fields 3... follow its last ')' */
-    char *p = text != NULL ? strrchr(text, ')') : NULL;
-    if (p == NULL)
-        return 0;
-    char *save = NULL;
-    char *field = strtok_r(p + 1, " ", &save);
-    for (int i = 3; field != NULL && i < 22; i++)
-        field = strtok_r(NULL, " ", &save);
-    uint64_t t = 0;
-    return field != NULL && str_to_u64(field, &t) == 0 ? t : 0;
-}
-
-/* comm is the first 15 bytes of the program's name */
-bool hv_same_program(pid_t pid, const char *binary)
-{
-    char path[64];
-    (void)snprintf(path, sizeof(path), "/proc/%d/comm", (int)pid);
-    auto_free char *comm = fs_read(path, 256, NULL, NULL);
-    const char *slash = strrchr(binary, '/');
-    const char *base = slash != NULL ? slash + 1 : binary;
-    return comm != NULL && strncmp(comm, base, strnlen(base, 15)) == 0;
-}
-
-static int adopt_process(struct hv *hv, const struct hv_process *p, const char *binary,
-                         struct err *err)
-{
-    hv->proc.pid = p->pid;
-    hv->proc.pidfd = p->pid > 1 ? (int)syscall(SYS_pidfd_open, p->pid, 0) : -1;
-    /* checked after the pidfd is open: from here on the pid cannot become another's */
-    if (hv->proc.pidfd < 0 || hv_start_time(p->pid) != p->start_time ||
-        !hv_same_program(p->pid, binary)) {
-        cleanup_closep(&hv->proc.pidfd);
-        return err_set(err, ERR_NOT_FOUND, "qemu process %d is gone", (int)p->pid);
-    }
-    hv->start_time = p->start_time;
-    return 0;
-}
-
 static int adopt_steps(struct hv *hv, const struct hv_process *process, const char *binary,
                        struct cancel *cancel, struct err *err)
 {
-    if (adopt_process(hv, process, binary, err) < 0)
+    if (hv_watch_adopted(&hv->watch, process, binary, err) < 0)
         return -1;
     if (FAILPOINT("machine.adopt", err) < 0 || open_control(hv, err) < 0 ||
-        open_console(hv, err) < 0 || start_watching(hv, err) < 0)
+        open_console(hv, err) < 0 || hv_watch_begin(&hv->watch, err) < 0)
         return -1;
     if (qmp_wait_ready(hv->qmp, cancel, err) < 0 || qemu_list_disks(hv, cancel, err) < 0 ||
         qemu_wake(hv, cancel, err) < 0)
@@ -546,14 +433,11 @@ static int qemu_query(struct hv *hv, struct cancel *cancel, struct err *err)
 
 static int qemu_quit(struct hv *hv, struct cancel *cancel, struct err *err)
 {
-    set_quiet(hv);
-    if (hv->proc.pidfd < 0) {
-        qemu_vsock_end(hv);
-        return 0;
-    }
-    kill_process(hv); /* QMP's quit would only be slower: no disk of it outlives the VM */
+    hv_watch_silence(&hv->watch);
+    /* QMP's quit would only be slower: no disk of it outlives the VM */
+    hv_watch_kill(&hv->watch);
     /* a killed process is gone in a moment unless the kernel holds it in uninterruptible I/O */
-    if (cancel_poll(cancel, hv->gone, POLLIN, -1, err) < 0)
+    if (hv_watch_wait(&hv->watch, cancel, err) < 0)
         return err_wrap(err, "wait for qemu's end");
     qemu_vsock_end(hv);
     return 0;
@@ -561,7 +445,7 @@ static int qemu_quit(struct hv *hv, struct cancel *cancel, struct err *err)
 
 static struct hv_process qemu_process(struct hv *hv)
 {
-    return (struct hv_process){.pid = hv->proc.pid, .start_time = hv->start_time};
+    return hv_watch_process(&hv->watch);
 }
 
 static char *qemu_console_tail(struct hv *hv)

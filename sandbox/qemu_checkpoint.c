@@ -47,7 +47,7 @@ static int read_args(struct hv *hv, struct hv_shape *out, struct err *err)
     size_t len = 0;
     uint64_t size = 0;
     uint64_t most = 0;
-    (void)snprintf(path, sizeof(path), "/proc/%d/cmdline", (int)hv->proc.pid);
+    (void)snprintf(path, sizeof(path), "/proc/%d/cmdline", (int)hv->watch.proc.pid);
     auto_free char *args = fs_read(path, MiB(1), &len, err);
     if (args == NULL)
         return err_wrap(err, "learn how the vm was made");
@@ -196,7 +196,7 @@ static int copy(struct hv *hv, int state_fd, int (*paused)(void *arg, struct err
     auto_err struct err undo = ERR_INIT;
     if (go_on(hv, &undo) < 0) {
         /* a pod that stands still for ever is a dead one that nobody is told of */
-        spawn_kill_pidfd(hv->proc.pidfd);
+        hv_watch_kill(&hv->watch);
         ret = ret < 0 ? err_append(&e, " (and %s)", err_msg(&undo)) : err_move(&e, &undo);
     }
     return ret < 0 ? err_move(err, &e) : 0;

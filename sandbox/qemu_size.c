@@ -86,7 +86,7 @@ static int get_room(struct hv *hv, uint64_t *out, struct err *err)
 {
     char path[64];
     size_t len = 0;
-    (void)snprintf(path, sizeof(path), "/proc/%d/cmdline", (int)hv->proc.pid);
+    (void)snprintf(path, sizeof(path), "/proc/%d/cmdline", (int)hv->watch.proc.pid);
     auto_free char *args = fs_read(path, MiB(1), &len, err);
     if (args == NULL)
         return err_wrap(err, "learn the vm's room");

@@ -12,17 +12,16 @@
 #include "base/loop.h"
 #include "base/spawn.h"
 #include "sandbox/console.h"
-#include "sandbox/hypervisor.h"
+#include "sandbox/hv_watch.h"
 #include "sandbox/qemu_argv.h"
 #include "sandbox/qmp.h"
 
 struct hv {
-    struct loop *control;
+    struct hv_watch watch;
     struct hv_callbacks cb;
     char *run_dir;
     struct qmp *qmp; /* fixed after launch or adopt */
     struct console *console, *output;
-    int scratch_fd;
     atomic_bool saving; /* it becomes a template or is being copied, so its vCPUs stop */
     /* checkpoint(): its VM outlives a failure */
     atomic_bool copying;
@@ -30,22 +29,10 @@ struct hv {
     int migrated;         /* eventfd: that is final, or QEMU is gone */
 
     /* loop thread only */
-    struct loop_source *exit_src;
     struct loop_source *linger; /* timer: control connection closed, process still there */
     bool qmp_closed;
     bool reported;
     char *why; /* first thing that QMP told about the end */
-
-    /* under lock */
-    pthread_mutex_t lock;
-    struct spawn_proc proc; /* pid -1 once reaped; adopted: not our child */
-    bool child;
-    bool watched;
-    bool exited;
-    int status; /* wait status when exited and child */
-    uint64_t start_time;
-    int gone;   /* eventfd: exited */
-    bool quiet; /* quit() or free(): no on_dead any more */
 
     struct spawn_proc vsock; /* aspis-vsock, if this daemon started it */
 

@@ -2,32 +2,21 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <pthread.h>
-#include <sched.h>
 #include <stdio.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "sandbox/ns_mount.h"
 
 struct job {
-    int server;
     int tree; /* -1: detach */
     bool file;
     const struct volume_ids *ids;
     char path[24];
     char ids_path[32];
-    int error; /* errno of the step that failed */
-    const char *step;
 };
-
-static void *fail(struct job *j, const char *step)
-{
-    j->error = errno;
-    j->step = step;
-    return NULL;
-}
 
 static int write_ids(const struct job *j)
 {
@@ -40,54 +29,27 @@ static int write_ids(const struct job *j)
 
 /* The server's namespace holds nothing but what we put there, but the server may write to /tmp:
  * nothing there is followed or reused. */
-static void *run(void *arg)
+static int run(void *arg, const char **step)
 {
-    struct job *j = arg;
-    /* a thread may enter a mount namespace only when it shares its directory with no other */
-    if (unshare(CLONE_FS) < 0 || setns(j->server, CLONE_NEWNS) < 0)
-        return fail(j, "enter the file server's namespace");
+    const struct job *j = arg;
     if (j->tree < 0) {
-        (void)umount2(j->path, MNT_DETACH | UMOUNT_NOFOLLOW);
-        if (rmdir(j->path) < 0)
-            (void)unlink(j->path);
+        ns_mount_detach(j->path);
         (void)unlink(j->ids_path);
-        return NULL;
+        return 0;
     }
+    *step = "write down its ids";
     if (j->ids->n_uids > 0 && write_ids(j) < 0)
-        return fail(j, "write down its ids");
-    if (j->file) {
-        auto_close int fd = open(j->path, O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0600);
-        if (fd < 0)
-            return fail(j, "make a mount point");
-    } else if (mkdir(j->path, 0700) < 0) {
-        return fail(j, "make a mount point");
-    }
-    if (move_mount(j->tree, "", AT_FDCWD, j->path, MOVE_MOUNT_F_EMPTY_PATH) < 0)
-        return fail(j, "attach");
-    return NULL;
+        return -1;
+    *step = "make a mount point";
+    if ((j->file ? ns_mount_make_file(j->path) : mkdir(j->path, 0700)) < 0)
+        return -1;
+    *step = "attach";
+    return ns_mount_attach(j->tree, j->path);
 }
 
-static int run_in_ns(struct job *j, struct err *err)
+static int run_in_ns(int server, struct job *j, struct err *err)
 {
-    pthread_t thread;
-    int e = pthread_create(&thread, NULL, run, j);
-    if (e != 0)
-        return err_sys(err, e, "start a thread");
-    (void)pthread_join(thread, NULL);
-    return j->error != 0 ? err_sys(err, j->error, "%s", j->step) : 0;
-}
-
-static int set_attributes(int tree, bool readonly, bool recursive, bool slave, struct err *err)
-{
-    struct mount_attr all = {.attr_set = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC,
-                             .propagation = slave ? MS_SLAVE : MS_PRIVATE};
-    struct mount_attr ro = {.attr_set = MOUNT_ATTR_RDONLY};
-    if (mount_setattr(tree, "", AT_EMPTY_PATH | AT_RECURSIVE, &all, sizeof(all)) < 0)
-        return err_sys(err, errno, "set mount attributes");
-    if (readonly && mount_setattr(tree, "", AT_EMPTY_PATH | (recursive ? AT_RECURSIVE : 0U), &ro,
-                                  sizeof(ro)) < 0)
-        return err_sys(err, errno, "make the mount read-only");
-    return 0;
+    return ns_mount_run(server, "enter the file server's namespace", run, j, err);
 }
 
 int share_ns_attach(int server, uint32_t id, const char *source, bool readonly, bool recursive,
@@ -101,18 +63,20 @@ int share_ns_attach(int server, uint32_t id, const char *source, bool readonly, 
     if (S_ISBLK(st.st_mode) || S_ISCHR(st.st_mode))
         return err_set(err, ERR_UNIMPLEMENTED, "%s is a device; devices are not volumes", source);
     *file = !S_ISDIR(st.st_mode);
-    struct job j = {.server = server, .tree = tree, .file = *file, .ids = ids};
+    struct job j = {.tree = tree, .file = *file, .ids = ids};
     (void)snprintf(j.path, sizeof(j.path), "/tmp/%u", id);
     (void)snprintf(j.ids_path, sizeof(j.ids_path), SHARE_IDS_FILE, id);
-    if (set_attributes(tree, readonly, recursive, slave, err) < 0 || run_in_ns(&j, err) < 0)
+    struct mount_attr all = {.attr_set = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC,
+                             .propagation = slave ? MS_SLAVE : MS_PRIVATE};
+    if (ns_mount_set(tree, &all, readonly, recursive, err) < 0 || run_in_ns(server, &j, err) < 0)
         return err_wrap(err, "%s", source);
     return 0;
 }
 
 void share_ns_detach(int server, uint32_t id)
 {
-    struct job j = {.server = server, .tree = -1};
+    struct job j = {.tree = -1};
     (void)snprintf(j.path, sizeof(j.path), "/tmp/%u", id);
     (void)snprintf(j.ids_path, sizeof(j.ids_path), SHARE_IDS_FILE, id);
-    (void)run_in_ns(&j, NULL);
+    (void)run_in_ns(server, &j, NULL);
 }

@@ -9,19 +9,9 @@ from pathlib import Path
 from conftest import Pod
 from cri import pb, sandbox_config
 from daemon import INITRD
+from machines import machine, wait_template
 
 CLONES = 20
-
-
-def wait_template(d, n=1, timeout=90):
-    deadline = time.monotonic() + timeout
-    while d.log_text().count("template ready") < n:
-        assert time.monotonic() < deadline, d.log_text()[-3000:]
-        time.sleep(0.1)
-
-
-def machine(d, sandbox):
-    return json.loads(d.client.PodSandboxStatus(pod_sandbox_id=sandbox, verbose=True).info["info"])["machine"]
 
 
 def test_twenty_clones_share_nothing(daemon, make_pod):

@@ -1,63 +1,9 @@
 /* cri/backend, cri/spec_adapt, cri/spec_host: which pods get a VM, and what a container on the
  * host, or a privileged one, gets in its spec. */
-#include <jansson.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include <cmocka.h>
-
-#include "base/cleanup.h"
-#include "base/str.h"
 #include "cri/backend.h"
-#include "cri/spec.h"
+#include "test/unit/cri/spec_fixture.h"
 
-#define OWN(s) ((char *)(uintptr_t)(s))
 #define NODE RUNTIME__V1__NAMESPACE_MODE__NODE
-
-struct box {
-    Runtime__V1__PodSandboxConfig pod;
-    Runtime__V1__LinuxPodSandboxConfig pod_linux;
-    Runtime__V1__LinuxSandboxSecurityContext pod_security;
-    Runtime__V1__NamespaceOption pod_ns, ns;
-    Runtime__V1__ContainerConfig c;
-    Runtime__V1__LinuxContainerConfig linux_;
-    Runtime__V1__LinuxContainerSecurityContext security;
-    struct image_config image;
-    struct err err;
-};
-
-static void init(struct box *b)
-{
-    memset(b, 0, sizeof(*b));
-    runtime__v1__pod_sandbox_config__init(&b->pod);
-    runtime__v1__linux_pod_sandbox_config__init(&b->pod_linux);
-    runtime__v1__linux_sandbox_security_context__init(&b->pod_security);
-    runtime__v1__namespace_option__init(&b->pod_ns);
-    runtime__v1__namespace_option__init(&b->ns);
-    runtime__v1__container_config__init(&b->c);
-    runtime__v1__linux_container_config__init(&b->linux_);
-    runtime__v1__linux_container_security_context__init(&b->security);
-    b->pod.hostname = OWN("pod");
-    b->pod.linux = &b->pod_linux;
-    b->pod_linux.security_context = &b->pod_security;
-    b->pod_security.namespace_options = &b->pod_ns;
-    b->c.linux = &b->linux_;
-    b->linux_.security_context = &b->security;
-    b->security.namespace_options = &b->ns;
-    b->ns.pid = b->pod_ns.pid = RUNTIME__V1__NAMESPACE_MODE__CONTAINER;
-    b->image.working_dir = b->image.user = b->image.stop_signal = OWN("");
-    strv_add(&b->image.entrypoint, "/entry");
-}
-
-static void clear(struct box *b)
-{
-    strv_clear(&b->image.entrypoint);
-    err_clear(&b->err);
-}
 
 /* --- the rule --- */
 
@@ -153,12 +99,10 @@ static void test_containers(void **state)
     b.security.namespace_options = NULL;
 
     Runtime__V1__Mount mount;
-    runtime__v1__mount__init(&mount);
+    Runtime__V1__Mount *mounts[1];
+    give_mounts(&b, &mount, mounts, 1);
     mount.host_path = mount.container_path = OWN("/there");
     mount.propagation = RUNTIME__V1__MOUNT_PROPAGATION__PROPAGATION_BIDIRECTIONAL;
-    Runtime__V1__Mount *mounts[] = {&mount};
-    b.c.mounts = mounts;
-    b.c.n_mounts = 1;
     assert_container(&b, BACKEND_VM, ERR_PRECONDITION, "aspis-host");
     assert_container(&b, BACKEND_HOST, ERR_OK, "");
     b.c.n_mounts = 0;
@@ -178,15 +122,6 @@ static json_t *adapted(struct box *b, const struct machine_volume *v, size_t n,
     assert_non_null(text);
     json_t *spec = json_loads(text, 0, NULL);
     assert_non_null(spec);
-    return spec;
-}
-
-static const json_t *at(const json_t *spec, const char *path)
-{
-    auto_free char *copy = xstrdup(path);
-    char *save = NULL;
-    for (char *k = strtok_r(copy, ".", &save); k != NULL; k = strtok_r(NULL, ".", &save))
-        spec = json_object_get(spec, k);
     return spec;
 }
 
@@ -284,25 +219,18 @@ static void test_volumes(void **state)
     Runtime__V1__Mount *mounts[4];
     size_t n = 0;
     static const char *const paths[] = {"/private", "/slave", "/shared", "/ro"};
-    for (size_t i = 0; i < ARRAY_LEN(m); i++) {
-        runtime__v1__mount__init(&m[i]);
+    give_mounts(&b, m, mounts, ARRAY_LEN(m));
+    for (size_t i = 0; i < ARRAY_LEN(m); i++)
         m[i].host_path = m[i].container_path = OWN(paths[i]);
-        mounts[i] = &m[i];
-    }
     m[1].propagation = RUNTIME__V1__MOUNT_PROPAGATION__PROPAGATION_HOST_TO_CONTAINER;
     m[2].propagation = RUNTIME__V1__MOUNT_PROPAGATION__PROPAGATION_BIDIRECTIONAL;
     m[3].readonly = true;
-    b.c.mounts = mounts;
     b.c.n_mounts = 2;
-    auto_free struct machine_volume *two = spec_volumes(&b.c, &n);
-    two[0].id = 1;
-    two[1].id = 2;
+    auto_free struct machine_volume *two = volumes_of(&b, &n);
     json_auto_t *slave = adapted(&b, two, 2, BACKEND_HOST);
     assert_string_equal(json_string_value(at(slave, "linux.rootfsPropagation")), "rslave");
     b.c.n_mounts = ARRAY_LEN(m);
-    auto_free struct machine_volume *v = spec_volumes(&b.c, &n);
-    for (size_t i = 0; i < ARRAY_LEN(m); i++)
-        v[i].id = (uint32_t)i + 1;
+    auto_free struct machine_volume *v = volumes_of(&b, &n);
     assert_true(v[1].slave && v[2].shared && v[3].readonly && !v[0].shared);
     json_auto_t *spec = adapted(&b, v, ARRAY_LEN(m), BACKEND_HOST);
     assert_true(has_option(spec, "/private", "rprivate") && has_option(spec, "/slave", "rslave") &&

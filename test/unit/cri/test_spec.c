@@ -1,86 +1,18 @@
 /* cri/spec: Kubernetes' rules for a container's process, what is refused, the JSON's shape. */
-#include <jansson.h>
-#include <setjmp.h>
 #include <signal.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
 
-#include <cmocka.h>
-
-#include "base/cleanup.h"
 #include "base/limits.h"
-#include "base/str.h"
 #include "cri/seccomp.h"
-#include "cri/spec.h"
+#include "test/unit/cri/spec_fixture.h"
 
 /* the older fields of the security context are tried, too */
 #pragma GCC diagnostic ignored "-Wdeprecated-declarations"
-
-#define OWN(s) ((char *)(uintptr_t)(s))
-
-typedef Runtime__V1__ContainerConfig Container;
-
-/* Everything a test may want to change, wired together. */
-struct box {
-    Runtime__V1__PodSandboxConfig pod;
-    Runtime__V1__LinuxPodSandboxConfig pod_linux;
-    Runtime__V1__LinuxSandboxSecurityContext pod_security;
-    Container c;
-    Runtime__V1__LinuxContainerConfig linux_;
-    Runtime__V1__LinuxContainerSecurityContext security;
-    Runtime__V1__LinuxContainerResources resources;
-    Runtime__V1__NamespaceOption ns;
-    Runtime__V1__Capability caps;
-    Runtime__V1__Int64Value user, group;
-    struct image_config image;
-    struct err err;
-};
-
-static void init(struct box *b)
-{
-    memset(b, 0, sizeof(*b));
-    runtime__v1__pod_sandbox_config__init(&b->pod);
-    runtime__v1__linux_pod_sandbox_config__init(&b->pod_linux);
-    runtime__v1__linux_sandbox_security_context__init(&b->pod_security);
-    runtime__v1__container_config__init(&b->c);
-    runtime__v1__linux_container_config__init(&b->linux_);
-    runtime__v1__linux_container_security_context__init(&b->security);
-    runtime__v1__linux_container_resources__init(&b->resources);
-    runtime__v1__namespace_option__init(&b->ns);
-    runtime__v1__capability__init(&b->caps);
-    runtime__v1__int64_value__init(&b->user);
-    runtime__v1__int64_value__init(&b->group);
-    b->pod.hostname = OWN("pod");
-    b->pod.linux = &b->pod_linux;
-    b->pod_linux.security_context = &b->pod_security;
-    b->c.linux = &b->linux_;
-    b->linux_.security_context = &b->security;
-    b->linux_.resources = &b->resources;
-    b->ns.pid = RUNTIME__V1__NAMESPACE_MODE__CONTAINER;
-    b->security.namespace_options = &b->ns;
-    b->image.working_dir = b->image.user = b->image.stop_signal = OWN("");
-    strv_add(&b->image.entrypoint, "/entry");
-    strv_add(&b->image.cmd, "default");
-}
-
-static void clear(struct box *b)
-{
-    strv_clear(&b->image.entrypoint);
-    strv_clear(&b->image.cmd);
-    strv_clear(&b->image.env);
-    err_clear(&b->err);
-}
 
 /* The spec, which must be made; json_decref() it. */
 static json_t *spec_of(struct box *b)
 {
     size_t n = 0;
-    auto_free struct machine_volume *v = spec_volumes(&b->c, &n);
-    for (size_t i = 0; i < n; i++)
-        v[i].id = (uint32_t)i + 1;
+    auto_free struct machine_volume *v = volumes_of(b, &n);
     auto_free char *text = spec_make(&b->c, &b->pod, &b->image, v, &b->err);
     if (text == NULL)
         fail_msg("%s", err_msg(&b->err));
@@ -93,13 +25,15 @@ static json_t *spec_of(struct box *b)
 static void assert_at(struct box *b, const char *path, const char *want)
 {
     json_auto_t *spec = spec_of(b);
-    auto_free char *copy = xstrdup(path);
-    char *save = NULL;
-    json_t *at = spec;
-    for (char *k = strtok_r(copy, ".", &save); k != NULL; k = strtok_r(NULL, ".", &save))
-        at = json_object_get(at, k);
-    auto_free char *got = at != NULL ? json_dumps(at, JSON_COMPACT | JSON_ENCODE_ANY) : NULL;
+    const json_t *found = at(spec, path);
+    auto_free char *got = found != NULL ? json_dumps(found, JSON_COMPACT | JSON_ENCODE_ANY) : NULL;
     assert_string_equal(got != NULL ? got : "(none)", want);
+}
+
+static void assert_accepted(struct box *b)
+{
+    if (spec_check_container(&b->c, &b->pod, BACKEND_VM, &b->err) < 0)
+        fail_msg("%s", err_msg(&b->err));
 }
 
 static void assert_refused(struct box *b, enum err_code code, const char *words)
@@ -197,8 +131,7 @@ static void assert_caps(struct box *b, const char *set, size_t n, const char *ha
                         const char *has_not)
 {
     json_auto_t *spec = spec_of(b);
-    json_t *list =
-        json_object_get(json_object_get(json_object_get(spec, "process"), "capabilities"), set);
+    const json_t *list = json_object_get(at(spec, "process.capabilities"), set);
     assert_int_equal(json_array_size(list), n);
     bool found = false;
     bool found_not = false;
@@ -360,14 +293,12 @@ static void test_refused_containers(void **state)
     (void)state;
     struct box b;
     init(&b);
-    assert_int_equal(spec_check_container(&b.c, &b.pod, BACKEND_VM, &b.err), 0);
+    assert_accepted(&b);
     Runtime__V1__Mount mount;
-    runtime__v1__mount__init(&mount);
+    Runtime__V1__Mount *mounts[1];
+    give_mounts(&b, &mount, mounts, 1);
     mount.host_path = OWN("host");
     mount.container_path = OWN("/there");
-    Runtime__V1__Mount *mounts[] = {&mount};
-    b.c.mounts = mounts;
-    b.c.n_mounts = 1;
     assert_refused(&b, ERR_INVALID, "host path");
     mount.host_path = OWN("/host");
     mount.container_path = OWN("//");
@@ -392,7 +323,7 @@ static void test_refused_containers(void **state)
     b.c.n_devices = 1;
     assert_refused(&b, ERR_PRECONDITION, "/dev/sda");
     device.host_path = OWN("/dev/kvm");
-    assert_int_equal(spec_check_container(&b.c, &b.pod, BACKEND_VM, &b.err), 0);
+    assert_accepted(&b);
     device.permissions = OWN("rx");
     assert_refused(&b, ERR_INVALID, "/dev/kvm");
     device.permissions = OWN("r");
@@ -421,10 +352,10 @@ static void test_refused_containers(void **state)
     profile.profile_type = RUNTIME__V1__SECURITY_PROFILE__PROFILE_TYPE__RuntimeDefault;
     assert_refused(&b, ERR_PRECONDITION, "AppArmor");
     profile.profile_type = RUNTIME__V1__SECURITY_PROFILE__PROFILE_TYPE__Unconfined;
-    assert_int_equal(spec_check_container(&b.c, &b.pod, BACKEND_VM, &b.err), 0);
+    assert_accepted(&b);
     b.security.apparmor = NULL;
     b.security.apparmor_profile = OWN("unconfined");
-    assert_int_equal(spec_check_container(&b.c, &b.pod, BACKEND_VM, &b.err), 0);
+    assert_accepted(&b);
     b.security.apparmor_profile = OWN("localhost/mine");
     assert_refused(&b, ERR_PRECONDITION, "localhost/mine");
     b.security.apparmor_profile = OWN("");
@@ -435,7 +366,7 @@ static void test_refused_containers(void **state)
     b.ns.target_id = OWN("");
     assert_refused(&b, ERR_INVALID, "TARGET");
     b.ns.target_id = OWN("abc");
-    assert_int_equal(spec_check_container(&b.c, &b.pod, BACKEND_VM, &b.err), 0);
+    assert_accepted(&b);
     b.ns.pid = RUNTIME__V1__NAMESPACE_MODE__POD;
     assert_true(spec_shared_pid(&b.c));
     Runtime__V1__UserNamespace userns;
@@ -444,10 +375,10 @@ static void test_refused_containers(void **state)
     b.ns.userns_options = &userns;
     assert_refused(&b, ERR_INVALID, "mapping");
     userns.mode = RUNTIME__V1__NAMESPACE_MODE__NODE;
-    assert_int_equal(spec_check_container(&b.c, &b.pod, BACKEND_VM, &b.err), 0);
+    assert_accepted(&b);
     /* a client that sends no linux part at all */
     b.c.linux = NULL;
-    assert_int_equal(spec_check_container(&b.c, &b.pod, BACKEND_VM, &b.err), 0);
+    assert_accepted(&b);
     assert_false(spec_shared_pid(&b.c));
     assert_at(&b, "root", "{\"path\":\"rootfs\",\"readonly\":false}");
     clear(&b);
@@ -460,6 +391,15 @@ static size_t filter_size(const struct box *b)
     if (spec_seccomp(&b->c, &f, &err) < 0)
         fail_msg("%s", err_msg(&err));
     return f.len;
+}
+
+/* What the agent is asked for beside the spec. */
+static void ask_guest(struct box *b, Aspis__Agent__V1__CreateContainerRequest *req, struct arena *a)
+{
+    const struct seccomp_filter none = {0};
+    aspis__agent__v1__create_container_request__init(req);
+    if (spec_guest(&b->c, BACKEND_VM, &none, req, a, &b->err) < 0)
+        fail_msg("%s", err_msg(&b->err));
 }
 
 static void test_user_namespaces(void **state)
@@ -484,12 +424,10 @@ static void test_user_namespaces(void **state)
     Runtime__V1__NamespaceOption of_pod = b.ns;
     b.pod_security.namespace_options = &of_pod;
     assert_int_equal(spec_check_sandbox(&b.pod, &b.err), 0);
-    assert_int_equal(spec_check_container(&b.c, &b.pod, BACKEND_VM, &b.err), 0);
+    assert_accepted(&b);
     auto_arena struct arena *a = arena_new(KiB(64));
     Aspis__Agent__V1__CreateContainerRequest req;
-    aspis__agent__v1__create_container_request__init(&req);
-    struct seccomp_filter none = {0};
-    assert_int_equal(spec_guest(&b.c, BACKEND_VM, &none, &req, a, &b.err), 0);
+    ask_guest(&b, &req, a);
     assert_int_equal(req.n_uids, 1);
     assert_int_equal(req.gids[0]->host_id, 65536);
     assert_int_equal(spec_guest_understood(&req, 105, &b.err), 0);
@@ -538,12 +476,10 @@ static void test_devices(void **state)
     d[2].container_path = OWN("/dev/noughts");
     b.c.devices = list;
     b.c.n_devices = ARRAY_LEN(d);
-    assert_int_equal(spec_check_container(&b.c, &b.pod, BACKEND_VM, &b.err), 0);
+    assert_accepted(&b);
     auto_arena struct arena *a = arena_new(KiB(64));
     Aspis__Agent__V1__CreateContainerRequest req;
-    aspis__agent__v1__create_container_request__init(&req);
-    struct seccomp_filter none = {0};
-    assert_int_equal(spec_guest(&b.c, BACKEND_VM, &none, &req, a, &b.err), 0);
+    ask_guest(&b, &req, a);
     assert_int_equal(req.n_devices, 2);
     assert_string_equal(req.devices[0]->container_path, "/dev/fuse");
     assert_string_equal(req.devices[0]->permissions, "rw");
@@ -552,8 +488,7 @@ static void test_devices(void **state)
     assert_string_equal(req.devices[1]->permissions, "rwm");
     assert_false(req.all_devices);
     b.security.privileged = true;
-    aspis__agent__v1__create_container_request__init(&req);
-    assert_int_equal(spec_guest(&b.c, BACKEND_VM, &none, &req, a, &b.err), 0);
+    ask_guest(&b, &req, a);
     assert_true(req.all_devices);
     clear(&b);
 }
@@ -776,9 +711,8 @@ static void test_shape(void **state)
     /* a client that says nothing of paths gets the usual ones */
     b.linux_.security_context = NULL;
     json_auto_t *plain = spec_of(&b);
-    json_t *lists = json_object_get(plain, "linux");
-    assert_true(json_array_size(json_object_get(lists, "maskedPaths")) > 5);
-    assert_true(json_array_size(json_object_get(lists, "readonlyPaths")) == 5);
+    assert_true(json_array_size(at(plain, "linux.maskedPaths")) > 5);
+    assert_true(json_array_size(at(plain, "linux.readonlyPaths")) == 5);
     clear(&b);
 }
 
@@ -793,20 +727,17 @@ static void test_image_volumes(void **state)
     runtime__v1__image_spec__init(&spec);
     spec.image = OWN("sha256:" HEX64);
     Runtime__V1__Mount m[2];
-    Runtime__V1__Mount *mounts[2] = {&m[0], &m[1]};
-    for (size_t i = 0; i < 2; i++)
-        runtime__v1__mount__init(&m[i]);
+    Runtime__V1__Mount *mounts[2];
+    give_mounts(&b, m, mounts, 2);
     m[0].container_path = OWN("/data/");
     m[0].image = &spec;
     m[0].image_sub_path = OWN("a b/c");
     m[1].container_path = OWN("/host");
     m[1].host_path = OWN("/host");
-    b.c.mounts = mounts;
-    b.c.n_mounts = 2;
     assert_refused(&b, ERR_INVALID,
                    "image volume at /data/: an image can be mounted read-only only");
     m[0].readonly = true;
-    assert_int_equal(spec_check_container(&b.c, &b.pod, BACKEND_VM, &b.err), 0);
+    assert_accepted(&b);
     size_t n = 0;
     auto_free struct machine_volume *v = spec_volumes(&b.c, &n);
     assert_int_equal(n, 1); /* images are no files of the host's */
@@ -833,7 +764,7 @@ static void test_image_volumes(void **state)
         assert_refused(&b, ERR_INVALID, "image volume at /data/: sub path");
     }
     m[0].image_sub_path = OWN("..a/b..");
-    assert_int_equal(spec_check_container(&b.c, &b.pod, BACKEND_VM, &b.err), 0);
+    assert_accepted(&b);
     m[0].host_path = OWN("/x");
     assert_refused(&b, ERR_INVALID, "both an image and the host path /x");
     clear(&b);
@@ -864,14 +795,11 @@ static void test_volumes(void **state)
     Runtime__V1__Mount m[4];
     Runtime__V1__Mount *mounts[4];
     char *const paths[] = {OWN("/a/b/c"), OWN("/etc//hosts/"), OWN("/a"), OWN("/dev/./log")};
+    give_mounts(&b, m, mounts, 4);
     for (size_t i = 0; i < 4; i++) {
-        runtime__v1__mount__init(&m[i]);
         m[i].host_path = OWN("/host");
         m[i].container_path = paths[i];
-        mounts[i] = &m[i];
     }
-    b.c.mounts = mounts;
-    b.c.n_mounts = 4;
     json_auto_t *spec = spec_of(&b);
     const json_t *list = json_object_get(spec, "mounts");
     size_t at[4] = {0};

@@ -208,14 +208,36 @@ def send(h, status, body=b"", headers=None, cut=None):
         h.wfile.write(body)
 
 
+def bend_layer(reg, image, answer):
+    """From now on answer(h, data) answers who asks for the image's first layer, unless it returns False."""
+    def bend(h, kind, ref):
+        return kind == "blobs" and ref == sha(image.blobs[0]) and answer(h, image.blobs[0]) is not False
+    reg.bend = bend
+
+
+def begin(h, length, part=b"", **headers):
+    """The head of an answer, and so much of its body; the rest is the caller's."""
+    h.send_response(200)
+    for key, value in headers.items():
+        h.send_header(key.replace("_", "-"), value)
+    h.send_header("Content-Length", str(length))
+    h.end_headers()
+    h.wfile.write(part)
+    h.wfile.flush()
+    h.close_connection = True
+
+
 class Store:
     def __init__(self):
         self.root = tempfile.mkdtemp(prefix="aspis-pull-")
         self.hosts = self.root + "-hosts"
         os.mkdir(self.hosts)
 
+    def argv(self, *args):
+        return [TOOL, "--unpacker", UNPACK, "--hosts", self.hosts, *args]
+
     def run(self, *args, **options):
-        argv = [TOOL, "--unpacker", UNPACK, "--hosts", self.hosts, "--stall", "5"]
+        argv = self.argv("--stall", "5")
         if JAIL and options.pop("jail", False):
             argv += ["--jail", JAIL, "--uid", "64124"]
         for key, value in options.items():
@@ -548,11 +570,10 @@ def test_resume(reg, store):
     reg.add("r/big", BIG)
     cuts = []
 
-    def bend(h, kind, ref):
-        if kind != "blobs" or ref != sha(BIG.blobs[0]) or len(cuts) >= 3:
+    def answer(h, data):
+        if len(cuts) >= 3:
             return False
-        data, at = BIG.blobs[0], 0
-        headers, status = {}, 200
+        at, headers, status = 0, {}, 200
         if h.headers.get("Range"):
             at = int(h.headers["Range"].split("=")[1].rstrip("-"))
             headers["Content-Range"] = f"bytes {at}-{len(data) - 1}/{len(data)}"
@@ -560,7 +581,7 @@ def test_resume(reg, store):
         cuts.append(at)
         send(h, status, data[at:], headers, cut=700_000)
         return True
-    reg.bend = bend
+    bend_layer(reg, BIG, answer)
     assert store.pulled(f"{reg.host}/r/big")["id"] == BIG.id
     assert len(cuts) == 3 and cuts[0] == 0 and 0 < cuts[1] < cuts[2], cuts
     assert tree(store, BIG.id) == {"big": noise(3_000_000, "big")}
@@ -570,16 +591,13 @@ def test_resume_without_ranges(reg, store):
     reg.add("r/big", BIG)
     cuts = []
 
-    def bend(h, kind, ref):
-        if kind != "blobs" or ref != sha(BIG.blobs[0]):
-            return False
+    def answer(h, data):
         cuts.append(h.headers.get("Range"))
         if len(cuts) == 2:
             send(h, 416)
         else:
-            send(h, 200, BIG.blobs[0], cut=700_000 if len(cuts) == 1 else None)
-        return True
-    reg.bend = bend
+            send(h, 200, data, cut=700_000 if len(cuts) == 1 else None)
+    bend_layer(reg, BIG, answer)
     store.pulled(f"{reg.host}/r/big")
     assert len(cuts) == 3 and cuts[1] and not cuts[2], cuts
     assert tree(store, BIG.id) == {"big": noise(3_000_000, "big")}
@@ -590,81 +608,57 @@ def test_lying_range(reg, store):
     reg.add("r/big", BIG)
     n = []
 
-    def bend(h, kind, ref):
-        if kind != "blobs" or ref != sha(BIG.blobs[0]):
-            return False
+    def answer(h, data):
         n.append(1)
         if h.headers.get("Range"):
-            send(h, 206, BIG.blobs[0][5:], {"Content-Range": "bytes 5-9/10"})
+            send(h, 206, data[5:], {"Content-Range": "bytes 5-9/10"})
         else:
-            send(h, 200, BIG.blobs[0], cut=700_000 if len(n) == 1 else None)
-        return True
-    reg.bend = bend
+            send(h, 200, data, cut=700_000 if len(n) == 1 else None)
+    bend_layer(reg, BIG, answer)
     store.pulled(f"{reg.host}/r/big")
     assert tree(store, BIG.id) == {"big": noise(3_000_000, "big")}
 
 
 def test_no_progress(reg, store):
     reg.add("r/big", BIG)
-
-    def bend(h, kind, ref):
-        if kind != "blobs" or ref != sha(BIG.blobs[0]):
-            return False
-        send(h, 200, BIG.blobs[0], cut=0)
-        return True
-    reg.bend = bend
+    bend_layer(reg, BIG, lambda h, data: send(h, 200, data, cut=0))
     answer = store.refused(f"{reg.host}/r/big", "UNAVAILABLE")
     assert answer["msg"].startswith("RegistryUnavailable: ")
     store.empty()
 
 
-def test_stall(reg, store):
+def gives_up(reg, store, answer, gate, words):
+    """Pulls a layer from a server that stops sending; `gate` ends its answer."""
     reg.add("r/big", BIG)
-    gate = threading.Event()
-
-    def bend(h, kind, ref):
-        if kind != "blobs" or ref != sha(BIG.blobs[0]):
-            return False
-        h.send_response(200)
-        h.send_header("Content-Length", str(len(BIG.blobs[0])))
-        h.end_headers()
-        h.wfile.write(BIG.blobs[0][:1000])
-        h.wfile.flush()
-        gate.wait(30)
-        h.close_connection = True
-        return True
-    reg.bend = bend
+    bend_layer(reg, BIG, answer)
     start = time.monotonic()
-    store.refused(f"{reg.host}/r/big", "UNAVAILABLE", "nothing came for 1 seconds", stall=1)
+    store.refused(f"{reg.host}/r/big", "UNAVAILABLE", words, stall=1)
     gate.set()
     assert time.monotonic() - start < 25
     store.empty()
+
+
+def test_stall(reg, store):
+    gate = threading.Event()
+
+    def answer(h, data):
+        begin(h, len(data), data[:1000])
+        gate.wait(30)
+    gives_up(reg, store, answer, gate, "nothing came for 1 seconds")
 
 
 def test_trickle(reg, store):
     """A byte now and then is no progress."""
-    reg.add("r/big", BIG)
     gate = threading.Event()
 
-    def bend(h, kind, ref):
-        if kind != "blobs" or ref != sha(BIG.blobs[0]):
-            return False
-        h.send_response(200)
-        h.send_header("Content-Length", str(len(BIG.blobs[0])))
-        h.end_headers()
+    def answer(h, data):
+        begin(h, len(data))
         for i in range(300):
-            h.wfile.write(BIG.blobs[0][i:i + 1])
+            h.wfile.write(data[i:i + 1])
             h.wfile.flush()
             if gate.wait(0.1):
                 break
-        h.close_connection = True
-        return True
-    reg.bend = bend
-    start = time.monotonic()
-    store.refused(f"{reg.host}/r/big", "UNAVAILABLE", "next to nothing came for 1 seconds", stall=1)
-    gate.set()
-    assert time.monotonic() - start < 25
-    store.empty()
+    gives_up(reg, store, answer, gate, "next to nothing came for 1 seconds")
 
 
 def test_proxy(reg, store):
@@ -704,19 +698,11 @@ def hang_in(reg, name, image):
     gate.reached = threading.Event()
     reg.add(name, image)
 
-    def bend(h, kind, ref):
-        if kind != "blobs" or ref != sha(image.blobs[0]):
-            return False
-        h.send_response(200)
-        h.send_header("Content-Length", str(len(image.blobs[0])))
-        h.end_headers()
-        h.wfile.write(image.blobs[0][:100_000])
-        h.wfile.flush()
+    def answer(h, data):
+        begin(h, len(data), data[:100_000])
         gate.reached.set()
         gate.wait(30)
-        h.close_connection = True
-        return True
-    reg.bend = bend
+    bend_layer(reg, image, answer)
     return gate
 
 
@@ -747,12 +733,8 @@ def test_cancel_anywhere(reg, store):
                 if r != ref or h.command != ("HEAD" if ref == "latest" else "GET"):
                     return False
                 if cut is not None and h.command == "GET":
-                    h.send_response(200)
-                    h.send_header("Content-Type", MANIFEST if kind == "manifests" else "application/octet-stream")
-                    h.send_header("Content-Length", str(len(body)))
-                    h.end_headers()
-                    h.wfile.write(body[:cut])
-                    h.wfile.flush()
+                    begin(h, len(body), body[:cut],
+                          Content_Type=MANIFEST if kind == "manifests" else "application/octet-stream")
                 gate.wait(10)
                 h.close_connection = True
                 return True
@@ -808,12 +790,9 @@ def test_shared_layers_are_fetched_once(reg, store):
 def test_content_changes_between_requests(reg, store):
     """The rest of a blob is another's: what was put together has not the digest, and is nothing."""
     reg.add("ch/big", BIG)
-    layer = BIG.blobs[0]
     asked = []
 
-    def bend(h, kind, ref):
-        if ref != sha(layer):
-            return False
+    def answer(h, layer):
         asked.append(h.headers.get("Range"))
         if len(asked) == 1:
             send(h, 200, layer, cut=len(layer) // 2)
@@ -821,8 +800,7 @@ def test_content_changes_between_requests(reg, store):
             at = int(asked[-1].split("=")[1].rstrip("-"))
             rest = bytes(len(layer) - at)
             send(h, 206, rest, {"Content-Range": f"bytes {at}-{len(layer) - 1}/{len(layer)}"})
-        return True
-    reg.bend = bend
+    bend_layer(reg, BIG, answer)
     answer = store.pull(f"{reg.host}/ch/big")
     assert not answer["ok"] and answer["code"] in ("DATA_LOSS", "INVALID_ARGUMENT"), answer
     assert len(asked) == 2 and asked[1], asked
@@ -835,9 +813,8 @@ def test_one_of_two_leaves(reg, store):
     """Two callers share a pull; the first gives up, the second gets the image."""
     gate = hang_in(reg, "c/big", BIG)
     ref = f"{reg.host}/c/big"
-    argv = [TOOL, "--unpacker", UNPACK, "--hosts", store.hosts, "--first-cancel-ms", "400", store.root,
-            "pull", ref, ref]
-    p = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    p = subprocess.Popen(store.argv("--first-cancel-ms", "400", store.root, "pull", ref, ref),
+                         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     try:
         first = json.loads(p.stdout.readline())
         assert first.get("code") == "CANCELLED" and first["ms"] < 3000, first
@@ -1562,9 +1539,8 @@ def test_damaged_files(reg, store):
 def test_killed(reg, store):
     """SIGKILL in the middle of a pull; the next start cleans up and pulls."""
     gate = hang_in(reg, "k/big", BIG)
-    argv = [TOOL, "--unpacker", UNPACK, "--hosts", store.hosts, store.root, "pull",
-            f"{reg.host}/k/big"]
-    p = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    p = subprocess.Popen(store.argv(store.root, "pull", f"{reg.host}/k/big"),
+                         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     assert gate.reached.wait(20)
     p.kill()
     p.wait()
@@ -1577,9 +1553,8 @@ def test_killed(reg, store):
 
 def test_one_daemon(reg, store):
     gate = hang_in(reg, "k/big", BIG)
-    argv = [TOOL, "--unpacker", UNPACK, "--hosts", store.hosts, store.root, "pull",
-            f"{reg.host}/k/big"]
-    p = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    p = subprocess.Popen(store.argv(store.root, "pull", f"{reg.host}/k/big"),
+                         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         assert gate.reached.wait(20)
         assert "in use" in store.run("list")[0]["msg"]
@@ -1592,8 +1567,8 @@ def test_one_daemon(reg, store):
 def test_full_disk(reg, store):
     """RLIMIT_FSIZE stands for a full disk: an error that says so, and nothing left."""
     reg.add("r/big", BIG)
-    shell = ["bash", "-c", 'ulimit -f 1000; trap "" XFSZ; exec "$@"', "x", TOOL, "--unpacker", UNPACK,
-             "--hosts", store.hosts, store.root, "pull", f"{reg.host}/r/big"]
+    shell = ["bash", "-c", 'ulimit -f 1000; trap "" XFSZ; exec "$@"', "x",
+             *store.argv(store.root, "pull", f"{reg.host}/r/big")]
     done = subprocess.run(shell, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
     answer = json.loads(done.stdout.splitlines()[0])
     assert not answer["ok"], answer
