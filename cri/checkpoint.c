@@ -397,10 +397,9 @@ static int checkpoint_locked(struct sandbox *s, const struct checkpoint_options 
                  ? err_set(err, ERR_PRECONDITION,
                            "it runs on the host, without a VM that could be saved")
                  : take_containers(&w, cancel, err);
-    if (rc == 0 &&
-        (check_pod(&w, err) < 0 || check_named(&w, o, err) < 0 ||
-         (m = sandbox_use_machine(s, err)) == NULL || machine_checkpoint_check(m, err) < 0 ||
-         describe(&w, err) < 0))
+    if (rc == 0 && (check_pod(&w, err) < 0 || check_named(&w, o, err) < 0 ||
+                    (m = sandbox_use_machine(s, err)) == NULL ||
+                    machine_checkpoint_check(m, err) < 0 || describe(&w, err) < 0))
         rc = -1;
     if (rc == 0)
         rc = save(&w, m, o, cancel, err);

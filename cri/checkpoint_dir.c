@@ -211,7 +211,7 @@ static int add_block(struct digest_ctx *c, off_t at, const uint8_t *data, size_t
         return 0;
     int len = snprintf(place, sizeof(place), "%" PRIx64 "\n", (uint64_t)at);
     return digest_update(c, place, (size_t)len, err) < 0 || digest_update(c, data, n, err) < 0 ? -1
-                                                                                             : 0;
+                                                                                               : 0;
 }
 
 static int digest_blocks(int fd, off_t size, struct digest_ctx *c, struct cancel *cancel,
@@ -266,9 +266,8 @@ int checkpoint_file_check(int fd, const struct checkpoint_file *want, const char
     struct checkpoint_file have;
     struct stat st;
     if (fstat(fd, &st) == 0 && (uint64_t)st.st_size != want->bytes)
-        return err_set(err, ERR_DATA_LOSS,
-                       "%s has %" PRIu64 " bytes, the manifest says %" PRIu64, name,
-                       (uint64_t)st.st_size, want->bytes);
+        return err_set(err, ERR_DATA_LOSS, "%s has %" PRIu64 " bytes, the manifest says %" PRIu64,
+                       name, (uint64_t)st.st_size, want->bytes);
     if (checkpoint_file_describe(fd, &have, cancel, err) < 0)
         return err_wrap(err, "%s", name);
     if (strcmp(have.digest, want->digest) != 0)

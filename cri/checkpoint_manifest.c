@@ -41,10 +41,10 @@ static json_t *disks_json(const struct checkpoint *c)
     const struct hv_shape *s = &c->machine.shape;
     json_t *list = json_array();
     for (size_t i = 0; i < s->n_disks; i++)
-        (void)json_array_append_new(
-            list, json_pack("{s:i,s:s,s:s,s:s}", "slot", (int)s->disks[i].slot, "image",
-                            c->disks[i].image, "name", c->disks[i].name, "layout",
-                            c->disks[i].layout));
+        (void)json_array_append_new(list,
+                                    json_pack("{s:i,s:s,s:s,s:s}", "slot", (int)s->disks[i].slot,
+                                              "image", c->disks[i].image, "name", c->disks[i].name,
+                                              "layout", c->disks[i].layout));
     return list;
 }
 
@@ -52,11 +52,12 @@ static json_t *machine_json(const struct checkpoint *c)
 {
     const struct machine_image *m = &c->machine;
     const struct hv_shape *s = &m->shape;
-    return json_pack("{s:s,s:s,s:s,s:s,s:s,s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:o}", "qemu", m->qemu, "cpu",
-                     m->cpu, "accel", m->accel, "transport", m->transport, "mac", c->mac, "ram",
-                     s->ram_id, "boot_bytes", (json_int_t)s->boot_bytes, "max_bytes",
-                     (json_int_t)s->max_bytes, "added_bytes", (json_int_t)s->added_bytes, "boot_vcpus",
-                     (json_int_t)s->boot_vcpus, "vcpus", (json_int_t)s->vcpus, "max_vcpus", (json_int_t)s->max_vcpus, "scratch_bytes",
+    return json_pack("{s:s,s:s,s:s,s:s,s:s,s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:o}", "qemu", m->qemu,
+                     "cpu", m->cpu, "accel", m->accel, "transport", m->transport, "mac", c->mac,
+                     "ram", s->ram_id, "boot_bytes", (json_int_t)s->boot_bytes, "max_bytes",
+                     (json_int_t)s->max_bytes, "added_bytes", (json_int_t)s->added_bytes,
+                     "boot_vcpus", (json_int_t)s->boot_vcpus, "vcpus", (json_int_t)s->vcpus,
+                     "max_vcpus", (json_int_t)s->max_vcpus, "scratch_bytes",
                      (json_int_t)m->scratch_bytes, "disks", disks_json(c));
 }
 
@@ -76,12 +77,12 @@ char *checkpoint_encode(const struct checkpoint *c, struct err *err)
     json_auto_t *containers = json_array();
     for (size_t i = 0; i < c->n_containers; i++)
         (void)json_array_append_new(containers, container_json(&c->containers[i]));
-    json_auto_t *j = json_pack(
-        "{s:s,s:i,s:s,s:I,s:s,s:o,s:O,s:o,s:o,s:o}", "format", FORMAT, "version",
-        CHECKPOINT_VERSION, "aspis", c->aspis, "created_at", (json_int_t)c->created_at,
-        "sandbox_id", c->sandbox_id, "pod", packed(&c->pod->base), "containers", containers,
-        "machine", machine_json(c), "state", file_json(&c->state), "scratch",
-        file_json(&c->scratch));
+    json_auto_t *j =
+        json_pack("{s:s,s:i,s:s,s:I,s:s,s:o,s:O,s:o,s:o,s:o}", "format", FORMAT, "version",
+                  CHECKPOINT_VERSION, "aspis", c->aspis, "created_at", (json_int_t)c->created_at,
+                  "sandbox_id", c->sandbox_id, "pod", packed(&c->pod->base), "containers",
+                  containers, "machine", machine_json(c), "state", file_json(&c->state), "scratch",
+                  file_json(&c->scratch));
     char *text = j != NULL && json_array_size(containers) == c->n_containers
                      ? json_dumps(j, JSON_INDENT(1))
                      : NULL;
@@ -171,11 +172,6 @@ static int get_id(const struct reader *r, const json_t *from, const char *key, c
                                                                                       : bad(r, key);
 }
 
-static int digit(char c)
-{
-    return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
-}
-
 static int get_message(const struct reader *r, const json_t *from, const char *key,
                        const ProtobufCMessageDescriptor *desc, const void **out)
 {
@@ -186,8 +182,8 @@ static int get_message(const struct reader *r, const json_t *from, const char *k
         return bad(r, key);
     auto_free uint8_t *data = xcalloc(1, n / 2 + 1);
     for (size_t i = 0; i < n / 2; i++) {
-        int high = digit(text[2 * i]);
-        int low = digit(text[2 * i + 1]);
+        int high = str_hex_digit(text[2 * i]);
+        int low = str_hex_digit(text[2 * i + 1]);
         if (high < 0 || low < 0)
             return bad(r, key);
         data[i] = (uint8_t)(high << 4 | low);
@@ -232,7 +228,7 @@ static int get_disks(const struct reader *r, const json_t *machine, struct check
 static bool mac_ok(const char *mac)
 {
     for (int i = 0; i < 17; i++) {
-        bool ok = i % 3 == 2 ? mac[i] == ':' : digit(mac[i]) >= 0;
+        bool ok = i % 3 == 2 ? mac[i] == ':' : str_hex_digit(mac[i]) >= 0;
         if (!ok)
             return false;
     }
@@ -253,8 +249,8 @@ static int get_machine(const struct reader *r, const json_t *j, struct checkpoin
         get_number(r, m, "boot_bytes", INT64_MAX, &s->boot_bytes) < 0 ||
         get_number(r, m, "max_bytes", INT64_MAX, &s->max_bytes) < 0 ||
         get_number(r, m, "added_bytes", INT64_MAX, &s->added_bytes) < 0 ||
-        get_u32(r, m, "boot_vcpus", &s->boot_vcpus) < 0 ||
-        get_u32(r, m, "vcpus", &s->vcpus) < 0 || get_u32(r, m, "max_vcpus", &s->max_vcpus) < 0 ||
+        get_u32(r, m, "boot_vcpus", &s->boot_vcpus) < 0 || get_u32(r, m, "vcpus", &s->vcpus) < 0 ||
+        get_u32(r, m, "max_vcpus", &s->max_vcpus) < 0 ||
         get_number(r, m, "scratch_bytes", INT64_MAX, &i->scratch_bytes) < 0 ||
         get_disks(r, m, out) < 0)
         return -1;

@@ -569,7 +569,8 @@ int container_remove(struct container *c, struct cancel *cancel, struct err *err
     auto_oplock struct oplock *held = &c->op;
     if (container_phase(c) == CONTAINER_RUNNING && stop_locked(c, 0, cancel, err) < 0)
         return err_wrap(err, "remove %s", container_title(c, title));
-    if (container_set_phase(c, CONTAINER_REMOVING, err) < 0 || FAILPOINT("container.remove", err) < 0)
+    if (container_set_phase(c, CONTAINER_REMOVING, err) < 0 ||
+        FAILPOINT("container.remove", err) < 0)
         return err_wrap(err, "remove %s", container_title(c, title));
     Aspis__Agent__V1__RemoveContainerRequest req;
     aspis__agent__v1__remove_container_request__init(&req);

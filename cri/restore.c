@@ -1,3 +1,4 @@
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -111,7 +112,8 @@ static int find_images(struct work *w, const struct restore_options *o, struct e
         if (container_images_find(w->rt->deps.images, config, &w->images[i], &why) < 0) {
             if (why.code != ERR_NOT_FOUND)
                 return err_move(err, &why);
-            return err_set(err, ERR_PRECONDITION, "container %.64s: image %.200s (%.80s) is not here",
+            return err_set(err, ERR_PRECONDITION,
+                           "container %.64s: image %.200s (%.80s) is not here",
                            c->config->metadata->name, c->image_ref, c->image_id);
         }
         w->n_images++;
@@ -199,10 +201,9 @@ static int machine_up(struct work *w, int tap, struct cancel *cancel, struct err
         disks[i].n_parts = d->n_parts;
     }
     int64_t begin = mono_ns();
-    struct machine *m =
-        FAILPOINT("restore.machine", err) < 0
-            ? NULL
-            : machine_restore(w->rt->deps.factory, &spec, &r, &cb, cancel, err);
+    struct machine *m = FAILPOINT("restore.machine", err) < 0
+                            ? NULL
+                            : machine_restore(w->rt->deps.factory, &spec, &r, &cb, cancel, err);
     for (size_t i = 0; i < w->n_disks; i++)
         free(parts[i]);
     if (m == NULL) {

@@ -57,7 +57,8 @@ static int put_containers(struct call *call, struct sandbox *s, Runtime__V1__Res
                 ? (Runtime__V1__RestoredContainer *)call_message(
                       call, &runtime__v1__restored_container__descriptor, err)
                 : NULL;
-        if (c == NULL || (c->name = call_string(call, list[i]->config->metadata->name, err)) == NULL ||
+        if (c == NULL ||
+            (c->name = call_string(call, list[i]->config->metadata->name, err)) == NULL ||
             (c->container_id = call_string(call, list[i]->rec.id, err)) == NULL)
             rc = -1;
         else

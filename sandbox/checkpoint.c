@@ -106,8 +106,7 @@ int machine_checkpoint(struct machine *m, int state_fd, int scratch_fd, struct m
                        int (*paused)(void *arg, struct err *err), void *arg, struct cancel *cancel,
                        struct err *err)
 {
-    struct saving s = {
-        .m = m, .scratch_fd = scratch_fd, .out = out, .paused = paused, .arg = arg};
+    struct saving s = {.m = m, .scratch_fd = scratch_fd, .out = out, .paused = paused, .arg = arg};
     *out = (struct machine_image){0};
     if (machine_checkpoint_check(m, err) < 0 || describe(m, out, cancel, err) < 0)
         return -1;
@@ -158,7 +157,8 @@ int machine_image_check(const struct machine_image *i, struct err *err)
         s->max_bytes < s->boot_bytes || s->max_bytes > MAX_MEMORY ||
         s->added_bytes > s->max_bytes - s->boot_bytes)
         return err_set(err, ERR_INVALID, "the VM's memory has an impossible size");
-    if (s->boot_vcpus == 0 || s->vcpus < s->boot_vcpus || s->vcpus > s->max_vcpus || s->max_vcpus > MAX_VCPUS)
+    if (s->boot_vcpus == 0 || s->vcpus < s->boot_vcpus || s->vcpus > s->max_vcpus ||
+        s->max_vcpus > MAX_VCPUS)
         return err_set(err, ERR_INVALID, "the VM has an impossible number of vcpus");
     if (i->scratch_bytes == 0 || i->scratch_bytes % 512 != 0 || i->scratch_bytes > INT64_MAX / 2)
         return err_set(err, ERR_INVALID, "the scratch disk has an impossible size");
@@ -223,11 +223,10 @@ struct machine *machine_restore(struct machine_factory *f, const struct machine_
         return NULL;
     }
     int64_t load = (int64_t)((uint64_t)st.st_size / LOAD_BYTES_PER_S) * 1000000000;
-    struct machine_how how = {
-        .accel = strcmp(r->image->accel, "kvm") == 0 ? ACCEL_KVM : ACCEL_TCG,
-        .timeout_ns = f->config.boot_timeout_ns + load,
-        .guest_mac = r->guest_mac,
-        .restore = r};
+    struct machine_how how = {.accel = strcmp(r->image->accel, "kvm") == 0 ? ACCEL_KVM : ACCEL_TCG,
+                              .timeout_ns = f->config.boot_timeout_ns + load,
+                              .guest_mac = r->guest_mac,
+                              .restore = r};
     struct machine *m = machine_boot(f, spec, &how, cb, cancel, err);
     if (m == NULL)
         (void)err_wrap(err, "restore machine");

@@ -19,9 +19,9 @@
 #include "sandbox/machine.h"
 
 struct machine_image {
-    char qemu[128];  /* its version */
-    char cpu[65];    /* under KVM, where the guest sees the host's: a digest of what it is */
-    char accel[16];  /* "kvm", "tcg" */
+    char qemu[128]; /* its version */
+    char cpu[65];   /* under KVM, where the guest sees the host's: a digest of what it is */
+    char accel[16]; /* "kvm", "tcg" */
     char transport[16];
     struct hv_shape shape;
     uint64_t scratch_bytes; /* virtual size of the disk */

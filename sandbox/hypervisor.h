@@ -105,8 +105,8 @@ struct hv_spec {
     const char *mac;
     int scratch_fd;
     const char *scratch_serial;
-    uint32_t cid;                  /* 0: three virtio-serial ports on unix sockets in run_dir */
-    const struct hv_template *tpl; /* NULL: an ordinary boot */
+    uint32_t cid;                     /* 0: three virtio-serial ports on unix sockets in run_dir */
+    const struct hv_template *tpl;    /* NULL: an ordinary boot */
     const struct hv_restore *restore; /* NULL: not from a saved VM */
     const struct hv_host *host; /* the host backend: run_dir, binary (the agent), cgroups (those it
                                    joins itself) and this count */

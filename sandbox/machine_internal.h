@@ -85,8 +85,8 @@ struct hv_spec machine_hv_spec(const struct machine_factory *f, enum accel accel
 struct machine_how {
     enum accel accel;
     int64_t timeout_ns;
-    const struct hv_template *tpl; /* NULL: an ordinary boot */
-    const char *guest_mac;         /* of tpl's NIC; NULL: the spec's */
+    const struct hv_template *tpl;         /* NULL: an ordinary boot */
+    const char *guest_mac;                 /* of tpl's NIC; NULL: the spec's */
     const struct machine_restore *restore; /* NULL: not from a saved VM */
 };
 

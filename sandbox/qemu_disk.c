@@ -397,10 +397,9 @@ static int set_drive(struct hv *hv, int slot, const char *prefix, struct cancel 
     char node[32];
     (void)snprintf(path, sizeof(path), "/machine/peripheral/disk%d-%s", slot, hv->slots[slot]);
     (void)snprintf(node, sizeof(node), "%s%d", prefix, slot);
-    return qmp_run(
-        hv->qmp, "qom-set",
-        json_pack("{s:s,s:s,s:s}", "path", path, "property", "drive", "value", node), -1, cancel,
-        err);
+    return qmp_run(hv->qmp, "qom-set",
+                   json_pack("{s:s,s:s,s:s}", "path", path, "property", "drive", "value", node), -1,
+                   cancel, err);
 }
 
 static int park_one(struct hv *hv, int slot, const json_t *node, struct cancel *cancel,

@@ -141,8 +141,8 @@ static void test_malformed(void **state)
         const char *at = strstr(text, cases[i].from);
         if (at == NULL)
             fail_msg("%s is not in %s", cases[i].from, text);
-        auto_free char *bad = fs_format("%.*s%s%s", (int)(at - text), text, cases[i].to,
-                                        at + strlen(cases[i].from));
+        auto_free char *bad =
+            fs_format("%.*s%s%s", (int)(at - text), text, cases[i].to, at + strlen(cases[i].from));
         if (checkpoint_decode(bad, strlen(bad), a, &got, &err) == 0 || err.code != cases[i].code)
             fail_msg("%s: %s", cases[i].to, err_msg(&err));
     }
