@@ -509,3 +509,46 @@ def test_no_room_for_it(daemon, place, make_pod):
         os.system(f"umount {full}")
     assert out(daemon, c, "echo", "well") == "well"
     Saved(daemon, save(daemon, pod, place / "one"), "copy").remove()
+
+
+@pytest.mark.parametrize("seconds", [0.02, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4])
+def test_daemon_killed_while_saving(daemon, place, make_pod, seconds):
+    """Wherever it was: the pod goes on when the next daemon comes, and the directory is whole or not there."""
+    import threading
+    pod = make_pod("src")
+    c = pod.start("count", "sh", "-c", COUNTER)
+    counted(pod)
+    killer = threading.Timer(seconds, daemon.kill)
+    killer.start()
+    with pytest.raises(grpc.RpcError):
+        save(daemon, pod, place / "one")
+        raise grpc.RpcError  # it was quicker
+    killer.join()
+    daemon.start()
+    before = int(out(daemon, c, "cat", "/count"))
+    wait_for(lambda: int(out(daemon, c, "cat", "/count")) > before + 3)
+    numbers = [int(x) for x in pod.output("count").split()]
+    assert numbers == list(range(1, len(numbers) + 1))
+    if not (place / "one").exists():
+        save(daemon, pod, place / "one")
+    assert not list((daemon.state / "checkpoints").iterdir())
+    Saved(daemon, place / "one", "copy").remove()
+
+
+def test_aspisctl(daemon, place, images):
+    """People save what they have run, and run it again under another name."""
+    import subprocess
+    from daemon import BUILD
+
+    def ctl(*args):
+        r = subprocess.run([BUILD / "cri" / "ctl" / "aspisctl", "--socket", daemon.socket, *args],
+                           capture_output=True, text=True, cwd=place)
+        assert r.returncode == 0, r.stderr
+        return r.stdout.strip()
+    c = ctl("run", "-d", "--name", "first", images["busybox"], "--", "sh", "-c", COUNTER)
+    wait_for(lambda: int(out(daemon, c, "sh", "-c", "cat /count || echo 0")) > 5)
+    ctl("checkpoint", "first", "one")
+    new = ctl("restore", "one", "second")
+    assert int(ctl("exec", "second", "--", "cat", "/count")) > 5
+    assert int(ctl("logs", "second").split()[0]) > 5
+    ctl("rmp", "first", new)
