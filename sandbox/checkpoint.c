@@ -201,7 +201,7 @@ int machine_restore_check(struct machine_factory *f, const struct machine_image 
 
 int machine_restore_scratch(const char *path, const struct machine_restore *r, struct err *err)
 {
-    if (FAILPOINT("checkpoint.scratch_back", err) < 0)
+    if (FAILPOINT("checkpoint.disk", err) < 0)
         return -1;
     auto_close int to = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
     if (to < 0)

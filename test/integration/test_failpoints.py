@@ -49,7 +49,7 @@ STEPS = {
     "checkpoint.files": "checkpoint", "checkpoint.freeze": "checkpoint", "checkpoint.stopped": "checkpoint",
     "checkpoint.migrate": "checkpoint", "checkpoint.scratch": "checkpoint", "checkpoint.sync": "checkpoint",
     "checkpoint.commit": "checkpoint",
-    "checkpoint.scratch_back": "restore", "checkpoint.load": "restore", "restore.record": "restore",
+    "checkpoint.disk": "restore", "checkpoint.load": "restore", "restore.record": "restore",
     "restore.machine": "restore", "restore.become": "restore", "restore.configure": "restore", "restore.ready": "restore",
     # of pods without a VM
     "host.sockets": "run", "host.spawn": "run", "host.adopt": "adopt",
@@ -400,6 +400,7 @@ def test_checkpoint_fails(d, pod, counting, name, how):
 @pytest.mark.parametrize("name", of_step("restore"))
 def test_restore_fails(d, pod, counting, name, how):
     i, c, place = counting
+    counts(d, c)
     saved = dict(checkpoint_path=str(place / "one"), config=sandbox_config("copy", log_directory=d.logs / "copy"))
     d.client.CheckpointPod(pod_sandbox_id=i, output_path=str(place / "one"))
     before = audit.snapshot(d)
