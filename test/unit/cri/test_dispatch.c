@@ -150,7 +150,7 @@ static void test_unbuilt(void **state)
     (void)state;
     size_t n;
     const struct method *methods = dispatch_methods(&n);
-    const char path[] = "/runtime.v1.RuntimeService/CheckpointPod";
+    const char path[] = "/runtime.v1.RuntimeService/CheckpointContainer";
     struct call call = {.method = dispatch_find(methods, n, path, strlen(path))};
     assert_non_null(call.method);
     assert_null(call.method->handler);
@@ -158,7 +158,7 @@ static void test_unbuilt(void **state)
     ProtobufCMessage *reply;
     assert_int_equal(dispatch_run(&call, NULL, &reply, &err), -1);
     assert_int_equal(err.code, ERR_UNIMPLEMENTED);
-    assert_string_equal(err_msg(&err), "CheckpointPod is not implemented by aspis " ASPIS_VERSION);
+    assert_string_equal(err_msg(&err), "CheckpointContainer is not implemented by aspis " ASPIS_VERSION);
 }
 
 int main(void)
