@@ -129,7 +129,11 @@ void handle_exec(struct rpc_call *call, const ProtobufCMessage *request, void *a
         fail_call(call, ERR_INVALID, "exec id");
         return;
     }
-    if (c->phase != CONTAINER_RUNNING || c->remove_wanted || c->init->reaped) {
+    if (freezer_is_on(t->freezer)) {
+        fail_call(call, ERR_UNAVAILABLE, "the pod is being saved");
+        return;
+    }
+    if (c->phase != CONTAINER_RUNNING || c->held || c->remove_wanted || c->init->reaped) {
         fail_call(call, ERR_PRECONDITION, "the container is not running");
         return;
     }

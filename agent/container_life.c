@@ -264,6 +264,10 @@ void handle_create(struct rpc_call *call, const ProtobufCMessage *request, void 
         fail_call(call, ERR_EXISTS, "the container exists");
         return;
     }
+    if (freezer_is_on(t->freezer)) {
+        fail_call(call, ERR_UNAVAILABLE, "the pod is being saved");
+        return;
+    }
     if (t->n >= LIMIT_AGENT_CONTAINERS || t->n_processes >= LIMIT_AGENT_PROCESSES) {
         fail_call(call, ERR_EXHAUSTED, "too many containers in one pod");
         return;
@@ -275,6 +279,7 @@ void handle_create(struct rpc_call *call, const ProtobufCMessage *request, void 
     struct container *c = xcalloc(1, sizeof(*c));
     c->table = t;
     c->id = xstrdup(req->container_id);
+    c->name = xstrdup(req->container_id);
     c->n_images = 1 + req->n_volume_disks + req->n_raw_disks;
     c->images = xcalloc(c->n_images, sizeof(*c->images));
     c->images[0].serial = xstrdup(req->image_disk);
@@ -328,6 +333,14 @@ void handle_start(struct rpc_call *call, const ProtobufCMessage *request, void *
         fail_call(call, ERR_NOT_FOUND, "no such container");
         return;
     }
+    if (freezer_is_on(t->freezer)) {
+        fail_call(call, ERR_UNAVAILABLE, "the pod is being saved");
+        return;
+    }
+    if (c->held) {
+        container_let_go(c, call);
+        return;
+    }
     if (c->phase != CONTAINER_CREATED || c->remove_wanted || c->init->reaped) {
         fail_call(call, ERR_PRECONDITION, "the container is not waiting to be started");
         return;
@@ -349,7 +362,7 @@ static void exit_event(struct container *c, const struct process *p)
     Aspis__Agent__V1__Exit ev;
     aspis__agent__v1__exit__init(&ev);
 
-    ev.container_id = c->id;
+    ev.container_id = c->name;
     ev.exec_id = p->exec_id;
     ev.exit_code = p->exit_code;
     ev.signal = p->signal;

@@ -14,7 +14,7 @@ uint64_t container_oom_look(struct container *c)
 
     if (kills > c->oom_seen) {
         c->oom_seen = kills;
-        (void)events_oom(c->table->events, c->id);
+        (void)events_oom(c->table->events, c->name);
     }
     return kills;
 }

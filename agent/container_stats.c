@@ -90,7 +90,7 @@ static void fill_group(const struct container_stats *s, struct cgroup_stats *row
         cgroup_stats_read(row, dir);
     if (c == NULL)
         return;
-    row->msg.container_id = c->id;
+    row->msg.container_id = c->name;
     const struct layer *l = layer_usage_find(s->layers, c->id);
     if (l != NULL) {
         row->msg.has_layer = true;

@@ -39,7 +39,9 @@ struct waiting_call {
 struct container {
     TAILQ_ENTRY(container) link;
     struct containers *table;
-    char *id;
+    char *id;   /* its files, groups and state are called so */
+    char *name; /* what the daemon calls it: the id, but in a VM that was made from a saved one */
+    bool held;  /* saved while it ran: frozen until StartContainer (container_freeze.c) */
     enum container_phase phase;
     struct image_mount *images; /* the root's first, then those of image volumes */
     size_t n_images, n_held;    /* of the first n_held a reference is held */
@@ -86,7 +88,8 @@ struct containers {
 
     int inotify_fd;
     struct loop_source *inotify_source;
-    struct rpc_method methods[13];
+    struct freezer *freezer;
+    struct rpc_method methods[16];
 };
 
 /* Table. */
@@ -119,6 +122,17 @@ void exec_forget(struct process *p);
 
 /* container_limits.c */
 void handle_set_limits(struct rpc_call *call, const ProtobufCMessage *request, void *arg);
+
+/* container_freeze.c */
+struct freezer *freezer_new(struct containers *t, struct err *err);
+void freezer_free(struct freezer *f);
+/* Nothing can be made now. */
+bool freezer_is_on(const struct freezer *f);
+void handle_freeze(struct rpc_call *call, const ProtobufCMessage *request, void *arg);
+void handle_thaw(struct rpc_call *call, const ProtobufCMessage *request, void *arg);
+void handle_become(struct rpc_call *call, const ProtobufCMessage *request, void *arg);
+/* StartContainer of one that is held. */
+void container_let_go(struct container *c, struct rpc_call *call);
 
 /* container_oom.c */
 int container_oom_init(struct containers *t, struct err *err);

@@ -19,7 +19,7 @@ struct container *container_find(struct containers *t, const char *id)
     struct container *c;
 
     TAILQ_FOREACH(c, &t->list, link)
-    if (strcmp(c->id, id) == 0)
+    if (strcmp(c->name, id) == 0)
         return c;
     return NULL;
 }
@@ -108,6 +108,7 @@ void container_free(struct container *c)
         free(c->images[i].mountpoint);
     }
     free(c->images);
+    free(c->name);
     free(c->id);
     free(c);
 }
@@ -273,19 +274,19 @@ static void fill_row(struct state_row *row, struct container *c, struct process 
     aspis__agent__v1__process_state__init(&row->state);
     aspis__agent__v1__exit__init(&row->exit);
     row->streams = process_streams(p);
-    row->state.container_id = c->id;
+    row->state.container_id = c->name;
     row->state.exec_id = p->exec_id;
     row->state.pid = (uint32_t)p->pid;
     row->state.streams = &row->streams;
     row->state.started_at_ns = (uint64_t)p->started_at_ns;
     if (p->state != PROCESS_EXITED) {
-        row->state.state = p->state == PROCESS_RUNNING
+        row->state.state = p->state == PROCESS_RUNNING && !(c->held && p == c->init)
                                ? ASPIS__AGENT__V1__PROCESS_STATE__STATE__RUNNING
                                : ASPIS__AGENT__V1__PROCESS_STATE__STATE__CREATED;
         return;
     }
     row->state.state = ASPIS__AGENT__V1__PROCESS_STATE__STATE__EXITED;
-    row->exit.container_id = c->id;
+    row->exit.container_id = c->name;
     row->exit.exec_id = p->exec_id;
     row->exit.exit_code = p->exit_code;
     row->exit.signal = p->signal;
@@ -375,6 +376,9 @@ const struct rpc_method *containers_methods(struct containers *t)
         {"ListState", &aspis__agent__v1__empty__descriptor, handle_list, t},
         {"Events", &aspis__agent__v1__events_request__descriptor, handle_events, t},
         {"AckEvents", &aspis__agent__v1__ack_events_request__descriptor, handle_ack, t},
+        {"FreezePod", &aspis__agent__v1__freeze_pod_request__descriptor, handle_freeze, t},
+        {"ThawPod", &aspis__agent__v1__thaw_pod_request__descriptor, handle_thaw, t},
+        {"BecomePod", &aspis__agent__v1__become_pod_request__descriptor, handle_become, t},
         {0},
     };
 
@@ -395,7 +399,8 @@ struct containers *containers_new(struct loop *loop, struct pod *pod, struct std
     TAILQ_INIT(&t->list);
     t->state_dir = xstrdup(state_dir);
     t->events = events_new();
-    if (fs_mkdir_p(state_dir, 0700, err) < 0 || container_oom_init(t, err) < 0) {
+    if (fs_mkdir_p(state_dir, 0700, err) < 0 || container_oom_init(t, err) < 0 ||
+        (t->freezer = freezer_new(t, err)) == NULL) {
         containers_free(t);
         return NULL;
     }
@@ -429,6 +434,7 @@ void containers_free(struct containers *t)
         next = TAILQ_NEXT(c, link);
         container_free(c);
     }
+    freezer_free(t->freezer);
     events_free(t->events);
     loop_remove(t->inotify_source);
     cleanup_closep(&t->inotify_fd);

@@ -144,6 +144,18 @@ const char *pod_id(const struct pod *p)
     return p->id;
 }
 
+int pod_become(struct pod *p, const char *from, const char *id, struct err *err)
+{
+    size_t n = strlen(id);
+    if (strcmp(p->id, from) != 0)
+        return err_set(err, ERR_PRECONDITION, "this machine is sandbox %.64s", p->id);
+    if (n == 0 || n > LIMIT_NAME)
+        return err_set(err, ERR_INVALID, "sandbox_id of %zu bytes", n);
+    free(p->id);
+    p->id = xstrdup(id);
+    return 0;
+}
+
 const char *pod_file(const struct pod *p, const char *name)
 {
     if (strcmp(name, "resolv.conf") == 0)

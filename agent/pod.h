@@ -35,6 +35,8 @@ typedef void (*pod_configured_fn)(void *arg, const struct err *err);
 void pod_configure(struct pod *p, const Aspis__Agent__V1__ConfigurePodRequest *req,
                    pod_configured_fn done, void *arg);
 const char *pod_id(const struct pod *p); /* "" before ConfigurePod */
+/* A VM made from a saved one takes the id that its ConfigurePod will have. */
+int pod_become(struct pod *p, const char *from, const char *id, struct err *err);
 
 /* From main: a device appeared (uevent), and a child was reaped. */
 void pod_device_appeared(struct pod *p);

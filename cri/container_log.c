@@ -366,6 +366,22 @@ int container_log_attach(struct container_log *l, struct link *link, uint32_t st
     return 0;
 }
 
+void container_log_offsets(struct container_log *l, uint64_t out[2])
+{
+    (void)pthread_mutex_lock(&l->lock);
+    for (unsigned i = 0; i < 2; i++)
+        out[i] = l->s[i].offset;
+    (void)pthread_mutex_unlock(&l->lock);
+}
+
+int container_log_begin(const char *state_path, const uint64_t offsets[2], struct err *err)
+{
+    struct log_state state = {.magic = STATE_MAGIC};
+    for (unsigned i = 0; i < 2; i++)
+        state.slot[0].offset[i] = offsets[i];
+    return fs_write_atomic(state_path, &state, sizeof(state), 0600, false, err);
+}
+
 int container_log_reopen(struct container_log *l, struct err *err)
 {
     (void)pthread_mutex_lock(&l->lock);

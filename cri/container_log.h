@@ -43,6 +43,10 @@ struct container_log *container_log_open(const struct container_log_options *o, 
 /* Starts reading the streams (0: none of that kind). */
 int container_log_attach(struct container_log *l, struct link *link, uint32_t stdout_id,
                          uint32_t stderr_id, struct err *err);
+/* What the file has of stdout and stderr. */
+void container_log_offsets(struct container_log *l, uint64_t out[2]);
+/* Makes the state of a log that does not exist yet, whose streams begin there. */
+int container_log_begin(const char *state_path, const uint64_t offsets[2], struct err *err);
 /* The file was renamed: go on in a new one at the same path. No record is lost or split. */
 int container_log_reopen(struct container_log *l, struct err *err);
 /* Writes what is still held back as an unfinished line: for a machine that died. */

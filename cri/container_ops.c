@@ -40,7 +40,7 @@ static void set_text(struct container *c, char **field, const char *text)
     (void)pthread_mutex_unlock(&c->rt->lock);
 }
 
-static int set_phase(struct container *c, enum container_phase phase, struct err *err)
+int container_set_phase(struct container *c, enum container_phase phase, struct err *err)
 {
     (void)pthread_mutex_lock(&c->rt->lock);
     if (phase == CONTAINER_CREATED && c->rec.phase == CONTAINER_CREATING) {
@@ -62,7 +62,7 @@ bool container_start_is_doomed(struct container *c)
 
 /* --- create --- */
 
-static int resolve_log_path(struct container *c, struct err *err)
+int container_resolve_log_path(struct container *c, struct err *err)
 {
     const char *dir = c->sandbox->config->log_directory;
     const char *name = c->config->log_path;
@@ -324,7 +324,7 @@ static int build(struct container *c, struct image *image, struct timeline *t,
     char signal_name[16];
     (void)spec_stop_signal(c->config, &image->config, signal_name);
     set_text(c, &c->rec.stop_signal, signal_name);
-    if (resolve_log_path(c, err) < 0 || container_save(c, err) < 0 ||
+    if (container_resolve_log_path(c, err) < 0 || container_save(c, err) < 0 ||
         FAILPOINT("container.record", err) < 0)
         return -1;
     struct machine *m = sandbox_use_machine(c->sandbox, err);
@@ -342,7 +342,7 @@ static int build(struct container *c, struct image *image, struct timeline *t,
     if (rc == 0 && !container_start_is_doomed(c))
         rc = container_resume_log(c, machine_link(m), err);
     sandbox_release_machine(c->sandbox);
-    return rc < 0 ? -1 : set_phase(c, CONTAINER_CREATED, err);
+    return rc < 0 ? -1 : container_set_phase(c, CONTAINER_CREATED, err);
 }
 
 /* Once the guest has let go of them. */
@@ -570,7 +570,8 @@ int container_remove(struct container *c, struct cancel *cancel, struct err *err
     auto_oplock struct oplock *held = &c->op;
     if (container_phase(c) == CONTAINER_RUNNING && stop_locked(c, 0, cancel, err) < 0)
         return err_wrap(err, "remove %s", container_title(c, title));
-    if (set_phase(c, CONTAINER_REMOVING, err) < 0 || FAILPOINT("container.remove", err) < 0)
+    if (container_set_phase(c, CONTAINER_REMOVING, err) < 0 ||
+        FAILPOINT("container.remove", err) < 0)
         return err_wrap(err, "remove %s", container_title(c, title));
     Aspis__Agent__V1__RemoveContainerRequest req;
     aspis__agent__v1__remove_container_request__init(&req);

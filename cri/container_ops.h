@@ -46,6 +46,12 @@ void containers_kill_all(struct sandbox *s, struct cancel *cancel);
 #define START_ERROR "StartError"
 bool container_start_is_doomed(struct container *c);
 
+/* --- for whoever makes a container in another way (restore.c) --- */
+/* Phase at once, then saved. */
+int container_set_phase(struct container *c, enum container_phase phase, struct err *err);
+/* Where its log goes, as its pod's and its own configuration say; makes the directory. */
+int container_resolve_log_path(struct container *c, struct err *err);
+
 /* --- for recovery --- */
 /* Opens the log and attaches it to the streams on record. */
 int container_resume_log(struct container *c, struct link *link, struct err *err);

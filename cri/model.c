@@ -440,7 +440,8 @@ int model_add_container(struct runtime *rt, struct container *c, struct err *err
     struct sandbox *s = c->sandbox;
     int rc = 0;
     (void)pthread_mutex_lock(&rt->lock);
-    if (s->rec.phase != SANDBOX_READY || s->stopping)
+    /* of one that is being made only its maker knows: RestorePod */
+    if ((s->rec.phase != SANDBOX_READY && s->rec.phase != SANDBOX_CREATING) || s->stopping)
         rc = err_set(err, ERR_PRECONDITION, "sandbox %.12s is not ready", s->rec.id);
     struct container *other;
     TAILQ_FOREACH(other, &s->containers, link)

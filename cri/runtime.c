@@ -9,6 +9,7 @@
 #include "base/limits.h"
 #include "base/log.h"
 #include "base/str.h"
+#include "cri/checkpoint.h"
 #include "cri/container_end.h"
 #include "cri/container_images.h"
 #include "cri/container_ops.h"
@@ -335,6 +336,18 @@ static void settle_containers(struct sandbox *s)
     free(list);
 }
 
+static void forget_containers(struct sandbox *s)
+{
+    size_t n = 0;
+    struct container **list = model_containers_of(s, &n);
+    for (size_t i = 0; i < n; i++) {
+        (void)container_delete(list[i], NULL);
+        model_remove_container(s->rt, list[i]);
+        container_unref(list[i]);
+    }
+    free(list);
+}
+
 static void recover_sandbox(struct sandbox *s, struct cancel *cancel)
 {
     auto_err struct err err = ERR_INIT;
@@ -347,8 +360,9 @@ static void recover_sandbox(struct sandbox *s, struct cancel *cancel)
         settle_containers(s);
         return;
     case SANDBOX_CREATING:
-        /* nobody was told of it */
+        /* nobody was told of it, nor of the containers that it may have brought (restore.c) */
         if (sandbox_teardown(s, limit, &err) == 0 && sandbox_delete(s, &err) == 0) {
+            forget_containers(s);
             log_info("half-made sandbox removed", LOG_STR("sandbox", s->rec.id));
             model_remove_sandbox(s->rt, s);
             return;
@@ -422,6 +436,7 @@ int runtime_recover(struct runtime *rt, struct cancel *cancel, struct err *err)
         sandbox_unref(list[i]);
     }
     free(list);
+    checkpoint_recover(rt);
     n = 0;
     const char **ids = xcalloc(HASH_CNT(hh, rt->sandboxes), sizeof(*ids));
     for (struct sandbox *s = rt->sandboxes; s != NULL; s = s->hh.next)

@@ -93,8 +93,7 @@ const struct machine_callbacks sandbox_machine_callbacks = {
     .on_dead = on_machine_dead,
 };
 
-/* True when it is a clone. */
-static bool set_machine(struct sandbox *s, struct machine *m)
+bool sandbox_set_machine(struct sandbox *s, struct machine *m)
 {
     struct machine_record record = {0};
     machine_get_record(m, &record);
@@ -125,7 +124,7 @@ static int machine_up(struct sandbox *s, int tap, struct timeline *t, struct can
         telemetry_machine_start(TELEMETRY_FAILED, 0);
         return -1;
     }
-    telemetry_machine_start(set_machine(s, m) ? TELEMETRY_CLONED : TELEMETRY_BOOTED,
+    telemetry_machine_start(sandbox_set_machine(s, m) ? TELEMETRY_CLONED : TELEMETRY_BOOTED,
                             mono_ns() - begin);
     return sandbox_save(s, err);
 }
@@ -134,7 +133,7 @@ static int machine_up(struct sandbox *s, int tap, struct timeline *t, struct can
 static int adopt_spare(struct sandbox *s, struct spare *sp, struct err *err)
 {
     sandbox_set_text(s, &s->rec.netns, take(sp->netns));
-    (void)set_machine(s, take(sp->machine));
+    (void)sandbox_set_machine(s, take(sp->machine));
     return sandbox_save(s, err);
 }
 
@@ -150,7 +149,7 @@ static int claim_machine(struct sandbox *s, struct timeline *t, struct cancel *c
         return -1;
     }
     telemetry_machine_start(TELEMETRY_SPARE, mono_ns() - begin);
-    (void)set_machine(s, s->machine); /* its record has another cgroup now */
+    (void)sandbox_set_machine(s, s->machine); /* its record has another cgroup now */
     timeline_mark(t, "spare claimed");
     return 0;
 }
@@ -275,9 +274,7 @@ int sandbox_teardown(struct sandbox *s, struct cancel *cancel, struct err *err)
     return fs_rm_rf(run_dir, err);
 }
 
-/* Undoes a failed run with a deadline of its own. What cannot be undone stays as a NOTREADY
- * sandbox, which kubelet will stop and remove again. */
-static void undo_run(struct sandbox *s, const struct err *cause)
+void sandbox_undo(struct sandbox *s, const struct err *cause)
 {
     auto_err struct err err = ERR_INIT;
     auto_cancel struct cancel *own = cancel_new(mono_ns() + UNDO_NS, NULL);
@@ -418,7 +415,7 @@ struct sandbox *sandbox_run(struct runtime *rt, const Runtime__V1__PodSandboxCon
         timeline_end(&timeline);
         if (rc < 0) {
             (void)err_wrap(err, "%s", sandbox_title(s, title));
-            undo_run(s, err);
+            sandbox_undo(s, err);
         } else {
             log_info("sandbox runs", LOG_STR("sandbox", s->rec.id), LOG_STR("pod", s->name_key),
                      LOG_INT("ms", (mono_ns() - begin) / 1000000));

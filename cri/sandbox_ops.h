@@ -27,6 +27,13 @@ extern const struct machine_callbacks sandbox_machine_callbacks;
 /* The tap in a pod's network namespace. */
 #define SANDBOX_TAP_NAME "tap0"
 
+/* --- for whoever builds a sandbox in another way (restore.c) --- */
+/* It owns the machine from now on. True when that is a clone. */
+bool sandbox_set_machine(struct sandbox *s, struct machine *m);
+/* Undoes a failed run with a deadline of its own. What cannot be undone stays as a NOTREADY
+ * sandbox, which kubelet will stop and remove again. */
+void sandbox_undo(struct sandbox *s, const struct err *cause);
+
 /* For recovery. */
 struct machine_spec sandbox_machine_spec(struct sandbox *s);
 /* sandbox_config.c: what ConfigurePod says of the pod. */

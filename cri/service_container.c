@@ -16,7 +16,7 @@ static struct runtime *runtime_of(const struct call *call)
     return ((const struct daemon *)call->daemon)->runtime;
 }
 
-static int check_config(const Runtime__V1__ContainerConfig *c, struct err *err)
+int cri_check_container_config(const Runtime__V1__ContainerConfig *c, struct err *err)
 {
     if (c == NULL)
         return err_set(err, ERR_INVALID, "config is missing");
@@ -39,7 +39,7 @@ static int create_container(struct call *call, const ProtobufCMessage *message,
         (const Runtime__V1__CreateContainerRequest *)message;
     Runtime__V1__CreateContainerResponse *r =
         call_message(call, &runtime__v1__create_container_response__descriptor, err);
-    if (r == NULL || check_config(req->config, err) < 0)
+    if (r == NULL || cri_check_container_config(req->config, err) < 0)
         return -1;
     auto_sandbox struct sandbox *s = model_find_sandbox(runtime_of(call), req->pod_sandbox_id, err);
     if (s == NULL)

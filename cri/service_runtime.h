@@ -21,6 +21,10 @@
 
 /* INVALID when there is no such runtime handler ("" is the default one). service_sandbox.c */
 int cri_check_handler(const char *handler, struct err *err);
+/* INVALID: no pod can be made of it. service_sandbox.c */
+int cri_check_sandbox_config(const Runtime__V1__PodSandboxConfig *c, struct err *err);
+/* The same of a container's. service_container.c */
+int cri_check_container_config(const Runtime__V1__ContainerConfig *c, struct err *err);
 
 /* For others who show sandboxes; the runtime's lock is held, results live in the call's arena.
  * service_sandbox.c */
@@ -45,6 +49,9 @@ DECLARE_HANDLER(cri_remove_pod_sandbox);
 DECLARE_HANDLER(cri_pod_sandbox_status);
 DECLARE_HANDLER(cri_list_pod_sandbox);
 DECLARE_HANDLER(cri_stream_pod_sandboxes);
+/* service_checkpoint.c */
+DECLARE_HANDLER(cri_checkpoint_pod);
+DECLARE_HANDLER(cri_restore_pod);
 /* service_resources.c */
 DECLARE_HANDLER(cri_update_container_resources);
 DECLARE_HANDLER(cri_update_pod_sandbox_resources);

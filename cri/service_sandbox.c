@@ -32,7 +32,7 @@ static int check_name(const char *field, const char *value, struct err *err)
     return 0;
 }
 
-static int check_config(const Runtime__V1__PodSandboxConfig *c, struct err *err)
+int cri_check_sandbox_config(const Runtime__V1__PodSandboxConfig *c, struct err *err)
 {
     if (c == NULL)
         return err_set(err, ERR_INVALID, "config is missing");
@@ -76,7 +76,7 @@ int cri_run_pod_sandbox(struct call *call, const ProtobufCMessage *message,
         (const Runtime__V1__RunPodSandboxRequest *)message;
     Runtime__V1__RunPodSandboxResponse *r =
         call_message(call, &runtime__v1__run_pod_sandbox_response__descriptor, err);
-    if (r == NULL || check_config(req->config, err) < 0 ||
+    if (r == NULL || cri_check_sandbox_config(req->config, err) < 0 ||
         cri_check_handler(req->runtime_handler, err) < 0)
         return -1;
     auto_sandbox struct sandbox *s =

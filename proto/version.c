@@ -21,6 +21,9 @@ const struct protocol_addition protocol_additions[] = {
     {"Stats", NULL, 2},
     {"SyncVolume", NULL, 2},
     {"DropVolume", NULL, 2},
+    {"FreezePod", NULL, 2},
+    {"ThawPod", NULL, 2},
+    {"BecomePod", NULL, 2},
 };
 const size_t n_protocol_additions = ARRAY_LEN(protocol_additions);
 

@@ -68,6 +68,32 @@ struct hv_libraries {
     const char *disas; /* qemu_disas.c */
 };
 
+/* A VM that starts from what checkpoint() of another wrote. */
+struct hv_disk {
+    unsigned slot;
+    char serial[21];
+    const struct disk_part *parts; /* filled in for a restore only; borrowed */
+    size_t n_parts;
+};
+struct hv_restore {
+    int state_fd;
+    const char *ram_id; /* hv_shape's */
+    uint32_t vcpus;     /* what it had in the end; the spec's is what it began with */
+    const struct hv_disk *disks;
+    size_t n_disks;
+};
+
+/* How a VM that runs was made, as far as its copy must be made alike. */
+#define HV_MAX_DISKS 32
+struct hv_shape {
+    char ram_id[16];
+    uint64_t boot_bytes, max_bytes;
+    uint32_t boot_vcpus, vcpus, max_vcpus;
+    uint64_t added_bytes;
+    struct hv_disk disks[HV_MAX_DISKS];
+    size_t n_disks;
+};
+
 /* All borrowed for the call. */
 struct hv_spec {
     const char *name;    /* for people: shows in ps */
@@ -87,8 +113,9 @@ struct hv_spec {
     const char *mac;
     int scratch_fd;
     const char *scratch_serial;
-    uint32_t cid;                  /* 0: three virtio-serial ports on unix sockets in run_dir */
-    const struct hv_template *tpl; /* NULL: an ordinary boot */
+    uint32_t cid;                     /* 0: three virtio-serial ports on unix sockets in run_dir */
+    const struct hv_template *tpl;    /* NULL: an ordinary boot */
+    const struct hv_restore *restore; /* NULL: not from a saved VM */
     const struct hv_host *host; /* the host backend: run_dir, binary (the agent), cgroups (those it
                                    joins itself) and this count */
     /* A virtio socket device of our own at HV_SOCKET_VSOCK in run_dir ("CONNECT <port>\n"). A clone
@@ -147,6 +174,12 @@ struct hv_ops {
     /* The VM is a pod's, which is being used; when it has not been for a while, it may give back
      * what it can make again. */
     void (*used)(struct hv *hv);
+    /* Stops the VM, writes all of its RAM and device state, calls paused() while it stands still,
+     * and lets it go on, also after a failure. PRECONDITION: what it has cannot be saved; then it
+     * was not stopped. */
+    int (*checkpoint)(struct hv *hv, int state_fd, struct hv_shape *out,
+                      int (*paused)(void *arg, struct err *err), void *arg, struct cancel *cancel,
+                      struct err *err);
     /* 0 while the vCPUs run, else an error that says what they do instead. */
     int (*query)(struct hv *hv, struct cancel *cancel, struct err *err);
     /* Kills the VM; returns when the process is gone and reaped. No on_dead follows.

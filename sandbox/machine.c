@@ -154,10 +154,13 @@ static int make_dirs(struct machine *m, struct err *err)
     return 0;
 }
 
-static int open_scratch(struct machine *m, struct cancel *cancel, struct err *err)
+static int open_scratch(struct machine *m, const struct machine_how *how, struct cancel *cancel,
+                        struct err *err)
 {
     auto_free char *path = fs_format("%s/scratch.img", m->state_dir);
     (void)unlink(path); /* of an attempt that was cut short */
+    if (how->restore != NULL)
+        return machine_restore_scratch(path, how->restore, err);
     return scratch_create(m->f->config.state_root, path, m->f->config.scratch_bytes, cancel, err);
 }
 
@@ -209,13 +212,27 @@ static int start_hv(struct machine *m, const struct machine_spec *spec,
         return -1;
     if (spec->spare)
         cgroup_make_modest(f->spare_cgroup_root);
-    auto_close int scratch = open_scratch(m, cancel, err);
+    auto_close int scratch = open_scratch(m, how, cancel, err);
     if (scratch < 0)
         return -1;
     timeline_mark(spec->timeline, "cgroup and scratch disk");
     /* a template's size is fixed: machine_fit() does the rest */
     struct machine_size size = how->tpl != NULL ? machine_base_size(f) : machine_spec_size(f, spec);
+    struct hv_restore saved = {.state_fd = -1};
+    if (how->restore != NULL) {
+        const struct hv_shape *shape = &how->restore->image->shape;
+        size = (struct machine_size){.memory_bytes = shape->boot_bytes,
+                                     .max_memory_bytes = shape->max_bytes,
+                                     .vcpus = shape->boot_vcpus,
+                                     .max_vcpus = shape->max_vcpus};
+        saved = (struct hv_restore){.state_fd = how->restore->state_fd,
+                                    .ram_id = shape->ram_id,
+                                    .vcpus = shape->vcpus,
+                                    .disks = how->restore->disks,
+                                    .n_disks = shape->n_disks};
+    }
     struct hv_spec hs = machine_hv_spec(f, how->accel, &size);
+    hs.restore = how->restore != NULL ? &saved : NULL;
     hs.name = m->run_dir; /* tells the VMs of two daemons apart */
     hs.run_dir = m->run_dir;
     hs.cgroups = (const char *const *)cgroups.v;
@@ -360,7 +377,8 @@ static int boot_steps(struct machine *m, const struct machine_spec *spec,
     if (start_hv(m, spec, how, cancel, err) < 0 || start_link(m, cancel, err) < 0)
         return -1;
     timeline_mark(spec->timeline, "agent answers");
-    if (machine_fit(m, spec, cancel, err) < 0)
+    /* a saved VM has its size */
+    if ((how->restore != NULL ? machine_learn_size : machine_fit)(m, spec, cancel, err) < 0)
         return -1;
     timeline_mark(spec->timeline, "grown");
     return 0;

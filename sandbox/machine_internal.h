@@ -8,6 +8,7 @@
 #include <stdatomic.h>
 
 #include "base/str.h"
+#include "sandbox/checkpoint.h"
 #include "sandbox/host_memory.h"
 #include "sandbox/hypervisor.h"
 #include "sandbox/link.h"
@@ -93,9 +94,13 @@ struct hv_spec machine_hv_spec(const struct machine_factory *f, enum accel accel
 struct machine_how {
     enum accel accel;
     int64_t timeout_ns;
-    const struct hv_template *tpl; /* NULL: an ordinary boot */
-    const char *guest_mac;         /* of tpl's NIC; NULL: the spec's */
+    const struct hv_template *tpl;         /* NULL: an ordinary boot */
+    const char *guest_mac;                 /* of tpl's NIC; NULL: the spec's */
+    const struct machine_restore *restore; /* NULL: not from a saved VM */
 };
+
+/* checkpoint.c: the copy's scratch disk, opened. */
+int machine_restore_scratch(const char *path, const struct machine_restore *r, struct err *err);
 
 struct template;
 

@@ -10,6 +10,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -87,7 +88,8 @@ static void on_event(void *arg, const char *event, const json_t *data)
             note(hv, "the guest powered off");
     } else if (strcmp(event, "MIGRATION") == 0) {
         const char *status = json_string_value(json_object_get(data, "status"));
-        if (status != NULL && strcmp(status, "failed") == 0) {
+        qemu_on_migration(hv, status != NULL ? status : "");
+        if (status != NULL && strcmp(status, "failed") == 0 && !atomic_load(&hv->copying)) {
             note(hv, "qemu could not save or load the state");
             hv_watch_kill(&hv->watch);
         }
@@ -109,6 +111,7 @@ static void on_closed(void *arg, const char *reason)
 {
     struct hv *hv = arg;
     hv->qmp_closed = true;
+    (void)eventfd_write(hv->migrated, 1);
     if (strstr(reason, "closed by qemu") != NULL) {
         /* it is on its way out and should be left to say with which status */
         hv->linger = loop_add_timer(hv->watch.control, LINGER_NS, on_linger, hv, NULL);
@@ -129,7 +132,11 @@ static struct hv *make(const char *run_dir, struct loop *control, const struct h
     hv->run_dir = xstrdup(run_dir);
     hv->vsock = (struct spawn_proc)SPAWN_PROC_INIT;
     (void)pthread_mutex_init(&hv->disks, NULL);
-    if (hv_watch_init(&hv->watch, control, report_if_over, hv, err) < 0) {
+    hv->migrated = -1;
+    int ret = hv_watch_init(&hv->watch, control, report_if_over, hv, err);
+    if (ret == 0 && (hv->migrated = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) < 0)
+        ret = err_sys(err, errno, "make eventfd");
+    if (ret < 0) {
         qemu_hv.free(hv);
         return NULL;
     }
@@ -155,6 +162,7 @@ static void qemu_free(struct hv *hv)
     console_free(hv->console);
     console_free(hv->output);
     cleanup_closep(&hv->vsock.pidfd);
+    cleanup_closep(&hv->migrated);
     hv_watch_clear(&hv->watch);
     for (size_t i = 0; i < ARRAY_LEN(hv->slots); i++)
         free(hv->slots[i]);
@@ -275,7 +283,7 @@ static int start_process(struct hv *hv, const struct hv_spec *s, const struct en
     }
     if (qemu_trims(s))
         binds[n++] = (struct jail_bind){.src = s->thrift.trim, .dst = QEMU_JAIL_TRIM};
-    if (!qemu_is_clone(s)) {
+    if (!qemu_is_incoming(s)) {
         binds[n++] = (struct jail_bind){.src = s->kernel, .dst = QEMU_JAIL_KERNEL};
         binds[n++] = (struct jail_bind){.src = s->initrd, .dst = QEMU_JAIL_INITRD};
     }
@@ -299,6 +307,8 @@ static int start_process(struct hv *hv, const struct hv_spec *s, const struct en
         fds[n_fds++] = (struct spawn_fd){QEMU_FD_RAM, s->tpl->ram_fd};
     if (qemu_is_clone(s))
         fds[n_fds++] = (struct spawn_fd){QEMU_FD_STATE, s->tpl->state_fd};
+    if (s->restore != NULL)
+        fds[n_fds++] = (struct spawn_fd){QEMU_FD_STATE, s->restore->state_fd};
     const struct jail_rlimit limits[] = {{"nofile", QEMU_NOFILE}, {"core", 0}};
     const char *devices[] = {s->accel == ACCEL_KVM ? "/dev/kvm" : NULL, NULL};
     struct jail_opts jail = {
@@ -368,6 +378,10 @@ static int launch_steps(struct hv *hv, const struct hv_spec *spec, struct endpoi
         explain(hv, err);
         return -1;
     }
+    if (s->restore != NULL && qemu_restore(hv, s->restore, cancel, err) < 0) {
+        explain(hv, err);
+        return -1;
+    }
     return 0;
 }
 
@@ -399,9 +413,10 @@ static int adopt_steps(struct hv *hv, const struct hv_process *process, const ch
     if (FAILPOINT("machine.adopt", err) < 0 || open_control(hv, err) < 0 ||
         open_console(hv, err) < 0 || hv_watch_begin(&hv->watch, err) < 0)
         return -1;
-    if (qmp_wait_ready(hv->qmp, cancel, err) < 0)
+    if (qmp_wait_ready(hv->qmp, cancel, err) < 0 || qemu_list_disks(hv, cancel, err) < 0 ||
+        qemu_wake(hv, cancel, err) < 0)
         return -1;
-    return qemu_hv.query(hv, cancel, err) < 0 ? -1 : qemu_list_disks(hv, cancel, err);
+    return qemu_hv.query(hv, cancel, err);
 }
 
 static struct hv *qemu_adopt(const struct hv_process *process, const char *run_dir,
@@ -487,6 +502,7 @@ const struct hv_ops qemu_hv = {
     .size = qemu_size,
     .save = qemu_save,
     .used = qemu_used,
+    .checkpoint = qemu_checkpoint,
     .query = qemu_query,
     .quit = qemu_quit,
     .process = qemu_process,

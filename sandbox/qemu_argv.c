@@ -73,6 +73,11 @@ bool qemu_trims(const struct hv_spec *s)
            s->trim_seconds > 0;
 }
 
+bool qemu_is_incoming(const struct hv_spec *s)
+{
+    return qemu_is_clone(s) || s->restore != NULL;
+}
+
 /* QEMU opens the file by name, for writing also where it is mapped privately (up to 8.1): a clone's
  * is sealed against writes. */
 static void ram_args(const struct hv_spec *s, struct strv *a)
@@ -81,9 +86,6 @@ static void ram_args(const struct hv_spec *s, struct strv *a)
     strv_addf(a, "memory-backend-file,id=ram,size=%" PRIu64 "M,mem-path=/proc/self/fd/%d,share=%s",
               s->memory_bytes / MiB(1), QEMU_FD_RAM,
               qemu_is_clone(s) && !s->user_vsock ? "off" : "on");
-    /* it is told where the state is when it knows how to read it (qemu_template.c) */
-    if (qemu_is_clone(s))
-        add_opt(a, "-incoming", "defer");
 }
 
 static void machine_args(const struct hv_spec *s, const struct qemu_arch *arch, struct strv *a)
@@ -99,7 +101,10 @@ static void machine_args(const struct hv_spec *s, const struct qemu_arch *arch, 
             "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
     add_opt(a, "-no-reboot", NULL);
     strv_add(a, "-machine");
-    strv_addf(a, "%s%s", arch->machine, s->tpl != NULL ? ",memory-backend=ram" : "");
+    /* the state names the RAM by its backend, which QEMU calls QEMU_RAM_DEFAULT if there is none */
+    const char *ram = s->restore != NULL ? s->restore->ram_id : s->tpl != NULL ? "ram" : NULL;
+    strv_addf(a, "%s%s%s", arch->machine, ram != NULL ? ",memory-backend=" : "",
+              ram != NULL ? ram : "");
     add_opt(a, "-accel",
             s->accel == ACCEL_KVM ? "kvm" : "tcg,tb-size=" QEMU_TB_MIB ",thread=multi");
     if (qemu_trims(s)) {
@@ -112,10 +117,18 @@ static void machine_args(const struct hv_spec *s, const struct qemu_arch *arch, 
     strv_add(a, "-m");
     strv_addf(a, "size=%" PRIu64 "M,maxmem=%" PRIu64 "M", s->memory_bytes / MiB(1),
               s->max_memory_bytes / MiB(1));
-    if (s->tpl != NULL)
+    if (s->restore != NULL) {
+        strv_add(a, "-object");
+        strv_addf(a, "memory-backend-ram,id=%s,size=%" PRIu64 "M", s->restore->ram_id,
+                  s->memory_bytes / MiB(1));
+    } else if (s->tpl != NULL) {
         ram_args(s, a);
-    if (qemu_is_clone(s))
-        return; /* they are in its RAM */
+    }
+    if (qemu_is_incoming(s)) {
+        /* it is told where the state is when it knows how to read it (qemu_template.c) */
+        add_opt(a, "-incoming", "defer");
+        return; /* kernel and initrd are in its RAM */
+    }
     add_opt(a, "-kernel", QEMU_JAIL_KERNEL);
     add_opt(a, "-initrd", QEMU_JAIL_INITRD);
     kernel_args(s, arch, a);

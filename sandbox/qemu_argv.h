@@ -31,6 +31,7 @@ enum {
 #define QEMU_JAIL_TRIM "/aspis/trim.so"
 #define QEMU_JAIL_DISAS "/aspis/disas.so"
 #define QEMU_TB_MIB "64" /* of TCG's translations */
+#define QEMU_RAM_DEFAULT "pc.ram" /* of an ordinary boot; a template's and its clones' is "ram" */
 #define QEMU_PLUG_BUS "plug"
 #define QEMU_PLUG_SLOTS 29 /* 1..29 on the bridge are for disks */
 #define QEMU_PLUG_SLOT_MORE2 30
@@ -50,6 +51,8 @@ int qemu_argv(const struct hv_spec *spec, const struct qemu_arch *arch, struct s
 bool qemu_is_clone(const struct hv_spec *spec);
 /* Whether it is given aspis-trim.so. */
 bool qemu_trims(const struct hv_spec *spec);
+/* It starts from a state: a clone, or a VM that was saved. */
+bool qemu_is_incoming(const struct hv_spec *spec);
 /* What the first device can add to the memory that it starts with; 0: nothing. */
 uint64_t qemu_more_bytes(const struct hv_spec *spec);
 /* QEMU's option syntax: a comma in a value is written twice. The caller's. */

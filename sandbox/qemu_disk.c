@@ -224,10 +224,9 @@ static void undo(struct hv *hv, int slot)
     remove_fds(hv, slot, c);
 }
 
-static int plug(struct hv *hv, const char *serial, const struct source *s, struct cancel *cancel,
-                struct err *err)
+static int plug(struct hv *hv, int slot, const char *serial, const struct source *s,
+                struct cancel *cancel, struct err *err)
 {
-    int slot = free_slot(hv);
     if (slot == 0)
         return err_set(err, ERR_EXHAUSTED, "all %d disk slots are taken", QEMU_PLUG_SLOTS);
     int ret = FAILPOINT("machine.attach.fds", err);
@@ -261,7 +260,7 @@ static int add(struct hv *hv, const char *serial, const struct source *s, struct
         return -1;
     if (lock_within(&hv->disks, cancel, "another disk of this vm", err) < 0)
         return -1;
-    int ret = find_slot(hv, serial) != 0 ? 0 : plug(hv, serial, s, cancel, &local);
+    int ret = find_slot(hv, serial) != 0 ? 0 : plug(hv, free_slot(hv), serial, s, cancel, &local);
     (void)pthread_mutex_unlock(&hv->disks);
     if (ret < 0) {
         (void)err_wrap(&local, "attach disk %s", serial);
@@ -277,6 +276,23 @@ int qemu_add_disk(struct hv *hv, const char *serial, const struct disk_part *par
     if (n_parts == 0 || n_parts > MAX_PARTS)
         return err_set(err, ERR_INVALID, "disk %s: %zu parts", serial, n_parts);
     return add(hv, serial, &s, cancel, err);
+}
+
+int qemu_add_disk_at(struct hv *hv, unsigned slot, const char *serial,
+                     const struct disk_part *parts, size_t n_parts, struct cancel *cancel,
+                     struct err *err)
+{
+    struct source s = {.parts = parts, .n = n_parts, .device = -1};
+    if (n_parts == 0 || n_parts > MAX_PARTS || slot == 0 || slot > QEMU_PLUG_SLOTS)
+        return err_set(err, ERR_INVALID, "disk %s: %zu parts in slot %u", serial, n_parts, slot);
+    if (check_serial(serial, err) < 0 ||
+        lock_within(&hv->disks, cancel, "another disk of this vm", err) < 0)
+        return -1;
+    int ret = hv->slots[slot] != NULL || find_slot(hv, serial) != 0
+                  ? err_set(err, ERR_INVALID, "two disks in slot %u", slot)
+                  : plug(hv, (int)slot, serial, &s, cancel, err);
+    (void)pthread_mutex_unlock(&hv->disks);
+    return ret < 0 ? err_wrap(err, "attach disk %s", serial) : 0;
 }
 
 int qemu_add_device(struct hv *hv, const char *serial, int fd, bool writable, struct cancel *cancel,
@@ -352,6 +368,90 @@ static int clear_leftovers(struct hv *hv, struct cancel *cancel, struct err *err
     for (int slot = 1; slot <= QEMU_PLUG_SLOTS; slot++) {
         if (used[slot] && hv->slots[slot] == NULL)
             undo(hv, slot);
+    }
+    return 0;
+}
+
+/* --- while the VM is copied --- */
+
+/* The node of this name among those of query-named-block-nodes. */
+static const json_t *find_node(const json_t *nodes, const char *prefix, int slot)
+{
+    char want[32];
+    size_t i;
+    json_t *item;
+    (void)snprintf(want, sizeof(want), "%s%d", prefix, slot);
+    json_array_foreach(nodes, i, item)
+    {
+        const char *name = json_string_value(json_object_get(item, "node-name"));
+        if (name != NULL && strcmp(name, want) == 0)
+            return item;
+    }
+    return NULL;
+}
+
+static int set_drive(struct hv *hv, int slot, const char *prefix, struct cancel *cancel,
+                     struct err *err)
+{
+    char path[96];
+    char node[32];
+    (void)snprintf(path, sizeof(path), "/machine/peripheral/disk%d-%s", slot, hv->slots[slot]);
+    (void)snprintf(node, sizeof(node), "%s%d", prefix, slot);
+    return qmp_run(hv->qmp, "qom-set",
+                   json_pack("{s:s,s:s,s:s}", "path", path, "property", "drive", "value", node), -1,
+                   cancel, err);
+}
+
+static int park_one(struct hv *hv, int slot, const json_t *node, struct cancel *cancel,
+                    struct err *err)
+{
+    char name[32];
+    json_int_t size =
+        json_integer_value(json_object_get(json_object_get(node, "image"), "virtual-size"));
+    (void)snprintf(name, sizeof(name), QEMU_PARKED "%d", slot);
+    if (qmp_run(hv->qmp, "blockdev-add",
+                json_pack("{s:s,s:s,s:b,s:I}", "driver", "null-co", "node-name", name, "read-only",
+                          1, "size", size),
+                -1, cancel, err) < 0 ||
+        set_drive(hv, slot, QEMU_PARKED, cancel, err) < 0)
+        return -1;
+    return del_node(hv, slot, cancel, err);
+}
+
+int qemu_park_disks(struct hv *hv, struct cancel *cancel, struct err *err)
+{
+    json_auto_t *nodes = qmp_call(hv->qmp, "query-named-block-nodes", NULL, -1, cancel, err);
+    if (nodes == NULL)
+        return -1;
+    for (int slot = 1; slot <= QEMU_PLUG_SLOTS; slot++) {
+        const json_t *node = hv->slots[slot] != NULL ? find_node(nodes, "disk", slot) : NULL;
+        const char *driver = json_string_value(json_object_get(node, "drv"));
+        if (driver != NULL && strcmp(driver, "vmdk") == 0 &&
+            park_one(hv, slot, node, cancel, err) < 0)
+            return err_wrap(err, "put disk %s aside", hv->slots[slot]);
+    }
+    return 0;
+}
+
+int qemu_unpark_disks(struct hv *hv, struct cancel *cancel, struct err *err)
+{
+    static const struct disk_part parts[2];
+    static const struct source several = {.parts = parts, .n = ARRAY_LEN(parts), .device = -1};
+    json_auto_t *nodes = qmp_call(hv->qmp, "query-named-block-nodes", NULL, -1, cancel, err);
+    if (nodes == NULL)
+        return -1;
+    for (int slot = 1; slot <= QEMU_PLUG_SLOTS; slot++) {
+        char name[32];
+        if (hv->slots[slot] == NULL || find_node(nodes, QEMU_PARKED, slot) == NULL)
+            continue;
+        (void)snprintf(name, sizeof(name), QEMU_PARKED "%d", slot);
+        /* QEMU has kept the descriptor sets */
+        if ((find_node(nodes, "disk", slot) == NULL &&
+             add_node(hv, slot, &several, cancel, err) < 0) ||
+            set_drive(hv, slot, "disk", cancel, err) < 0 ||
+            qmp_run(hv->qmp, "blockdev-del", json_pack("{s:s}", "node-name", name), -1, cancel,
+                    err) < 0)
+            return err_wrap(err, "put disk %s back", hv->slots[slot]);
     }
     return 0;
 }

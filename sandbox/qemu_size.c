@@ -62,7 +62,7 @@ static int add_vcpu(struct hv *hv, const json_t *cpu, struct cancel *cancel, str
     return qmp_run(hv->qmp, "device_add", args, -1, cancel, err);
 }
 
-static int add_vcpus(struct hv *hv, uint32_t want, struct cancel *cancel, struct err *err)
+int qemu_add_vcpus(struct hv *hv, uint32_t want, struct cancel *cancel, struct err *err)
 {
     for (uint32_t before = 0;;) {
         json_auto_t *list = qmp_call(hv->qmp, "query-hotpluggable-cpus", NULL, -1, cancel, err);
@@ -204,7 +204,7 @@ int qemu_resize(struct hv *hv, uint64_t added_bytes, uint32_t vcpus, struct canc
         return err_set(err, ERR_INVALID, "%" PRIu64 " bytes cannot be added", added_bytes);
     if (request_memory(hv, added_bytes, cancel, err) < 0)
         return err_wrap(err, "add memory");
-    if (add_vcpus(hv, vcpus, cancel, err) < 0)
+    if (qemu_add_vcpus(hv, vcpus, cancel, err) < 0)
         return err_wrap(err, "add vcpus");
     return 0;
 }

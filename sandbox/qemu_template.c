@@ -45,16 +45,17 @@ char *qemu_shape(const struct hv_spec *spec, struct err *err)
 }
 
 /* `events` gives an event for each change of the migration's state, so nothing is polled. */
-static int set_capabilities(struct hv *hv, struct cancel *cancel, struct err *err)
+int qemu_set_migration(struct hv *hv, bool ignore_shared, struct cancel *cancel, struct err *err)
 {
-    json_t *args = json_pack("{s:[{s:s,s:b},{s:s,s:b}]}", "capabilities", "capability",
-                             "x-ignore-shared", "state", 1, "capability", "events", "state", 1);
+    json_t *args =
+        json_pack("{s:[{s:s,s:b},{s:s,s:b}]}", "capabilities", "capability", "x-ignore-shared",
+                  "state", ignore_shared, "capability", "events", "state", 1);
     return qmp_run(hv->qmp, "migrate-set-capabilities", args, -1, cancel, err);
 }
 
 int qemu_save(struct hv *hv, int state_fd, struct cancel *cancel, struct err *err)
 {
-    if (FAILPOINT("template.save", err) < 0 || set_capabilities(hv, cancel, err) < 0 ||
+    if (FAILPOINT("template.save", err) < 0 || qemu_set_migration(hv, true, cancel, err) < 0 ||
         qmp_run(hv->qmp, "getfd", json_pack("{s:s}", "fdname", STATE_NAME), state_fd, cancel, err) <
             0)
         return err_wrap(err, "save state");
@@ -79,7 +80,7 @@ int qemu_load_state(struct hv *hv, bool to_the_end, struct cancel *cancel, struc
         to_the_end ? qmp_expect(hv->qmp, "MIGRATION", "status", "completed", err) : NULL;
     if (to_the_end && done == NULL)
         return err_wrap(err, "load state");
-    if (FAILPOINT("template.load", err) < 0 || set_capabilities(hv, cancel, err) < 0 ||
+    if (FAILPOINT("template.load", err) < 0 || qemu_set_migration(hv, true, cancel, err) < 0 ||
         qmp_run(hv->qmp, "migrate-set-parameters", json_pack("{s:i}", "announce-rounds", 0), -1,
                 cancel, err) < 0 ||
         qmp_run(hv->qmp, "migrate-incoming", json_pack("{s:s}", "uri", uri), -1, cancel, err) < 0 ||

@@ -87,6 +87,8 @@ int cmd_stop(struct ctl *ctl, int argc, char **argv, struct err *err);
 int cmd_rm(struct ctl *ctl, int argc, char **argv, struct err *err);
 int cmd_stopp(struct ctl *ctl, int argc, char **argv, struct err *err);
 int cmd_rmp(struct ctl *ctl, int argc, char **argv, struct err *err);
+int cmd_checkpoint(struct ctl *ctl, int argc, char **argv, struct err *err);
+int cmd_restore(struct ctl *ctl, int argc, char **argv, struct err *err);
 int cmd_image(struct ctl *ctl, int argc, char **argv, struct err *err);
 int cmd_stats(struct ctl *ctl, int argc, char **argv, struct err *err);
 int cmd_info(struct ctl *ctl, int argc, char **argv, struct err *err);

@@ -6,6 +6,7 @@ fails here until it is known which call passes it.
 """
 import concurrent.futures
 import re
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -48,6 +49,11 @@ STEPS = {
     "container.remove": "remove container",
     "image.resolve": "pull", "image.blob": "pull", "image.layer": "pull", "image.tree": "pull", "image.record": "pull",
     "image.sweep": "collect",
+    "checkpoint.files": "checkpoint", "checkpoint.freeze": "checkpoint", "checkpoint.stopped": "checkpoint",
+    "checkpoint.migrate": "checkpoint", "checkpoint.scratch": "checkpoint", "checkpoint.sync": "checkpoint",
+    "checkpoint.commit": "checkpoint",
+    "checkpoint.disk": "restore", "checkpoint.load": "restore", "restore.record": "restore",
+    "restore.machine": "restore", "restore.become": "restore", "restore.configure": "restore", "restore.ready": "restore",
     # of pods without a VM
     "host.sockets": "run", "host.spawn": "run", "host.adopt": "adopt",
     "container.tree": "create", "host.image": "create", "host.volumes": "create", "image.extract": "extract",
@@ -347,6 +353,76 @@ def test_remove_container_can_be_repeated(d, pod, image, name, how):
     d.client.RemoveContainer(container_id=c)
     assert not names_in(d, i)
     lives(d, pod, "c", image)
+
+
+# ---- CheckpointPod, RestorePod ----
+
+@pytest.fixture
+def counting(d, pod, image):
+    """A container that counts in its memory and says so, and where the pod is saved."""
+    i, config = pod
+    c = d.create(i, container_config("c", image, ["sh", "-c", "n=0; while :; do n=$((n+1)); echo $n > /new;"
+                                                  " mv /new /n; sleep 0.05; done"]), config)
+    d.client.StartContainer(container_id=c)
+    place = d.base / "saved"
+    place.mkdir(mode=0o700)
+    yield i, c, place
+    shutil.rmtree(place)
+
+
+def counts(d, c):
+    """It goes on, and not from the beginning."""
+    def now():
+        return int(d.exec(c, "cat", "/n").stdout or 0)
+    deadline, first = time.monotonic() + 20, now()
+    while now() <= first + 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return first
+
+
+@pytest.mark.parametrize("how", ["error", "crash"])
+@pytest.mark.parametrize("name", of_step("checkpoint"))
+def test_checkpoint_fails(d, pod, counting, name, how):
+    """Nothing of it stays, and the pod goes on."""
+    i, c, place = counting
+    before = counts(d, c)
+    call = dict(pod_sandbox_id=i, output_path=str(place / "one"))
+    if how == "error":
+        d.points.set(f"{name}=error")
+        fails(name, d.client.CheckpointPod, **call)
+        d.points.clear()
+    else:
+        dies(d, name, d.client.CheckpointPod, **call)
+    assert not list(place.iterdir()) and not list((d.state / "checkpoints").iterdir())
+    assert counts(d, c) > before
+    d.client.CheckpointPod(**call)
+    assert counts(d, c) > before
+
+
+@pytest.mark.parametrize("how", ["error", "crash"])
+@pytest.mark.parametrize("name", of_step("restore"))
+def test_restore_fails(d, pod, counting, name, how):
+    i, c, place = counting
+    counts(d, c)
+    saved = dict(checkpoint_path=str(place / "one"), config=sandbox_config("copy", log_directory=d.logs / "copy"))
+    d.client.CheckpointPod(pod_sandbox_id=i, output_path=str(place / "one"))
+    before = audit.snapshot(d)
+    if how == "error":
+        d.points.set(f"{name}=error")
+        fails(name, d.client.RestorePod, **saved)
+        d.points.clear()
+    else:
+        dies(d, name, d.client.RestorePod, **saved)
+    assert [s.id for s in d.client.ListPodSandbox().items] == [i]
+    assert [s.id for s in d.client.ListContainers().containers] == [c]
+    wrong = settle(d, before)
+    assert not wrong, "\n".join(wrong)
+    r = d.client.RestorePod(**saved)
+    d.client.StartContainer(container_id=r.restored_containers[0].container_id)
+    assert counts(d, r.restored_containers[0].container_id) > 0
+    remove(d, r.pod_sandbox_id)
+    counts(d, c)
 
 
 # ---- StopPodSandbox, RemovePodSandbox ----

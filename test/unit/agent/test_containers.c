@@ -25,6 +25,7 @@
 #include "agent/container_stats.h"
 #include "agent/containers.h"
 #include "agent/crun.h"
+#include "agent/identity.h"
 #include "base/cancel.h"
 #include "base/cleanup.h"
 #include "base/fs.h"
@@ -122,6 +123,7 @@ static void invoke(struct rpc_call *call, const char *method, const void *reques
 /* --- the pod ---------------------------------------------------------------------------------- */
 
 static int image_refs;
+static uint64_t clock_set;
 static pod_image_fn image_waiter;
 static void *image_waiter_arg;
 static bool image_late;
@@ -130,6 +132,18 @@ const char *pod_id(const struct pod *p)
 {
     (void)p;
     return "pod";
+}
+int pod_become(struct pod *p, const char *from, const char *id, struct err *err)
+{
+    (void)p;
+    (void)id;
+    return strcmp(from, "pod") == 0 ? 0 : err_set(err, ERR_PRECONDITION, "another pod");
+}
+int identity_set_clock(uint64_t wall_clock_ns, struct err *err)
+{
+    (void)err;
+    clock_set = wall_clock_ns;
+    return 0;
 }
 const char *pod_file(const struct pod *p, const char *name)
 {
@@ -830,6 +844,142 @@ static void test_stats(void **state)
     WAIT(both[1].answered);
 }
 
+/* --- freezing --- */
+
+static void put(const char *group, const char *name, const char *text)
+{
+    auto_free char *parent = fs_format("%s/cgroup-%s", dir, group);
+    auto_free char *path = cgroup_file(group, name);
+    assert_int_equal(fs_mkdir_p(parent, 0700, NULL), 0);
+    int fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+    assert_true(fd >= 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text));
+    (void)close(fd);
+}
+
+static void frozen_is(const char *group, const char *want)
+{
+    auto_free char *path = cgroup_file(group, "cgroup.freeze");
+    auto_free char *text = fs_read(path, 16, NULL, NULL);
+    assert_non_null(text);
+    assert_string_equal(text, want);
+}
+
+static void freeze(struct rpc_call *call, uint32_t limit_ms)
+{
+    Aspis__Agent__V1__FreezePodRequest req;
+    aspis__agent__v1__freeze_pod_request__init(&req);
+    req.limit_ms = limit_ms;
+    put("", "cgroup.events", "populated 1\nfrozen 0\n");
+    put("", "cgroup.freeze", "0");
+    invoke(call, "FreezePod", &req);
+}
+
+static void thaw(struct rpc_call *call)
+{
+    Aspis__Agent__V1__ThawPodRequest req;
+    aspis__agent__v1__thaw_pod_request__init(&req);
+    req.wall_clock_ns = 77;
+    invoke(call, "ThawPod", &req);
+}
+
+static void become(struct rpc_call *call, const char *from, char *key, char *value)
+{
+    static char new_id[] = "other";
+    static char from_id[16];
+    static Aspis__Agent__V1__KeyValue kv;
+    static Aspis__Agent__V1__KeyValue *list[] = {&kv};
+    static Aspis__Agent__V1__BecomePodRequest req;
+    aspis__agent__v1__become_pod_request__init(&req);
+    aspis__agent__v1__key_value__init(&kv);
+    (void)snprintf(from_id, sizeof(from_id), "%s", from);
+    kv.key = key;
+    kv.value = value;
+    req.from_id = from_id;
+    req.sandbox_id = new_id;
+    req.containers = list;
+    req.n_containers = 1;
+    invoke(call, "BecomePod", &req);
+}
+
+static void test_freeze_and_thaw(void **state)
+{
+    struct rpc_call call;
+    struct rpc_call other;
+    (void)state;
+    freeze(&call, 0);
+    assert_int_equal(call.code, ERR_INVALID);
+    begin_create(&other, "f0", "hang"); /* half a process cannot be saved */
+    freeze(&call, 10000);
+    assert_int_equal(call.code, ERR_UNAVAILABLE);
+    remove_container("f0");
+    create(&call, "f1", "sleep 100");
+    start("f1");
+    freeze(&call, 10000);
+    assert_false(call.answered);
+    frozen_is("", "1");
+    exec(&other, "f1", "e", "true");
+    assert_int_equal(other.code, ERR_UNAVAILABLE);
+    begin_create(&other, "f2", "sleep 100");
+    assert_int_equal(other.code, ERR_UNAVAILABLE);
+    put("", "cgroup.events", "populated 1\nfrozen 1\n");
+    WAIT(call.answered);
+    assert_int_equal(call.code, ERR_OK);
+    clock_set = 0;
+    thaw(&call);
+    assert_int_equal(call.code, ERR_OK);
+    frozen_is("", "0");
+    assert_int_equal(clock_set, 77);
+    clock_set = 0;
+    thaw(&call); /* nothing to do: the clock is left alone */
+    assert_int_equal(call.code, ERR_OK);
+    assert_int_equal(clock_set, 0);
+    freeze(&call, 50); /* nobody comes back */
+    WAIT(call.answered);
+    assert_int_equal(call.code, ERR_DEADLINE);
+    frozen_is("", "0");
+    exec(&other, "f1", "e", "true");
+    assert_int_equal(other.code, ERR_OK);
+    remove_container("f1");
+}
+
+static void test_become(void **state)
+{
+    static char b1[] = "b1";
+    static char gone[] = "gone";
+    static char copy[] = "copy1";
+    static char bad[] = "../x";
+    struct rpc_call call;
+    (void)state;
+    create(&call, "b1", "sleep 100");
+    start("b1");
+    become(&call, "pod", b1, copy);
+    assert_int_equal(call.code, ERR_PRECONDITION);
+    put("b1", "cgroup.freeze", "0");
+    freeze(&call, 10000);
+    put("", "cgroup.events", "populated 1\nfrozen 1\n");
+    WAIT(call.answered);
+    become(&call, "pod", gone, copy);
+    assert_int_equal(call.code, ERR_NOT_FOUND);
+    become(&call, "pod", b1, bad);
+    assert_int_equal(call.code, ERR_INVALID);
+    become(&call, "pod", b1, copy);
+    assert_int_equal(call.code, ERR_OK);
+    frozen_is("b1", "1");
+    frozen_is("", "0");
+    exec(&call, "copy1", "e", "true");
+    assert_int_equal(call.code, ERR_PRECONDITION);
+    named(&call, "StartContainer", "b1");
+    assert_int_equal(call.code, ERR_NOT_FOUND);
+    start("copy1");
+    frozen_is("b1", "0");
+    exec(&call, "copy1", "e", "true");
+    assert_int_equal(call.code, ERR_OK);
+    (void)cgroup_kill("b1", NULL);
+    WAIT(events.n_events > 0 && strcmp(events.event[events.n_events - 1].exec, "") == 0);
+    assert_string_equal(events.event[events.n_events - 1].container, "copy1");
+    remove_container("copy1");
+}
+
 /* The agent's end with work under way: for leak checkers. */
 static void test_freed_in_the_middle(void **state)
 {
@@ -865,6 +1015,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_exec, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_background_child, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_many, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_freeze_and_thaw, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_become, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_stats, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_freed_in_the_middle, set_up, tear_down),
     };

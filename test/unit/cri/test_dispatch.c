@@ -33,6 +33,8 @@ STAND_IN(cri_runtime_config)
 STAND_IN(cri_update_runtime_config)
 STAND_IN(cri_update_container_resources)
 STAND_IN(cri_update_pod_sandbox_resources)
+STAND_IN(cri_checkpoint_pod)
+STAND_IN(cri_restore_pod)
 STAND_IN(cri_run_pod_sandbox)
 STAND_IN(cri_stop_pod_sandbox)
 STAND_IN(cri_remove_pod_sandbox)
@@ -148,7 +150,7 @@ static void test_unbuilt(void **state)
     (void)state;
     size_t n;
     const struct method *methods = dispatch_methods(&n);
-    const char path[] = "/runtime.v1.RuntimeService/CheckpointPod";
+    const char path[] = "/runtime.v1.RuntimeService/CheckpointContainer";
     struct call call = {.method = dispatch_find(methods, n, path, strlen(path))};
     assert_non_null(call.method);
     assert_null(call.method->handler);
@@ -156,7 +158,7 @@ static void test_unbuilt(void **state)
     ProtobufCMessage *reply;
     assert_int_equal(dispatch_run(&call, NULL, &reply, &err), -1);
     assert_int_equal(err.code, ERR_UNIMPLEMENTED);
-    assert_string_equal(err_msg(&err), "CheckpointPod is not implemented by aspis " ASPIS_VERSION);
+    assert_string_equal(err_msg(&err), "CheckpointContainer is not implemented by aspis " ASPIS_VERSION);
 }
 
 int main(void)

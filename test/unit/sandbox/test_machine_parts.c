@@ -488,6 +488,56 @@ static void argv_template(void **state)
     }
 }
 
+/* A copy of a saved VM: the RAM under its name, and every device where it was. */
+static void argv_restore(void **state)
+{
+    (void)state;
+    static const struct hv_restore saved = {.state_fd = 10, .ram_id = "pc.ram"};
+    auto_err struct err err = ERR_INIT;
+    struct hv_spec s = base_spec;
+    auto_free char *plain = joined(&s, &err);
+    s.restore = &saved;
+    auto_free char *copy = joined(&s, &err);
+    has(copy, ",memory-backend=pc.ram");
+    has(copy, "memory-backend-ram,id=pc.ram,size=");
+    has(copy, "-incoming\ndefer\n");
+    assert_null(strstr(copy, "-kernel"));
+    assert_null(strstr(copy, "mem-path"));
+    assert_string_equal(strstr(copy, "-device"), strstr(plain, "-device"));
+}
+
+static void image(void **state)
+{
+    (void)state;
+    const struct machine_image good = {.accel = "tcg",
+                                       .transport = "virtio-serial",
+                                       .shape = {.ram_id = "ram",
+                                                 .boot_bytes = MiB(128),
+                                                 .max_bytes = GiB(1),
+                                                 .boot_vcpus = 1,
+                                                 .vcpus = 1,
+                                                 .max_vcpus = 1},
+                                       .scratch_bytes = MiB(16)};
+    struct machine_image i = good;
+    assert_int_equal(machine_image_check(&i, NULL), 0);
+    i.shape.added_bytes = GiB(1);
+    assert_int_equal(machine_image_check(&i, NULL), -1);
+    i = good;
+    i.shape.boot_vcpus = 0;
+    assert_int_equal(machine_image_check(&i, NULL), -1);
+    i = good;
+    i.shape.n_disks = 2;
+    i.shape.disks[0].slot = i.shape.disks[1].slot = 4;
+    assert_int_equal(machine_image_check(&i, NULL), -1);
+    i.shape.disks[1].slot = 5;
+    assert_int_equal(machine_image_check(&i, NULL), 0);
+    i.shape.n_disks = HV_MAX_DISKS + 1;
+    assert_int_equal(machine_image_check(&i, NULL), -1);
+    i = good;
+    (void)snprintf(i.transport, sizeof(i.transport), "user-vsock");
+    assert_int_equal(machine_image_check(&i, NULL), -1);
+}
+
 static void shapes(void **state)
 {
     (void)state;
@@ -517,6 +567,8 @@ int main(void)
         cmocka_unit_test(argv_kvm_vsock),
         cmocka_unit_test(argv_bad_mac),
         cmocka_unit_test(argv_template),
+        cmocka_unit_test(argv_restore),
+        cmocka_unit_test(image),
         cmocka_unit_test(shapes),
         cmocka_unit_test(escaping),
         cmocka_unit_test(sizes),
