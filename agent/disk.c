@@ -22,6 +22,12 @@ struct image {
     unsigned refs;
 };
 
+/* What a disk that was there before its image holds. */
+struct name {
+    LIST_ENTRY(name) link;
+    char *serial, *disk;
+};
+
 struct waiter {
     LIST_ENTRY(waiter) link;
     struct disks *disks;
@@ -37,6 +43,8 @@ struct disks {
     LIST_HEAD(image_list, image) images;
     LIST_HEAD(waiter_list, waiter) waiters;
     unsigned n_waiters;
+    LIST_HEAD(name_list, name) names_given;
+    unsigned n_names;
     bool trees;         /* mounted by the daemon */
     const char **names; /* result of disks_mounted() */
 };
@@ -87,6 +95,28 @@ static void image_free(struct image *i)
     free(i->serial);
     free(i->mountpoint);
     free(i);
+}
+
+static struct name *name_find(struct disks *d, const char *serial)
+{
+    struct name *n;
+    LIST_FOREACH(n, &d->names_given, link)
+    {
+        if (strcmp(n->serial, serial) == 0)
+            return n;
+    }
+    return NULL;
+}
+
+static void name_free(struct disks *d, struct name *n)
+{
+    if (n == NULL)
+        return;
+    LIST_REMOVE(n, link);
+    d->n_names--;
+    free(n->serial);
+    free(n->disk);
+    free(n);
 }
 
 static bool is_raw(const char *serial)
@@ -148,6 +178,7 @@ struct disks *disks_new(struct loop *loop, const char *dir)
     d->dir = xstrdup(dir);
     LIST_INIT(&d->images);
     LIST_INIT(&d->waiters);
+    LIST_INIT(&d->names_given);
     return d;
 }
 
@@ -172,6 +203,8 @@ void disks_free(struct disks *d)
         next_image = LIST_NEXT(i, link);
         image_free(i);
     }
+    while (!LIST_EMPTY(&d->names_given))
+        name_free(d, LIST_FIRST(&d->names_given));
     free(d->names);
     free(d->dir);
     free(d);
@@ -184,7 +217,8 @@ static bool try_now(struct disks *d, const char *serial, struct image **out, str
     if (*out != NULL)
         return true;
     auto_free char *tree = d->trees ? fs_format("%s/%s", d->dir, serial) : NULL;
-    auto_free char *dev = d->trees ? NULL : disk_find("/sys", serial);
+    const struct name *name = name_find(d, serial);
+    auto_free char *dev = d->trees ? NULL : disk_find("/sys", name != NULL ? name->disk : serial);
     if (d->trees ? !fs_exists(tree) : dev == NULL)
         return false;
     *out = image_mount(d, serial, dev, err);
@@ -270,6 +304,38 @@ void disks_release(struct disks *d, const char *serial)
     i->refs--;
 }
 
+int disks_name(struct disks *d, const char *serial, const char *disk, struct err *err)
+{
+    if (!disk_serial_valid(serial) || !disk_serial_valid(disk) || is_raw(serial))
+        return err_set(err, ERR_INVALID,
+                       "not serials of an image and its disk: \"%.40s\", \"%.40s\"", serial, disk);
+    struct name *old = name_find(d, serial);
+    if (old != NULL && strcmp(old->disk, disk) == 0)
+        return 0;
+    struct name *n;
+    struct name *next;
+    for (n = LIST_FIRST(&d->names_given); n != NULL; n = next) {
+        next = LIST_NEXT(n, link);
+        if (n != old && strcmp(n->disk, disk) != 0)
+            continue;
+        if (image_find(d, n->serial) != NULL)
+            return err_set(err, ERR_PRECONDITION, "image %s is mounted from disk %s", n->serial,
+                           n->disk);
+        name_free(d, n);
+    }
+    if (image_find(d, serial) != NULL)
+        return err_set(err, ERR_PRECONDITION, "image %s is mounted from a disk of its own", serial);
+    if (d->n_names >= LIMIT_RPC_CALLS)
+        return err_set(err, ERR_EXHAUSTED, "too many disks have names");
+    n = xcalloc(1, sizeof(*n));
+    n->serial = xstrdup(serial);
+    n->disk = xstrdup(disk);
+    LIST_INSERT_HEAD(&d->names_given, n, link);
+    d->n_names++;
+    disks_rescan(d);
+    return 0;
+}
+
 int disks_detach(struct disks *d, const char *serial, struct err *err)
 {
     if (!disk_serial_valid(serial))
@@ -281,8 +347,10 @@ int disks_detach(struct disks *d, const char *serial, struct err *err)
             return err_set(err, ERR_PRECONDITION, "disk %s: a container waits for it", serial);
     }
     struct image *i = image_find(d, serial);
-    if (i == NULL)
+    if (i == NULL) {
+        name_free(d, name_find(d, serial));
         return 0;
+    }
     if (i->refs > 0)
         return err_set(err, ERR_PRECONDITION, "disk %s: %u containers use it", serial, i->refs);
     if (is_raw(serial)) {
@@ -296,6 +364,7 @@ int disks_detach(struct disks *d, const char *serial, struct err *err)
     }
     (void)rmdir(i->mountpoint);
     image_free(i);
+    name_free(d, name_find(d, serial));
     return 0;
 }
 

@@ -263,11 +263,10 @@ static int configure_identity(struct pod *p, const request *req, struct err *err
 }
 
 /* 1: mounted; 0: the disk is not there yet. */
-static int mount_scratch(struct pod *p, const request *req, struct err *err)
+static int mount_scratch(struct pod *p, const char *serial, struct err *err)
 {
     if (p->scratch_mounted)
         return 1;
-    const char *serial = req->scratch_disk;
     if (fs_mkdir_p(p->dir_scratch, 0700, err) < 0)
         return -1;
     if (p->guest && *serial == '\0') {
@@ -324,7 +323,7 @@ static int set_host_sysctls(const struct pod *p, const request *req, struct err 
 static int configure_devices(struct pod *p, const request *req, struct err *err)
 {
     timeline_mark(&p->timeline, "files and shm");
-    int r = mount_scratch(p, req, err);
+    int r = mount_scratch(p, req->scratch_disk, err);
     if (r <= 0 || (!p->guest && !p->host))
         return r;
     timeline_mark(&p->timeline, "scratch mounted");
@@ -399,6 +398,18 @@ void pod_configure(struct pod *p, const request *req, pod_configured_fn done, vo
     try_devices(p, false);
 }
 
+int pod_prepare(struct pod *p, const char *scratch_disk, struct err *err)
+{
+    if (!p->guest || *p->id != '\0' || p->waiting != NULL)
+        return err_set(err, ERR_PRECONDITION, "this is no guest without a pod");
+    if (!disk_serial_valid(scratch_disk))
+        return err_set(err, ERR_INVALID, "scratch_disk: not a disk serial: \"%.40s\"",
+                       scratch_disk);
+    if (fs_mkdir_p(p->dir_shm, 0755, err) < 0 || mount_shm(p, SHM_DEFAULT, err) < 0)
+        return -1;
+    return mount_scratch(p, scratch_disk, err) > 0 ? 0 : -1;
+}
+
 void pod_device_appeared(struct pod *p)
 {
     if (p->waiting != NULL)
@@ -421,6 +432,11 @@ void pod_image_give_up(struct pod *p, const void *arg)
 void pod_image_release(struct pod *p, const char *serial)
 {
     disks_release(p->disks, serial);
+}
+
+int pod_image_name(struct pod *p, const char *serial, const char *disk, struct err *err)
+{
+    return disks_name(p->disks, serial, disk, err);
 }
 
 int pod_image_detach(struct pod *p, const char *serial, struct err *err)

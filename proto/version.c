@@ -21,6 +21,8 @@ const struct protocol_addition protocol_additions[] = {
     {"Stats", NULL, 2},
     {"SyncVolume", NULL, 2},
     {"DropVolume", NULL, 2},
+    {"PrepareTemplate", NULL, 2},
+    {"NameDisk", NULL, 2},
 };
 const size_t n_protocol_additions = ARRAY_LEN(protocol_additions);
 

@@ -4,7 +4,10 @@
  * a copy that follows the original (mirror.h) when the guest only reads it, else by the file server
  * (share.h).
  */
+#include <string.h>
+
 #include "base/cleanup.h"
+#include "base/failpoint.h"
 #include "base/limits.h"
 #include "sandbox/host_ns.h"
 #include "sandbox/machine_internal.h"
@@ -15,9 +18,22 @@
 int machine_attach_image(struct machine *m, const char *serial, const struct disk_part *parts,
                          size_t n_parts, struct cancel *cancel, struct err *err)
 {
-    if (machine_check_alive(m, err) < 0)
+    char guest_serial[HV_SERIAL_SIZE] = "";
+    if (machine_check_alive(m, err) < 0 ||
+        m->ops->add_disk(m->hv, serial, parts, n_parts, guest_serial, cancel, err) < 0)
         return -1;
-    return m->ops->add_disk(m->hv, serial, parts, n_parts, cancel, err);
+    if (strcmp(guest_serial, serial) == 0)
+        return 0; /* a new device, which tells its name */
+    Aspis__Agent__V1__NameDiskRequest req;
+    aspis__agent__v1__name_disk_request__init(&req);
+    req.serial = __extension__(char *)(uintptr_t) serial;
+    req.disk = guest_serial;
+    auto_arena struct arena *arena = arena_new(LIMIT_RPC_MESSAGE);
+    if (FAILPOINT("machine.attach.name", err) < 0 ||
+        link_call(m->link, "NameDisk", &req.base, &aspis__agent__v1__empty__descriptor, arena,
+                  cancel, err) == NULL)
+        return err_wrap(err, "name disk %s", serial); /* it stays until it is detached */
+    return 0;
 }
 
 int machine_attach_tree(struct machine *m, const char *serial, const char *dir, struct err *err)
