@@ -343,6 +343,17 @@ static int configure_devices(struct pod *p, const request *req, struct err *err)
     return 1;
 }
 
+/* Short, since every byte on the console stops an emulated guest. */
+static void log_configured(struct pod *p)
+{
+    if (!timeline_older(&p->timeline, LIMIT_AGENT_SLOW_NS)) {
+        log_info("configured");
+        return;
+    }
+    auto_free char *steps = timeline_text(&p->timeline);
+    log_info("configured", LOG_STR("sandbox", p->id), LOG_STR("ms", steps));
+}
+
 /* Goes on with the waiting request as far as it goes now. */
 static void try_devices(struct pod *p, bool last)
 {
@@ -351,13 +362,11 @@ static void try_devices(struct pod *p, bool last)
     int r = configure_devices(p, req, &err);
     if (r == 0 && !last)
         return;
-    if (r > 0 && *p->id == '\0') {
+    bool first = r > 0 && *p->id == '\0';
+    if (first) {
         free(p->id);
         p->id = xstrdup(req->sandbox_id);
         timeline_mark(&p->timeline, "done");
-        auto_free char *steps = timeline_text(&p->timeline);
-        log_info("configured", LOG_STR("sandbox", p->id), LOG_STR("hostname", req->hostname),
-                 LOG_STR("ms", steps));
     }
     if (r == 0) {
         auto_err struct err late = ERR_INIT;
@@ -365,6 +374,8 @@ static void try_devices(struct pod *p, bool last)
         err_move(&err, &late);
     }
     end_waiting(p, r > 0 ? NULL : &err);
+    if (first)
+        log_configured(p);
 }
 
 static void deadline_passed(struct loop_source *src, void *arg)

@@ -15,10 +15,10 @@ static const struct qemu_arch table[] = {
     {
         .name = "x86_64",
         .machine = "q35,usb=off,vmport=off",
-        .cpu_tcg = "max,la57=off,erms=off,fsrm=off",
+        .cpu_tcg = "max,la57=off,erms=off,fsrm=off,smap=off",
         .console = "ttyS0",
         .kernel_args = "quiet reboot=t panic=-1 swiotlb=noforce cryptomgr.notests",
-        .kernel_args_tcg = "no_timer_check noreplace-smp",
+        .kernel_args_tcg = "no_timer_check noreplace-smp mitigations=off",
         .tsc = true,
         .vmgenid = true,
         .plug_bridge = "pcie-pci-bridge",
