@@ -1,6 +1,6 @@
 """Aspis beside Debian's containerd and runc: the same calls, images, network and machine, in turns.
 
-    test/bench/run [-n 50] [--parts calls,burst,density,lists,inside] [--json FILE] [--plot FILE.svg]
+    test/bench/run [-n 50] [--parts calls,burst,density,lists,inside,critest] [--json FILE] [--plot FILE.svg]
 
 Both daemons are started here, with directories, bridges and cgroups of their own, and taken away again. Needs root,
 the packages that test/run needs, and containerd with runc. Times are straight gRPC calls, in milliseconds.
@@ -17,13 +17,14 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "integration"))
 sys.path.insert(0, str(HERE.parents[1] / "deploy"))
 
+import critest_part  # noqa: E402
 import parts  # noqa: E402
 import report  # noqa: E402
 from images import Layout, mkimage, publish  # noqa: E402
 from registry import Registry  # noqa: E402
 from runtimes import Aspis, Containerd  # noqa: E402
 
-PARTS = ["calls", "burst", "density", "lists", "inside"]
+PARTS = ["calls", "burst", "density", "lists", "inside", "critest"]
 
 
 def arguments():
@@ -84,6 +85,9 @@ def main():
             result["synthetic"] = parts.synthetic_lists(started[0], a.synthetic)
         if "inside" in wanted:
             result["inside"] = parts.inside(started, a.rounds)
+        if "critest" in wanted:
+            critest_part.publish(reg, work, started)
+            result["critest"] = critest_part.measure(started, work, a.n)
     finally:
         for rt in started:
             rt.stop()

@@ -54,6 +54,13 @@ def inside_table(result):
     return lines
 
 
+def critest_table(result):
+    lines = [f"{'critest --benchmark, median ms':42}" + "".join(f"{n:>14}" for n in next(iter(result.values())))]
+    for what, of in result.items():
+        lines.append(f"{what:42}" + "".join(f"{x:>14.1f}" for x in of.values()) + ratio(of))
+    return lines
+
+
 def text(result):
     lines = []
     if "calls" in result:
@@ -67,7 +74,9 @@ def text(result):
             lines.append(f"  aspis {s['pods']} ended pods: daemon {s['daemon_pss_mib']} MiB; {lists_line(s['lists'])}")
         lines.append("")
     if "inside" in result:
-        lines += inside_table(result["inside"])
+        lines += inside_table(result["inside"]) + [""]
+    if "critest" in result:
+        lines += critest_table(result["critest"])
     return "\n".join(lines).rstrip()
 
 

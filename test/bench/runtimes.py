@@ -69,6 +69,7 @@ class Aspis:
         self.d = world.Daemon(base, overrides={"machine": {"templates": templates, "base_memory_mib": memory,
                                                            "spares": spares},
                                                "daemon": {"log_level": os.environ.get("BENCH_LOG", "info")}})
+        self.certs, self.endpoint = self.d.certs, self.d.socket
         self.d.start()
         self.client = self.d.client
         self.client.PullImage(image={"image": self.image})
@@ -102,7 +103,9 @@ class Containerd:
     def __init__(self, refs, base):
         self.base = Path(base)
         self.image = refs["busybox"]
-        self.address = self.base / "c.sock"
+        self.address = self.endpoint = self.base / "c.sock"
+        self.certs = self.base / "certs.d"
+        self.certs.mkdir()
         root = Path("/var/lib/aspis-bench") / self.base.name  # overlayfs does not stack on every file system
         self.root = root
         conf = self.base / "cni.d"
@@ -125,6 +128,8 @@ restrict_oom_score_adj = true
 [plugins."io.containerd.grpc.v1.cri".cni]
 bin_dir = "{bins}"
 conf_dir = "{conf}"
+[plugins."io.containerd.grpc.v1.cri".registry]
+config_path = "{self.certs}"
 """)
         self.log = open(self.base / "containerd.log", "wb")
         self.proc = subprocess.Popen(["containerd", "--config", str(config)], stdin=subprocess.DEVNULL, stdout=self.log,

@@ -131,6 +131,11 @@ def publish(registry, directory, certs):
     for name, layout in build(directory).items():
         repository, tag = name.split(":")
         registry.push(layout, repository, tag)
+    redirect(registry, certs)
+
+
+def redirect(registry, certs):
+    """Sends a runtime that reads the directory `certs` to this registry."""
     for host in REGISTRIES:
         d = Path(certs) / host
         d.mkdir(parents=True, exist_ok=True)

@@ -70,6 +70,17 @@ static void test_numbers(void **state)
     assert_int_equal(str_to_i64(NULL, &i), -1);
 }
 
+static void test_hex_digits(void **state)
+{
+    (void)state;
+    static const char digits[] = "0123456789abcdefABCDEF";
+    for (size_t i = 0; i < strlen(digits); i++)
+        assert_int_equal(str_hex_digit(digits[i]), i < 16 ? i : i - 6);
+    static const int none[] = {'/', ':', '@', 'G', '`', 'g', 0, -1, 0x130};
+    for (size_t i = 0; i < ARRAY_LEN(none); i++)
+        assert_int_equal(str_hex_digit(none[i]), -1);
+}
+
 static void test_prefix_and_suffix(void **state)
 {
     (void)state;
@@ -168,6 +179,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_utf8),
         cmocka_unit_test(test_numbers),
+        cmocka_unit_test(test_hex_digits),
         cmocka_unit_test(test_prefix_and_suffix),
         cmocka_unit_test(test_lists_end_with_null),
         cmocka_unit_test(test_buffer_grows_to_its_maximum),

@@ -75,6 +75,27 @@ static inline void clear(struct box *b)
     err_clear(&b->err);
 }
 
+/* Makes m the container's mounts, each as a client's decoder starts it; list is room for them. */
+static inline void give_mounts(struct box *b, Runtime__V1__Mount *m, Runtime__V1__Mount **list,
+                               size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        runtime__v1__mount__init(&m[i]);
+        list[i] = &m[i];
+    }
+    b->c.mounts = list;
+    b->c.n_mounts = n;
+}
+
+/* The container's volumes, numbered as a machine would; the caller's. */
+static inline struct machine_volume *volumes_of(struct box *b, size_t *n)
+{
+    struct machine_volume *v = spec_volumes(&b->c, n);
+    for (size_t i = 0; i < *n; i++)
+        v[i].id = (uint32_t)i + 1;
+    return v;
+}
+
 /* "process.args" etc.; NULL: not there. */
 static inline const json_t *at(const json_t *spec, const char *path)
 {

@@ -99,12 +99,10 @@ static void test_containers(void **state)
     b.security.namespace_options = NULL;
 
     Runtime__V1__Mount mount;
-    runtime__v1__mount__init(&mount);
+    Runtime__V1__Mount *mounts[1];
+    give_mounts(&b, &mount, mounts, 1);
     mount.host_path = mount.container_path = OWN("/there");
     mount.propagation = RUNTIME__V1__MOUNT_PROPAGATION__PROPAGATION_BIDIRECTIONAL;
-    Runtime__V1__Mount *mounts[] = {&mount};
-    b.c.mounts = mounts;
-    b.c.n_mounts = 1;
     assert_container(&b, BACKEND_VM, ERR_PRECONDITION, "aspis-host");
     assert_container(&b, BACKEND_HOST, ERR_OK, "");
     b.c.n_mounts = 0;
@@ -221,25 +219,18 @@ static void test_volumes(void **state)
     Runtime__V1__Mount *mounts[4];
     size_t n = 0;
     static const char *const paths[] = {"/private", "/slave", "/shared", "/ro"};
-    for (size_t i = 0; i < ARRAY_LEN(m); i++) {
-        runtime__v1__mount__init(&m[i]);
+    give_mounts(&b, m, mounts, ARRAY_LEN(m));
+    for (size_t i = 0; i < ARRAY_LEN(m); i++)
         m[i].host_path = m[i].container_path = OWN(paths[i]);
-        mounts[i] = &m[i];
-    }
     m[1].propagation = RUNTIME__V1__MOUNT_PROPAGATION__PROPAGATION_HOST_TO_CONTAINER;
     m[2].propagation = RUNTIME__V1__MOUNT_PROPAGATION__PROPAGATION_BIDIRECTIONAL;
     m[3].readonly = true;
-    b.c.mounts = mounts;
     b.c.n_mounts = 2;
-    auto_free struct machine_volume *two = spec_volumes(&b.c, &n);
-    two[0].id = 1;
-    two[1].id = 2;
+    auto_free struct machine_volume *two = volumes_of(&b, &n);
     json_auto_t *slave = adapted(&b, two, 2, BACKEND_HOST);
     assert_string_equal(json_string_value(at(slave, "linux.rootfsPropagation")), "rslave");
     b.c.n_mounts = ARRAY_LEN(m);
-    auto_free struct machine_volume *v = spec_volumes(&b.c, &n);
-    for (size_t i = 0; i < ARRAY_LEN(m); i++)
-        v[i].id = (uint32_t)i + 1;
+    auto_free struct machine_volume *v = volumes_of(&b, &n);
     assert_true(v[1].slave && v[2].shared && v[3].readonly && !v[0].shared);
     json_auto_t *spec = adapted(&b, v, ARRAY_LEN(m), BACKEND_HOST);
     assert_true(has_option(spec, "/private", "rprivate") && has_option(spec, "/slave", "rslave") &&

@@ -12,9 +12,7 @@
 static json_t *spec_of(struct box *b)
 {
     size_t n = 0;
-    auto_free struct machine_volume *v = spec_volumes(&b->c, &n);
-    for (size_t i = 0; i < n; i++)
-        v[i].id = (uint32_t)i + 1;
+    auto_free struct machine_volume *v = volumes_of(b, &n);
     auto_free char *text = spec_make(&b->c, &b->pod, &b->image, v, &b->err);
     if (text == NULL)
         fail_msg("%s", err_msg(&b->err));
@@ -297,12 +295,10 @@ static void test_refused_containers(void **state)
     init(&b);
     assert_accepted(&b);
     Runtime__V1__Mount mount;
-    runtime__v1__mount__init(&mount);
+    Runtime__V1__Mount *mounts[1];
+    give_mounts(&b, &mount, mounts, 1);
     mount.host_path = OWN("host");
     mount.container_path = OWN("/there");
-    Runtime__V1__Mount *mounts[] = {&mount};
-    b.c.mounts = mounts;
-    b.c.n_mounts = 1;
     assert_refused(&b, ERR_INVALID, "host path");
     mount.host_path = OWN("/host");
     mount.container_path = OWN("//");
@@ -731,16 +727,13 @@ static void test_image_volumes(void **state)
     runtime__v1__image_spec__init(&spec);
     spec.image = OWN("sha256:" HEX64);
     Runtime__V1__Mount m[2];
-    Runtime__V1__Mount *mounts[2] = {&m[0], &m[1]};
-    for (size_t i = 0; i < 2; i++)
-        runtime__v1__mount__init(&m[i]);
+    Runtime__V1__Mount *mounts[2];
+    give_mounts(&b, m, mounts, 2);
     m[0].container_path = OWN("/data/");
     m[0].image = &spec;
     m[0].image_sub_path = OWN("a b/c");
     m[1].container_path = OWN("/host");
     m[1].host_path = OWN("/host");
-    b.c.mounts = mounts;
-    b.c.n_mounts = 2;
     assert_refused(&b, ERR_INVALID,
                    "image volume at /data/: an image can be mounted read-only only");
     m[0].readonly = true;
@@ -802,14 +795,11 @@ static void test_volumes(void **state)
     Runtime__V1__Mount m[4];
     Runtime__V1__Mount *mounts[4];
     char *const paths[] = {OWN("/a/b/c"), OWN("/etc//hosts/"), OWN("/a"), OWN("/dev/./log")};
+    give_mounts(&b, m, mounts, 4);
     for (size_t i = 0; i < 4; i++) {
-        runtime__v1__mount__init(&m[i]);
         m[i].host_path = OWN("/host");
         m[i].container_path = paths[i];
-        mounts[i] = &m[i];
     }
-    b.c.mounts = mounts;
-    b.c.n_mounts = 4;
     json_auto_t *spec = spec_of(&b);
     const json_t *list = json_object_get(spec, "mounts");
     size_t at[4] = {0};
