@@ -122,7 +122,7 @@ struct hv_ops {
                         struct err *err);
     /* A read-only disk of the parts one after the other. Already there: success. Either a new
      * device appears in the guest under this serial, or a device that was there empty has got the
-     * contents: guest_serial is the device's. */
+     * contents: guest_serial is the device's. guest_serial NULL: only a new device will do. */
     int (*add_disk)(struct hv *hv, const char *serial, const struct disk_part *parts,
                     size_t n_parts, char guest_serial[HV_SERIAL_SIZE], struct cancel *cancel,
                     struct err *err);

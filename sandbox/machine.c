@@ -418,10 +418,13 @@ static int prepare_template(struct machine *m, struct cancel *cancel, struct err
     aspis__agent__v1__prepare_template_request__init(&req);
     req.scratch_disk = scratch;
     auto_arena struct arena *arena = arena_new(LIMIT_RPC_MESSAGE);
+    auto_err struct err e = ERR_INIT;
     if (link_call(m->link, "PrepareTemplate", &req.base, &aspis__agent__v1__empty__descriptor,
-                  arena, cancel, err) == NULL)
-        return err_wrap(err, "prepare template");
-    return 0;
+                  arena, cancel, &e) != NULL ||
+        e.code == ERR_UNIMPLEMENTED) /* an older agent's clones do it themselves */
+        return 0;
+    (void)err_wrap(&e, "prepare template");
+    return err_move(err, &e);
 }
 
 int machine_save(struct machine *m, int state_fd, struct cancel *cancel, struct err *err)

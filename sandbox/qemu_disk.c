@@ -43,6 +43,7 @@ struct source {
     size_t n;
     int device;
     bool writable;
+    bool fixed; /* a disk that is there already will do */
 };
 
 #define NODE_SIZE 32 /* QEMU's limit, too */
@@ -244,7 +245,7 @@ static void undo(struct hv *hv, int slot, const char *serial)
 static int plug(struct hv *hv, const char *serial, const struct source *s, struct cancel *cancel,
                 struct err *err)
 {
-    int slot = s->n > 0 ? qemu_slot_free(hv, s->parts, s->n) : 0;
+    int slot = s->fixed ? qemu_slot_free(hv, s->parts, s->n) : 0;
     if (slot == 0)
         slot = free_slot(hv);
     if (slot == 0)
@@ -293,15 +294,15 @@ static int add(struct hv *hv, const char *serial, const struct source *s, int *s
 int qemu_add_disk(struct hv *hv, const char *serial, const struct disk_part *parts, size_t n_parts,
                   char guest_serial[HV_SERIAL_SIZE], struct cancel *cancel, struct err *err)
 {
-    struct source s = {.parts = parts, .n = n_parts, .device = -1};
+    struct source s = {.parts = parts, .n = n_parts, .device = -1, .fixed = guest_serial != NULL};
     int slot = 0;
     if (n_parts == 0 || n_parts > MAX_PARTS)
         return err_set(err, ERR_INVALID, "disk %s: %zu parts", serial, n_parts);
     if (add(hv, serial, &s, &slot, cancel, err) < 0)
         return -1;
-    if (qemu_slot_is_fixed(slot))
+    if (guest_serial != NULL && qemu_slot_is_fixed(slot))
         qemu_slot_name(slot, guest_serial);
-    else
+    else if (guest_serial != NULL)
         (void)snprintf(guest_serial, HV_SERIAL_SIZE, "%s", serial);
     return 0;
 }

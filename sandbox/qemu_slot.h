@@ -23,6 +23,7 @@
 #include "base/err.h"
 #include "base/str.h"
 #include "sandbox/machine.h"
+#include "sandbox/qemu_argv.h"
 
 struct hv;
 
@@ -30,7 +31,7 @@ struct hv;
 
 static inline bool qemu_slot_is_fixed(int slot)
 {
-    return slot >= 32;
+    return slot >= QEMU_FIXED_FIRST;
 }
 
 void qemu_slot_name(int slot, char out[QEMU_SLOT_NAME_SIZE]);

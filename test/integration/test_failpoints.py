@@ -39,6 +39,7 @@ STEPS = {
     "container.record": "create", "container.disk": "create", "container.agent": "create",
     "share.spawn": "create", "share.attached": "create",
     "machine.attach.fds": "create", "machine.attach.node": "create", "machine.attach.device": "create",
+    "machine.attach.name": "create",
     "container.fit": "create",
     "container.limits": "update", "machine.resize": "update",
     "container.start": "start",
