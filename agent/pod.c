@@ -36,6 +36,7 @@ struct pod {
     char *file_resolv, *file_hosts, *file_hostname, *dir_shm, *dir_scratch, *dir_images;
     uint64_t shm_bytes; /* 0: not mounted */
     bool scratch_mounted;
+    bool net_applied;     /* or tried */
     char *scratch_serial; /* what is mounted there; "" for tmpfs */
     struct disks *disks;
 
@@ -333,7 +334,9 @@ static int configure_devices(struct pod *p, const request *req, struct err *err)
     if (r <= 0)
         return r;
     timeline_mark(&p->timeline, "NICs found");
-    if (net_apply(req, err) < 0)
+    bool first = !p->net_applied;
+    p->net_applied = true;
+    if ((first ? net_apply_first(req, err) : net_apply(req, err)) < 0)
         return err_wrap(err, "network");
     timeline_mark(&p->timeline, "network");
     for (size_t i = 0; i < req->n_sysctls; i++) {
@@ -416,7 +419,8 @@ int pod_prepare(struct pod *p, const char *scratch_disk, struct err *err)
     if (!disk_serial_valid(scratch_disk))
         return err_set(err, ERR_INVALID, "scratch_disk: not a disk serial: \"%.40s\"",
                        scratch_disk);
-    if (fs_mkdir_p(p->dir_shm, 0755, err) < 0 || mount_shm(p, SHM_DEFAULT, err) < 0)
+    if (fs_mkdir_p(p->dir_shm, 0755, err) < 0 || mount_shm(p, SHM_DEFAULT, err) < 0 ||
+        net_prepare(err) < 0)
         return -1;
     return mount_scratch(p, scratch_disk, err) > 0 ? 0 : -1;
 }

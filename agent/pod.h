@@ -35,8 +35,8 @@ typedef void (*pod_configured_fn)(void *arg, const struct err *err);
 void pod_configure(struct pod *p, const Aspis__Agent__V1__ConfigurePodRequest *req,
                    pod_configured_fn done, void *arg);
 const char *pod_id(const struct pod *p); /* "" before ConfigurePod */
-/* PrepareTemplate: the scratch disk and the default shm are mounted now, as pod_configure() would
- * do it; it then finds them. Only before the first pod_configure(). */
+/* PrepareTemplate: the scratch disk and the default shm are mounted and the loopback is up now, as
+ * pod_configure() would do it; it then finds them so. Only before the first pod_configure(). */
 int pod_prepare(struct pod *p, const char *scratch_disk, struct err *err);
 
 /* From main: a device appeared (uevent), and a child was reaped. */

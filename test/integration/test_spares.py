@@ -80,7 +80,7 @@ def test_nothing_is_left_of_the_warming_up(d, pods):
         assert trace not in text, text
     # the pod's own network works
     assert d.exec(c, "ping", "-c", "1", "-W", "5", re.search(r"default via (\S+)", text).group(1)).exit_code == 0
-    # the first disk slot is free again, and no event or container is left over
+    # no disks but the scratch disk and the two for images, and no event or container is left over
     assert [x.id for x in d.client.ListContainers().containers] == [c]
     assert [x for x in text.split() if x.startswith("vd")] == ["vda", "vdb", "vdc"]
     d.client.StopContainer(container_id=c, timeout=0)
