@@ -49,6 +49,9 @@ typedef void (*disk_image_fn)(void *arg, const char *mountpoint, const struct er
 void disks_acquire(struct disks *d, const char *serial, disk_image_fn done, void *arg);
 void disks_give_up(struct disks *d, const void *arg);
 void disks_release(struct disks *d, const char *serial);
+/* Remembers where the disks are that there are now, and will be as long as the guest: looking for
+ * one asks each disk for its serial. */
+void disks_learn(struct disks *d, const char *sysfs);
 /* The disk with the serial `disk` holds the image `serial` from now on, and no other. */
 int disks_name(struct disks *d, const char *serial, const char *disk, struct err *err);
 int disks_detach(struct disks *d, const char *serial, struct err *err);

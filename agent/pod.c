@@ -412,6 +412,19 @@ void pod_configure(struct pod *p, const request *req, pod_configured_fn done, vo
     try_devices(p, false);
 }
 
+/* A file comes and goes: the file system's tables of free blocks and inodes are then in memory. */
+static int try_scratch(const struct pod *p, struct err *err)
+{
+    auto_free char *dir = fs_format("%s/first", p->dir_scratch);
+    auto_free char *file = fs_format("%s/file", dir);
+    if (fs_mkdir_p(dir, 0700, err) < 0 || write_file(file, "", 1, err) < 0)
+        return -1;
+    auto_close int fd = open(file, O_RDONLY | O_CLOEXEC);
+    if (fd < 0 || fsync(fd) < 0) /* blocks are found when it is written */
+        return err_sys(err, errno, "write %s", file);
+    return fs_rm_rf(dir, err);
+}
+
 int pod_prepare(struct pod *p, const char *scratch_disk, struct err *err)
 {
     if (!p->guest || *p->id != '\0' || p->waiting != NULL)
@@ -422,7 +435,8 @@ int pod_prepare(struct pod *p, const char *scratch_disk, struct err *err)
     if (fs_mkdir_p(p->dir_shm, 0755, err) < 0 || mount_shm(p, SHM_DEFAULT, err) < 0 ||
         net_prepare(err) < 0)
         return -1;
-    return mount_scratch(p, scratch_disk, err) > 0 ? 0 : -1;
+    disks_learn(p->disks, "/sys");
+    return mount_scratch(p, scratch_disk, err) > 0 && try_scratch(p, err) == 0 ? 0 : -1;
 }
 
 void pod_device_appeared(struct pod *p)
