@@ -6,7 +6,7 @@ import audit
 
 
 def pids(d):
-    """QEMU processes of VMs that no pod has."""
+    """Processes of VMs that no pod has: QEMU, and aspis-vsock beside it."""
     found = []
     for p in Path("/proc").iterdir():
         try:
@@ -17,6 +17,11 @@ def pids(d):
         except (FileNotFoundError, ProcessLookupError):
             pass
     return found
+
+
+def vms(d):
+    """One process of each such VM: its QEMU."""
+    return [p for p in pids(d) if Path(f"/proc/{p}/comm").read_text().startswith("qemu")]
 
 
 def wait_log(d, text, n=1, timeout=120):
