@@ -32,7 +32,7 @@ struct hv {
 
     struct spawn_proc vsock; /* aspis-vsock, if this daemon started it */
 
-    pthread_mutex_t disks;            /* held while a disk is plugged or unplugged */
+    pthread_mutex_t disks;       /* held while a disk is plugged or unplugged */
     char *slots[QEMU_SLOTS + 1]; /* serial of the disk in each slot; 0 unused. Under disks */
     bool fixed[QEMU_FIXED_N];    /* those it has (qemu_slot.c); constant */
 };
