@@ -90,6 +90,8 @@ static void create_reply(struct container *c, const struct op_result *res)
     c->create_req = NULL;
     timeline_mark(&c->timeline, "made");
     rpc_reply(call, &reply.base);
+    if (!timeline_older(&c->timeline, LIMIT_AGENT_SLOW_NS))
+        return;
     auto_free char *steps = timeline_text(&c->timeline);
     log_info("created", LOG_STR("container", c->id), LOG_STR("ms", steps));
 }

@@ -22,6 +22,13 @@ struct image {
     unsigned refs;
 };
 
+/* What a disk that was there before its image holds; or where a disk is. */
+struct name {
+    LIST_ENTRY(name) link;
+    char *serial, *disk;
+};
+LIST_HEAD(name_list, name);
+
 struct waiter {
     LIST_ENTRY(waiter) link;
     struct disks *disks;
@@ -37,6 +44,8 @@ struct disks {
     LIST_HEAD(image_list, image) images;
     LIST_HEAD(waiter_list, waiter) waiters;
     unsigned n_waiters;
+    struct name_list given, known;
+    unsigned n_given;
     bool trees;         /* mounted by the daemon */
     const char **names; /* result of disks_mounted() */
 };
@@ -48,26 +57,49 @@ bool disk_serial_valid(const char *serial)
            strspn(serial, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-") == n;
 }
 
-char *disk_find(const char *sysfs, const char *serial)
+typedef bool (*disk_fn)(void *arg, const char *serial, const char *dev);
+
+/* Calls fn for each disk that has a serial until it returns false. */
+static void each_disk(const char *sysfs, disk_fn fn, void *arg)
 {
     auto_free char *block = fs_format("%s/block", sysfs);
     auto_closedir DIR *dir = opendir(block);
     if (dir == NULL)
-        return NULL;
+        return;
     const struct dirent *e;
     while ((e = readdir(dir)) != NULL) {
         if (e->d_name[0] == '.')
             continue;
         auto_free char *path = fs_format("%s/%s/serial", block, e->d_name);
+        auto_free char *dev = fs_format("/dev/%s", e->d_name);
         size_t len = 0;
         auto_free char *text = fs_read(path, 64, &len, NULL);
         if (text == NULL)
             continue; /* not a virtio disk */
         text[strcspn(text, "\n")] = '\0';
-        if (strcmp(text, serial) == 0)
-            return fs_format("/dev/%s", e->d_name);
+        if (!fn(arg, text, dev))
+            return;
     }
-    return NULL;
+}
+
+struct search {
+    const char *serial;
+    char *dev;
+};
+
+static bool compare(void *arg, const char *serial, const char *dev)
+{
+    struct search *s = arg;
+    if (strcmp(serial, s->serial) == 0)
+        s->dev = xstrdup(dev);
+    return s->dev == NULL;
+}
+
+char *disk_find(const char *sysfs, const char *serial)
+{
+    struct search s = {.serial = serial};
+    each_disk(sysfs, compare, &s);
+    return s.dev;
 }
 
 static struct image *image_find(struct disks *d, const char *serial)
@@ -87,6 +119,64 @@ static void image_free(struct image *i)
     free(i->serial);
     free(i->mountpoint);
     free(i);
+}
+
+static struct name *name_find(const struct name_list *list, const char *serial)
+{
+    struct name *n;
+    LIST_FOREACH(n, list, link)
+    {
+        if (strcmp(n->serial, serial) == 0)
+            return n;
+    }
+    return NULL;
+}
+
+static void name_add(struct name_list *list, const char *serial, const char *disk)
+{
+    struct name *n = xcalloc(1, sizeof(*n));
+    n->serial = xstrdup(serial);
+    n->disk = xstrdup(disk);
+    LIST_INSERT_HEAD(list, n, link);
+}
+
+static void name_free(struct name *n)
+{
+    LIST_REMOVE(n, link);
+    free(n->serial);
+    free(n->disk);
+    free(n);
+}
+
+static void take_name_back(struct disks *d, struct name *given)
+{
+    if (given == NULL)
+        return;
+    d->n_given--;
+    name_free(given);
+}
+
+static bool learn(void *arg, const char *serial, const char *dev)
+{
+    struct disks *d = arg;
+    if (disk_serial_valid(serial) && name_find(&d->known, serial) == NULL)
+        name_add(&d->known, serial, dev);
+    return true;
+}
+
+void disks_learn(struct disks *d, const char *sysfs)
+{
+    each_disk(sysfs, learn, d);
+}
+
+/* Where the image's disk is; NULL: nowhere yet. */
+static char *disks_find(const struct disks *d, const char *serial)
+{
+    const struct name *given = name_find(&d->given, serial);
+    const struct name *known = given != NULL ? name_find(&d->known, given->disk) : NULL;
+    if (known != NULL)
+        return xstrdup(known->disk);
+    return disk_find("/sys", given != NULL ? given->disk : serial);
 }
 
 static bool is_raw(const char *serial)
@@ -148,12 +238,23 @@ struct disks *disks_new(struct loop *loop, const char *dir)
     d->dir = xstrdup(dir);
     LIST_INIT(&d->images);
     LIST_INIT(&d->waiters);
+    LIST_INIT(&d->given);
+    LIST_INIT(&d->known);
     return d;
 }
 
 void disks_use_trees(struct disks *d)
 {
     d->trees = true;
+}
+
+static void free_names(struct name_list *list)
+{
+    struct name *next;
+    for (struct name *n = LIST_FIRST(list); n != NULL; n = next) {
+        next = LIST_NEXT(n, link);
+        name_free(n);
+    }
 }
 
 void disks_free(struct disks *d)
@@ -172,6 +273,8 @@ void disks_free(struct disks *d)
         next_image = LIST_NEXT(i, link);
         image_free(i);
     }
+    free_names(&d->given);
+    free_names(&d->known);
     free(d->names);
     free(d->dir);
     free(d);
@@ -184,7 +287,7 @@ static bool try_now(struct disks *d, const char *serial, struct image **out, str
     if (*out != NULL)
         return true;
     auto_free char *tree = d->trees ? fs_format("%s/%s", d->dir, serial) : NULL;
-    auto_free char *dev = d->trees ? NULL : disk_find("/sys", serial);
+    auto_free char *dev = d->trees ? NULL : disks_find(d, serial);
     if (d->trees ? !fs_exists(tree) : dev == NULL)
         return false;
     *out = image_mount(d, serial, dev, err);
@@ -270,6 +373,35 @@ void disks_release(struct disks *d, const char *serial)
     i->refs--;
 }
 
+int disks_name(struct disks *d, const char *serial, const char *disk, struct err *err)
+{
+    if (!disk_serial_valid(serial) || !disk_serial_valid(disk) || is_raw(serial))
+        return err_set(err, ERR_INVALID,
+                       "not serials of an image and its disk: \"%.40s\", \"%.40s\"", serial, disk);
+    struct name *old = name_find(&d->given, serial);
+    if (old != NULL && strcmp(old->disk, disk) == 0)
+        return 0;
+    struct name *n;
+    struct name *next;
+    for (n = LIST_FIRST(&d->given); n != NULL; n = next) {
+        next = LIST_NEXT(n, link);
+        if (n != old && strcmp(n->disk, disk) != 0)
+            continue;
+        if (image_find(d, n->serial) != NULL)
+            return err_set(err, ERR_PRECONDITION, "image %s is mounted from disk %s", n->serial,
+                           n->disk);
+        take_name_back(d, n);
+    }
+    if (image_find(d, serial) != NULL)
+        return err_set(err, ERR_PRECONDITION, "image %s is mounted from a disk of its own", serial);
+    if (d->n_given >= LIMIT_RPC_CALLS)
+        return err_set(err, ERR_EXHAUSTED, "too many disks have names");
+    name_add(&d->given, serial, disk);
+    d->n_given++;
+    disks_rescan(d);
+    return 0;
+}
+
 int disks_detach(struct disks *d, const char *serial, struct err *err)
 {
     if (!disk_serial_valid(serial))
@@ -281,8 +413,10 @@ int disks_detach(struct disks *d, const char *serial, struct err *err)
             return err_set(err, ERR_PRECONDITION, "disk %s: a container waits for it", serial);
     }
     struct image *i = image_find(d, serial);
-    if (i == NULL)
+    if (i == NULL) {
+        take_name_back(d, name_find(&d->given, serial));
         return 0;
+    }
     if (i->refs > 0)
         return err_set(err, ERR_PRECONDITION, "disk %s: %u containers use it", serial, i->refs);
     if (is_raw(serial)) {
@@ -296,6 +430,7 @@ int disks_detach(struct disks *d, const char *serial, struct err *err)
     }
     (void)rmdir(i->mountpoint);
     image_free(i);
+    take_name_back(d, name_find(&d->given, serial));
     return 0;
 }
 

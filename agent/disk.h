@@ -5,6 +5,9 @@
  * An image disk holds an erofs file system and is mounted read-only once, at <dir>/<serial>,
  * however many containers use it.
  *
+ * A disk may be known by another serial than its own: some are there from the start, empty, and get
+ * an image while the VM runs (disks_name()).
+ *
  * A disk whose serial begins with "raw" is handed over as it is: its "mount point" is its device
  * node.
  *
@@ -46,6 +49,11 @@ typedef void (*disk_image_fn)(void *arg, const char *mountpoint, const struct er
 void disks_acquire(struct disks *d, const char *serial, disk_image_fn done, void *arg);
 void disks_give_up(struct disks *d, const void *arg);
 void disks_release(struct disks *d, const char *serial);
+/* Remembers where the disks are that there are now, and will be as long as the guest: looking for
+ * one asks each disk for its serial. */
+void disks_learn(struct disks *d, const char *sysfs);
+/* The disk with the serial `disk` holds the image `serial` from now on, and no other. */
+int disks_name(struct disks *d, const char *serial, const char *disk, struct err *err);
 int disks_detach(struct disks *d, const char *serial, struct err *err);
 const char *const *disks_mounted(struct disks *d);
 

@@ -107,7 +107,11 @@ int identity_write_machine_id(const char *path, const uint8_t id[IDENTITY_MACHIN
         text[2 * i + 1] = hex[id[i] & 15];
     }
     text[sizeof(text) - 1] = '\n';
-    return fs_write_atomic(path, text, sizeof(text), 0444, false, err);
+    /* always as long, so a second time needs no other file */
+    auto_close int fd = open(path, O_WRONLY | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0444);
+    if (fd < 0)
+        return err_sys(err, errno, "open %s", path);
+    return fs_write_fd(fd, text, sizeof(text), err) < 0 ? err_wrap(err, "%s", path) : 0;
 }
 
 /* The next number of a text, which is moved on. False when there is none. */

@@ -283,12 +283,12 @@ static int add_address(struct nl_sock *sk, const char *text, int ifindex, struct
     return r < 0 ? nl_fail(err, r, "add the address") : 0;
 }
 
-static int apply_addresses(struct nl_sock *sk, const request *req, const int *ifindex,
+static int apply_addresses(struct nl_sock *sk, const request *req, const int *ifindex, bool first,
                            struct err *err)
 {
     for (size_t i = 0; i < req->n_interfaces; i++) {
         const interface *f = req->interfaces[i];
-        if (drop_stale_addresses(sk, f, ifindex[i], err) < 0)
+        if (!first && drop_stale_addresses(sk, f, ifindex[i], err) < 0)
             return err_wrap(err, "interface %s", f->name);
         for (size_t k = 0; k < f->n_addresses; k++) {
             if (add_address(sk, f->addresses[k], ifindex[i], err) < 0)
@@ -435,7 +435,8 @@ static bool is_direct(const route *r)
     return *r->gateway == '\0' || r->onlink || r->scope >= RT_SCOPE_LINK;
 }
 
-static int apply_routes(struct nl_sock *sk, const request *req, const int *ifindex, struct err *err)
+static int apply_routes(struct nl_sock *sk, const request *req, const int *ifindex, bool first,
+                        struct err *err)
 {
     for (int direct = 1; direct >= 0; direct--) {
         for (size_t i = 0; i < req->n_routes; i++) {
@@ -445,7 +446,7 @@ static int apply_routes(struct nl_sock *sk, const request *req, const int *ifind
                 return err_wrap(err, "route to %s via \"%s\" dev %s", r->dst, r->gateway, r->dev);
         }
     }
-    return drop_stale_routes(sk, req, ifindex, err);
+    return first ? 0 : drop_stale_routes(sk, req, ifindex, err);
 }
 
 /* --- neighbours --------------------------------------------------------------------------- */
@@ -472,7 +473,16 @@ static int add_neighbour(struct nl_sock *sk, const neighbour *n, int ifindex, st
 
 /* ------------------------------------------------------------------------------------------- */
 
-int net_apply(const request *req, struct err *err)
+int net_prepare(struct err *err)
+{
+    auto_of(nl_socket_free) struct nl_sock *sk = open_socket(err);
+    if (sk == NULL)
+        return -1;
+    auto_of(nl_cache_free) struct nl_cache *links = read_links(sk, err);
+    return links == NULL ? -1 : loopback_up(sk, links, err);
+}
+
+static int apply(const request *req, bool first, struct err *err)
 {
     if (net_check(req, err) < 0)
         return -1;
@@ -484,7 +494,8 @@ int net_apply(const request *req, struct err *err)
         return -1;
     int ifindex[LIMIT_POD_INTERFACES] = {0};
     if (apply_links(sk, links, req, ifindex, err) < 0 ||
-        apply_addresses(sk, req, ifindex, err) < 0 || apply_routes(sk, req, ifindex, err) < 0)
+        apply_addresses(sk, req, ifindex, first, err) < 0 ||
+        apply_routes(sk, req, ifindex, first, err) < 0)
         return -1;
     for (size_t i = 0; i < req->n_neighbours; i++) {
         const neighbour *n = req->neighbours[i];
@@ -492,4 +503,14 @@ int net_apply(const request *req, struct err *err)
             return err_wrap(err, "neighbour %s dev %s", n->ip, n->dev);
     }
     return 0;
+}
+
+int net_apply_first(const request *req, struct err *err)
+{
+    return apply(req, true, err);
+}
+
+int net_apply(const request *req, struct err *err)
+{
+    return apply(req, false, err);
 }

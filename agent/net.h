@@ -20,5 +20,9 @@ int net_ready(const Aspis__Agent__V1__ConfigurePodRequest *req, struct err *err)
  * them), neighbours. Repeatable: addresses of these links, and routes that an earlier call made,
  * that are not in the request are removed. */
 int net_apply(const Aspis__Agent__V1__ConfigurePodRequest *req, struct err *err);
+/* The same where no call came before, so that nothing need be looked for and removed. */
+int net_apply_first(const Aspis__Agent__V1__ConfigurePodRequest *req, struct err *err);
+/* What of it is the same for all pods: the loopback. */
+int net_prepare(struct err *err);
 
 #endif

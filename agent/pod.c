@@ -36,6 +36,7 @@ struct pod {
     char *file_resolv, *file_hosts, *file_hostname, *dir_shm, *dir_scratch, *dir_images;
     uint64_t shm_bytes; /* 0: not mounted */
     bool scratch_mounted;
+    bool net_applied;     /* or tried */
     char *scratch_serial; /* what is mounted there; "" for tmpfs */
     struct disks *disks;
 
@@ -275,11 +276,10 @@ static int configure_identity(struct pod *p, const request *req, struct err *err
 }
 
 /* 1: mounted; 0: the disk is not there yet. */
-static int mount_scratch(struct pod *p, const request *req, struct err *err)
+static int mount_scratch(struct pod *p, const char *serial, struct err *err)
 {
     if (p->scratch_mounted)
         return 1;
-    const char *serial = req->scratch_disk;
     if (fs_mkdir_p(p->dir_scratch, 0700, err) < 0)
         return -1;
     if (p->guest && *serial == '\0') {
@@ -336,7 +336,7 @@ static int set_host_sysctls(const struct pod *p, const request *req, struct err 
 static int configure_devices(struct pod *p, const request *req, struct err *err)
 {
     timeline_mark(&p->timeline, "files and shm");
-    int r = mount_scratch(p, req, err);
+    int r = mount_scratch(p, req->scratch_disk, err);
     if (r <= 0 || (!p->guest && !p->host))
         return r;
     timeline_mark(&p->timeline, "scratch mounted");
@@ -346,7 +346,9 @@ static int configure_devices(struct pod *p, const request *req, struct err *err)
     if (r <= 0)
         return r;
     timeline_mark(&p->timeline, "NICs found");
-    if (net_apply(req, err) < 0)
+    bool first = !p->net_applied;
+    p->net_applied = true;
+    if ((first ? net_apply_first(req, err) : net_apply(req, err)) < 0)
         return err_wrap(err, "network");
     timeline_mark(&p->timeline, "network");
     for (size_t i = 0; i < req->n_sysctls; i++) {
@@ -354,6 +356,17 @@ static int configure_devices(struct pod *p, const request *req, struct err *err)
             return -1;
     }
     return 1;
+}
+
+/* Short, since every byte on the console stops an emulated guest. */
+static void log_configured(struct pod *p)
+{
+    if (!timeline_older(&p->timeline, LIMIT_AGENT_SLOW_NS)) {
+        log_info("configured");
+        return;
+    }
+    auto_free char *steps = timeline_text(&p->timeline);
+    log_info("configured", LOG_STR("sandbox", p->id), LOG_STR("ms", steps));
 }
 
 /* Goes on with the waiting request as far as it goes now. */
@@ -364,13 +377,11 @@ static void try_devices(struct pod *p, bool last)
     int r = configure_devices(p, req, &err);
     if (r == 0 && !last)
         return;
-    if (r > 0 && *p->id == '\0') {
+    bool first = r > 0 && *p->id == '\0';
+    if (first) {
         free(p->id);
         p->id = xstrdup(req->sandbox_id);
         timeline_mark(&p->timeline, "done");
-        auto_free char *steps = timeline_text(&p->timeline);
-        log_info("configured", LOG_STR("sandbox", p->id), LOG_STR("hostname", req->hostname),
-                 LOG_STR("ms", steps));
     }
     if (r == 0) {
         auto_err struct err late = ERR_INIT;
@@ -378,6 +389,8 @@ static void try_devices(struct pod *p, bool last)
         err_move(&err, &late);
     }
     end_waiting(p, r > 0 ? NULL : &err);
+    if (first)
+        log_configured(p);
 }
 
 static void deadline_passed(struct loop_source *src, void *arg)
@@ -411,6 +424,33 @@ void pod_configure(struct pod *p, const request *req, pod_configured_fn done, vo
     try_devices(p, false);
 }
 
+/* A file comes and goes: the file system's tables of free blocks and inodes are then in memory. */
+static int try_scratch(const struct pod *p, struct err *err)
+{
+    auto_free char *dir = fs_format("%s/first", p->dir_scratch);
+    auto_free char *file = fs_format("%s/file", dir);
+    if (fs_mkdir_p(dir, 0700, err) < 0 || write_file(file, "", 1, err) < 0)
+        return -1;
+    auto_close int fd = open(file, O_RDONLY | O_CLOEXEC);
+    if (fd < 0 || fsync(fd) < 0) /* blocks are found when it is written */
+        return err_sys(err, errno, "write %s", file);
+    return fs_rm_rf(dir, err);
+}
+
+int pod_prepare(struct pod *p, const char *scratch_disk, struct err *err)
+{
+    if (!p->guest || *p->id != '\0' || p->waiting != NULL)
+        return err_set(err, ERR_PRECONDITION, "this is no guest without a pod");
+    if (!disk_serial_valid(scratch_disk))
+        return err_set(err, ERR_INVALID, "scratch_disk: not a disk serial: \"%.40s\"",
+                       scratch_disk);
+    if (fs_mkdir_p(p->dir_shm, 0755, err) < 0 || mount_shm(p, SHM_DEFAULT, err) < 0 ||
+        net_prepare(err) < 0)
+        return -1;
+    disks_learn(p->disks, "/sys");
+    return mount_scratch(p, scratch_disk, err) > 0 && try_scratch(p, err) == 0 ? 0 : -1;
+}
+
 void pod_device_appeared(struct pod *p)
 {
     if (p->waiting != NULL)
@@ -433,6 +473,11 @@ void pod_image_give_up(struct pod *p, const void *arg)
 void pod_image_release(struct pod *p, const char *serial)
 {
     disks_release(p->disks, serial);
+}
+
+int pod_image_name(struct pod *p, const char *serial, const char *disk, struct err *err)
+{
+    return disks_name(p->disks, serial, disk, err);
 }
 
 int pod_image_detach(struct pod *p, const char *serial, struct err *err)

@@ -37,6 +37,9 @@ void pod_configure(struct pod *p, const Aspis__Agent__V1__ConfigurePodRequest *r
 const char *pod_id(const struct pod *p); /* "" before ConfigurePod */
 /* A VM made from a saved one takes the id that its ConfigurePod will have. */
 int pod_become(struct pod *p, const char *from, const char *id, struct err *err);
+/* PrepareTemplate: the scratch disk and the default shm are mounted and the loopback is up now, as
+ * pod_configure() would do it; it then finds them so. Only before the first pod_configure(). */
+int pod_prepare(struct pod *p, const char *scratch_disk, struct err *err);
 
 /* From main: a device appeared (uevent), and a child was reaped. */
 void pod_device_appeared(struct pod *p);
@@ -57,6 +60,8 @@ void pod_image_acquire(struct pod *p, const char *serial, pod_image_fn done, voi
 /* Ends the wait of the call with this arg, if there is one, with ABORTED. */
 void pod_image_give_up(struct pod *p, const void *arg);
 void pod_image_release(struct pod *p, const char *serial);
+/* NameDisk: the disk with the serial `disk` holds the image `serial`. */
+int pod_image_name(struct pod *p, const char *serial, const char *disk, struct err *err);
 /* Unmounts; PRECONDITION while referenced. */
 int pod_image_detach(struct pod *p, const char *serial, struct err *err);
 /* Serials of mounted image disks, NULL-terminated, valid until the next change. */

@@ -25,7 +25,7 @@ struct service {
     void (*shutdown)(void *arg);
     void *arg;
     char instance[33];
-    struct rpc_method methods[6];
+    struct rpc_method methods[8];
 };
 
 static void reply_empty(struct rpc_call *call)
@@ -101,16 +101,39 @@ static void configure_pod(struct rpc_call *call, const ProtobufCMessage *request
                   configured, call);
 }
 
+static void reply_result(struct rpc_call *call, int r, const struct err *err)
+{
+    if (r < 0)
+        rpc_fail(call, err);
+    else
+        reply_empty(call);
+}
+
+static void prepare_template(struct rpc_call *call, const ProtobufCMessage *request, void *arg)
+{
+    const struct service *s = arg;
+    const Aspis__Agent__V1__PrepareTemplateRequest *req =
+        (const Aspis__Agent__V1__PrepareTemplateRequest *)(const void *)request;
+    auto_err struct err err = ERR_INIT;
+    reply_result(call, pod_prepare(s->pod, req->scratch_disk, &err), &err);
+}
+
+static void name_disk(struct rpc_call *call, const ProtobufCMessage *request, void *arg)
+{
+    const struct service *s = arg;
+    const Aspis__Agent__V1__NameDiskRequest *req =
+        (const Aspis__Agent__V1__NameDiskRequest *)(const void *)request;
+    auto_err struct err err = ERR_INIT;
+    reply_result(call, pod_image_name(s->pod, req->serial, req->disk, &err), &err);
+}
+
 static void detach_disk(struct rpc_call *call, const ProtobufCMessage *request, void *arg)
 {
     const struct service *s = arg;
     const Aspis__Agent__V1__DetachDiskRequest *req =
         (const Aspis__Agent__V1__DetachDiskRequest *)(const void *)request;
     auto_err struct err err = ERR_INIT;
-    if (pod_image_detach(s->pod, req->serial, &err) < 0)
-        rpc_fail(call, &err);
-    else
-        reply_empty(call);
+    reply_result(call, pod_image_detach(s->pod, req->serial, &err), &err);
 }
 
 static void shutdown_due(struct loop_source *src, void *arg)
@@ -156,6 +179,9 @@ struct service *service_new(struct loop *loop, struct pod *pod, void (*shutdown)
         {"Hello", &aspis__agent__v1__hello_request__descriptor, hello, s},
         {"Ping", &aspis__agent__v1__empty__descriptor, ping, s},
         {"ConfigurePod", &aspis__agent__v1__configure_pod_request__descriptor, configure_pod, s},
+        {"PrepareTemplate", &aspis__agent__v1__prepare_template_request__descriptor,
+         prepare_template, s},
+        {"NameDisk", &aspis__agent__v1__name_disk_request__descriptor, name_disk, s},
         {"DetachDisk", &aspis__agent__v1__detach_disk_request__descriptor, detach_disk, s},
         {"Shutdown", &aspis__agent__v1__empty__descriptor, shut_down, s},
         {0},

@@ -1,5 +1,5 @@
 /*
- * service - the calls about the guest as a whole: Hello, Ping, ConfigurePod, DetachDisk, Shutdown.
+ * service - the calls about the guest as a whole: Hello, Ping, ConfigurePod, disks, Shutdown.
  *
  * Owned by main; on the agent's loop.
  */

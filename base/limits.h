@@ -39,7 +39,8 @@
 #define LIMIT_LINK_STALE MiB(64)       /* bytes on a connection before its preamble is answered */
 #define LIMIT_AGENT_CALL_ARENA MiB(16) /* one unpacked request in the guest */
 #define LIMIT_PIPE MiB(1)              /* what a pipe can hold (fs.pipe-max-size) */
-#define LIMIT_DEVICE_WAIT_MS 10000     /* guest: for a disk or NIC that a call names */
+#define LIMIT_AGENT_SLOW_NS INT64_C(1000000000) /* a call's steps are worth a line from then on */
+#define LIMIT_DEVICE_WAIT_MS 10000              /* guest: for a disk or NIC that a call names */
 #define LIMIT_SYSCTL_VALUE KiB(4)
 #define LIMIT_POD_SYSCTLS 256
 #define LIMIT_POD_INTERFACES 32

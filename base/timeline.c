@@ -37,6 +37,11 @@ char *timeline_text(struct timeline *t)
     return buf_take(&b);
 }
 
+bool timeline_older(const struct timeline *t, int64_t ns)
+{
+    return mono_ns() - t->begin >= ns;
+}
+
 void timeline_end(struct timeline *t)
 {
     (void)pthread_mutex_destroy(&t->lock);

@@ -9,6 +9,7 @@
 #define ASPIS_BASE_TIMELINE_H
 
 #include <pthread.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -28,6 +29,8 @@ void timeline_begin(struct timeline *t);
 void timeline_mark(struct timeline *t, const char *step);
 /* "record 0.4, network namespace 2.1, ..."; the caller's. */
 char *timeline_text(struct timeline *t);
+/* Whether it began at least `ns` ago. */
+bool timeline_older(const struct timeline *t, int64_t ns);
 void timeline_end(struct timeline *t);
 
 #endif

@@ -24,6 +24,8 @@ const struct protocol_addition protocol_additions[] = {
     {"FreezePod", NULL, 2},
     {"ThawPod", NULL, 2},
     {"BecomePod", NULL, 2},
+    {"PrepareTemplate", NULL, 2},
+    {"NameDisk", NULL, 2},
 };
 const size_t n_protocol_additions = ARRAY_LEN(protocol_additions);
 

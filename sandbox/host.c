@@ -280,12 +280,14 @@ static char *host_shape(const struct hv_spec *spec, struct err *err)
 }
 
 static int host_add_disk(struct hv *hv, const char *serial, const struct disk_part *parts,
-                         size_t n_parts, struct cancel *cancel, struct err *err)
+                         size_t n_parts, char guest_serial[HV_SERIAL_SIZE], struct cancel *cancel,
+                         struct err *err)
 {
     (void)hv;
     (void)serial;
     (void)parts;
     (void)n_parts;
+    (void)guest_serial;
     (void)cancel;
     return no_disks(err);
 }

@@ -36,11 +36,13 @@ struct hv; /* a VM */
 #define HV_CONSOLE_FILE "console.log"
 #define HV_OUTPUT_FILE "hypervisor.log" /* what the program itself prints */
 
-/* A template: a VM's RAM and device state, kept in memory files (template.h). */
+/* A template: a VM's RAM and device state, kept in memory files (template.h), and its disk. */
 struct hv_template {
-    int ram_fd;   /* as large as the guest's memory */
-    int state_fd; /* -1: boot with the RAM shared in ram_fd, so that save() can follow; else start
-                     from the state, with the RAM copied on write */
+    int ram_fd;     /* as large as the guest's memory */
+    int state_fd;   /* -1: boot with the RAM shared in ram_fd, so that save() can follow; else start
+                       from the state, with the RAM copied on write */
+    int scratch_fd; /* the scratch disk as it was then, which the guest has mounted; with state_fd
+                     */
 };
 
 /* What the driver of the host backend needs instead of a VM's devices. */
@@ -53,6 +55,8 @@ struct hv_host {
 
 /* Memory is added in steps of what the guest's kernel takes in at once. */
 #define HV_MEMORY_STEP MiB(128)
+
+#define HV_SERIAL_SIZE 21 /* of a disk, with its end */
 
 /* What a VM has beyond what it started with, and all of its vCPUs. */
 struct hv_size {
@@ -84,7 +88,7 @@ struct hv_restore {
 };
 
 /* How a VM that runs was made, as far as its copy must be made alike. */
-#define HV_MAX_DISKS 32
+#define HV_MAX_DISKS 40 /* also the first slot number that no disk has */
 struct hv_shape {
     char ram_id[16];
     uint64_t boot_bytes, max_bytes;
@@ -153,9 +157,12 @@ struct hv_ops {
     struct hv *(*adopt)(const struct hv_process *process, const char *run_dir, const char *binary,
                         struct loop *control, const struct hv_callbacks *cb, struct cancel *cancel,
                         struct err *err);
-    /* A read-only disk of the parts one after the other. Already there: success. */
+    /* A read-only disk of the parts one after the other. Already there: success. Either a new
+     * device appears in the guest under this serial, or a device that was there empty has got the
+     * contents: guest_serial is the device's. guest_serial NULL: only a new device will do. */
     int (*add_disk)(struct hv *hv, const char *serial, const struct disk_part *parts,
-                    size_t n_parts, struct cancel *cancel, struct err *err);
+                    size_t n_parts, char guest_serial[HV_SERIAL_SIZE], struct cancel *cancel,
+                    struct err *err);
     /* A block device of the host, open for what the guest may do. */
     int (*add_device)(struct hv *hv, const char *serial, int fd, bool writable,
                       struct cancel *cancel, struct err *err);

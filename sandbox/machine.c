@@ -157,10 +157,12 @@ static int make_dirs(struct machine *m, struct err *err)
 static int open_scratch(struct machine *m, const struct machine_how *how, struct cancel *cancel,
                         struct err *err)
 {
-    auto_free char *path = fs_format("%s/scratch.img", m->state_dir);
+    auto_free char *path = machine_scratch_path(m);
     (void)unlink(path); /* of an attempt that was cut short */
     if (how->restore != NULL)
         return machine_restore_scratch(path, how->restore, err);
+    if (how->tpl != NULL && how->tpl->state_fd >= 0)
+        return scratch_copy(how->tpl->scratch_fd, path, err);
     return scratch_create(m->f->config.state_root, path, m->f->config.scratch_bytes, cancel, err);
 }
 
@@ -434,8 +436,31 @@ struct machine *machine_boot(struct machine_factory *f, const struct machine_spe
     return m;
 }
 
+char *machine_scratch_path(const struct machine *m)
+{
+    return fs_format("%s/scratch.img", m->state_dir);
+}
+
+static int prepare_template(struct machine *m, struct cancel *cancel, struct err *err)
+{
+    static char scratch[] = SCRATCH_SERIAL;
+    Aspis__Agent__V1__PrepareTemplateRequest req;
+    aspis__agent__v1__prepare_template_request__init(&req);
+    req.scratch_disk = scratch;
+    auto_arena struct arena *arena = arena_new(LIMIT_RPC_MESSAGE);
+    auto_err struct err e = ERR_INIT;
+    if (link_call(m->link, "PrepareTemplate", &req.base, &aspis__agent__v1__empty__descriptor,
+                  arena, cancel, &e) != NULL ||
+        e.code == ERR_UNIMPLEMENTED) /* an older agent's clones do it themselves */
+        return 0;
+    (void)err_wrap(&e, "prepare template");
+    return err_move(err, &e);
+}
+
 int machine_save(struct machine *m, int state_fd, struct cancel *cancel, struct err *err)
 {
+    if (prepare_template(m, cancel, err) < 0)
+        return -1;
     /* the guest is to see its ports closed, as a clone's are until the daemon connects */
     link_close(m->link, "the vm becomes a template");
     return m->ops->save(m->hv, state_fd, cancel, err);
@@ -450,7 +475,7 @@ static struct machine *clone_template(struct machine_factory *f, const struct ma
     struct machine_size size = machine_spec_size(f, spec);
     auto_template struct template *t =
         spec->tap_fd >= 0 ? template_take(f->templates, accel, &size) : NULL;
-    struct hv_template files = {-1, -1};
+    struct hv_template files = {-1, -1, -1};
     auto_err struct err err = ERR_INIT;
     if (t == NULL)
         return NULL;
@@ -466,6 +491,7 @@ static struct machine *clone_template(struct machine_factory *f, const struct ma
     }
     cleanup_closep(&files.ram_fd);
     cleanup_closep(&files.state_fd);
+    cleanup_closep(&files.scratch_fd);
     if (m != NULL)
         m->tpl = take(t);
     if (m != NULL)

@@ -158,9 +158,11 @@ int machine_take_down(struct machine *m, struct cancel *cancel, struct err *err)
 struct machine *machine_boot(struct machine_factory *f, const struct machine_spec *spec,
                              const struct machine_how *how, const struct machine_callbacks *cb,
                              struct cancel *cancel, struct err *err);
-/* Of a machine booted to become a template: lets the agent's link go and saves the device state.
- * Only machine_destroy() and machine_free() may follow. */
+/* Of a machine booted to become a template: has the agent do ahead what every clone would, lets its
+ * link go and saves the device state. The scratch disk is then as the guest's memory knows it. Only
+ * machine_destroy() and machine_free() may follow. */
 int machine_save(struct machine *m, int state_fd, struct cancel *cancel, struct err *err);
+char *machine_scratch_path(const struct machine *m); /* the caller's */
 
 /* accel.c: the verdict of an earlier daemon of this boot, for the same QEMU, kernel and initrd. */
 void accel_load(struct machine_factory *f);

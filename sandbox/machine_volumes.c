@@ -4,7 +4,10 @@
  * a copy that follows the original (mirror.h) when the guest only reads it, else by the file server
  * (share.h).
  */
+#include <string.h>
+
 #include "base/cleanup.h"
+#include "base/failpoint.h"
 #include "base/limits.h"
 #include "sandbox/host_ns.h"
 #include "sandbox/machine_internal.h"
@@ -12,12 +15,39 @@
 
 /* --- disks --- */
 
+/* A disk that was there before its image cannot say by itself whose it is now. */
+static int name_disk(struct machine *m, const char *serial, char *disk, struct cancel *cancel,
+                     struct err *err)
+{
+    Aspis__Agent__V1__NameDiskRequest req;
+    aspis__agent__v1__name_disk_request__init(&req);
+    req.serial = __extension__(char *)(uintptr_t) serial;
+    req.disk = disk;
+    auto_arena struct arena *arena = arena_new(LIMIT_RPC_MESSAGE);
+    if (FAILPOINT("machine.attach.name", err) < 0 ||
+        link_call(m->link, "NameDisk", &req.base, &aspis__agent__v1__empty__descriptor, arena,
+                  cancel, err) == NULL)
+        return err_wrap(err, "name disk %s", serial);
+    return 0;
+}
+
 int machine_attach_image(struct machine *m, const char *serial, const struct disk_part *parts,
                          size_t n_parts, struct cancel *cancel, struct err *err)
 {
-    if (machine_check_alive(m, err) < 0)
+    char disk[HV_SERIAL_SIZE] = "";
+    auto_err struct err e = ERR_INIT;
+    if (machine_check_alive(m, err) < 0 ||
+        m->ops->add_disk(m->hv, serial, parts, n_parts, disk, cancel, err) < 0)
         return -1;
-    return m->ops->add_disk(m->hv, serial, parts, n_parts, cancel, err);
+    /* if it cannot be named it stays until it is detached */
+    if (strcmp(disk, serial) == 0 || name_disk(m, serial, disk, cancel, &e) == 0)
+        return 0;
+    if (e.code != ERR_UNIMPLEMENTED)
+        return err_move(err, &e);
+    /* an older agent */
+    return m->ops->remove_disk(m->hv, serial, cancel, err) < 0
+               ? -1
+               : m->ops->add_disk(m->hv, serial, parts, n_parts, NULL, cancel, err);
 }
 
 int machine_attach_tree(struct machine *m, const char *serial, const char *dir, struct err *err)

@@ -353,7 +353,8 @@ static int launch_steps(struct hv *hv, const struct hv_spec *spec, struct endpoi
         return -1;
     struct hv_spec own = *spec; /* with the memory that device and guest share */
     struct hv_template ram = {.ram_fd = e->ram,
-                              .state_fd = spec->tpl != NULL ? spec->tpl->state_fd : -1};
+                              .state_fd = spec->tpl != NULL ? spec->tpl->state_fd : -1,
+                              .scratch_fd = -1};
     if (spec->user_vsock)
         own.tpl = &ram;
     const struct hv_spec *s = &own;
@@ -392,6 +393,8 @@ static struct hv *qemu_launch(const struct hv_spec *spec, struct loop *control,
     struct hv *hv = make(spec->run_dir, control, cb, err);
     if (hv == NULL)
         return NULL;
+    for (size_t i = 0; i < ARRAY_LEN(hv->fixed); i++)
+        hv->fixed[i] = spec->scratch_fd >= 0;
     int ret = launch_steps(hv, spec, &e, cancel, err);
     close_endpoints(&e);
     if (ret < 0) {

@@ -10,15 +10,17 @@
  * PCIe takes 175 and needs 5 s to unplug. `max` under TCG: images built for x86-64-v2 and v3 do not
  * run on qemu64. la57 is masked because five-level page walks only cost; erms and fsrm because they
  * make kernel and libc copy and clear memory with `rep movsb`, which TCG does a byte at a time,
- * where it would be eight. reboot=t with -no-reboot ends QEMU at a panic. */
+ * where it would be eight; smap because each access to a user's memory would end a translated
+ * block. mitigations=off since what they guard against is not what translated code does. reboot=t
+ * with -no-reboot ends QEMU at a panic. */
 static const struct qemu_arch table[] = {
     {
         .name = "x86_64",
         .machine = "q35,usb=off,vmport=off,sata=off,smbus=off",
-        .cpu_tcg = "max,la57=off,erms=off,fsrm=off",
+        .cpu_tcg = "max,la57=off,erms=off,fsrm=off,smap=off",
         .console = "ttyS0",
         .kernel_args = "quiet reboot=t panic=-1 swiotlb=noforce cryptomgr.notests",
-        .kernel_args_tcg = "no_timer_check noreplace-smp",
+        .kernel_args_tcg = "no_timer_check noreplace-smp mitigations=off",
         .tsc = true,
         .vmgenid = true,
         .plug_bridge = "pcie-pci-bridge",

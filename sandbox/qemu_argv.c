@@ -9,6 +9,7 @@
 #include "base/cleanup.h"
 #include "base/limits.h"
 #include "proto/frame.h"
+#include "sandbox/qemu_slot.h"
 
 char *qemu_escape(const char *value)
 {
@@ -237,5 +238,7 @@ int qemu_argv(const struct hv_spec *spec, const struct qemu_arch *arch, struct s
     machine_args(spec, arch, argv);
     device_args(spec, arch, argv);
     scratch_args(spec, argv);
+    if (spec->scratch_fd >= 0)
+        qemu_slot_args(argv);
     return 0;
 }

@@ -38,6 +38,10 @@ enum {
 #define QEMU_VSOCK_ADDR "1f" /* there too */
 #define QEMU_VSOCK_CID 3     /* nobody else sees it */
 #define QEMU_SCRATCH_FDSET 1
+/* Disks for images that are there from the start (qemu_slot.c), numbered after the bridge's. */
+#define QEMU_FIXED_FIRST 32
+#define QEMU_FIXED_N 2
+#define QEMU_SLOTS (QEMU_FIXED_FIRST + QEMU_FIXED_N - 1)
 /* The devices that add memory. The first is there from the start and small, since QEMU keeps tables
  * for all that could be added (100 bytes per MiB); the second, for all the rest, is plugged in when
  * the first does not suffice. */

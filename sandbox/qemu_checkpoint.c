@@ -70,7 +70,7 @@ static int read_args(struct hv *hv, struct hv_shape *out, struct err *err)
 /* Under the disks' lock. */
 static void list_disks(const struct hv *hv, struct hv_shape *out)
 {
-    for (unsigned i = 1; i <= QEMU_PLUG_SLOTS; i++) {
+    for (unsigned i = 1; i <= QEMU_SLOTS; i++) {
         if (hv->slots[i] == NULL)
             continue;
         struct hv_disk *d = &out->disks[out->n_disks++];
@@ -82,7 +82,7 @@ static void list_disks(const struct hv *hv, struct hv_shape *out)
 static int learn_shape(struct hv *hv, struct hv_shape *out, struct cancel *cancel, struct err *err)
 {
     struct hv_size size;
-    _Static_assert(QEMU_PLUG_SLOTS <= HV_MAX_DISKS, "room for all disks");
+    _Static_assert(QEMU_SLOTS < HV_MAX_DISKS, "room for all disks");
     *out = (struct hv_shape){0};
     if (read_args(hv, out, err) < 0 || qemu_size(hv, &size, cancel, err) < 0)
         return -1;

@@ -7,7 +7,8 @@
  * slot. QEMU's VMDK parser takes "RW" extents only (the node is read-only all the same) and
  * misreads a list that follows an empty line.
  *
- * Names: device "disk<slot>-<serial>", node "disk<slot>", descriptor sets (slot << 8) + n.
+ * Names: device "disk<slot>-<serial>", node "disk<slot>", descriptor sets (slot << 8) + n. The
+ * first images get disks that are there already and have other names (qemu_slot.h).
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -26,6 +27,7 @@
 #include "base/limits.h"
 #include "base/str.h"
 #include "sandbox/lock.h"
+#include "sandbox/qemu_slot.h"
 #include "sandbox/qemu_vm.h"
 
 #define SECTOR 512
@@ -41,7 +43,18 @@ struct source {
     size_t n;
     int device;
     bool writable;
+    bool fixed; /* a disk that is there already will do */
 };
+
+#define NODE_SIZE 32 /* QEMU's limit, too */
+
+static void node_name(int slot, const char *serial, char out[NODE_SIZE])
+{
+    if (qemu_slot_is_fixed(slot))
+        (void)snprintf(out, NODE_SIZE, "disk%d-%s", slot, serial);
+    else
+        (void)snprintf(out, NODE_SIZE, "disk%d", slot);
+}
 
 static int set_id(int slot, size_t n)
 {
@@ -50,7 +63,7 @@ static int set_id(int slot, size_t n)
 
 static int find_slot(const struct hv *hv, const char *serial)
 {
-    for (int i = 1; i <= QEMU_PLUG_SLOTS; i++) {
+    for (int i = 1; i <= QEMU_SLOTS; i++) {
         if (hv->slots[i] != NULL && strcmp(hv->slots[i], serial) == 0)
             return i;
     }
@@ -173,15 +186,15 @@ static int add_device_node(struct hv *hv, int slot, bool writable, struct cancel
                    -1, cancel, err);
 }
 
-static int add_node(struct hv *hv, int slot, const struct source *s, struct cancel *cancel,
-                    struct err *err)
+static int add_node(struct hv *hv, int slot, const char *serial, const struct source *s,
+                    struct cancel *cancel, struct err *err)
 {
     const struct disk_part *parts = s->parts;
     size_t n = s->n;
-    char node[32];
+    char node[NODE_SIZE];
     if (n == 0)
         return add_device_node(hv, slot, s->writable, cancel, err);
-    (void)snprintf(node, sizeof(node), "disk%d", slot);
+    node_name(slot, serial, node);
     json_t *args =
         n == 1 ? json_pack("{s:s,s:s,s:b,s:I,s:o}", "driver", "raw", "node-name", node, "read-only",
                            1, "size", (json_int_t)parts[0].size, "file", file_node(set_id(slot, 0)))
@@ -190,10 +203,11 @@ static int add_node(struct hv *hv, int slot, const struct source *s, struct canc
     return qmp_run(hv->qmp, "blockdev-add", args, -1, cancel, err);
 }
 
-static int del_node(struct hv *hv, int slot, struct cancel *cancel, struct err *err)
+static int del_node(struct hv *hv, int slot, const char *serial, struct cancel *cancel,
+                    struct err *err)
 {
-    char node[32];
-    (void)snprintf(node, sizeof(node), "disk%d", slot);
+    char node[NODE_SIZE];
+    node_name(slot, serial, node);
     return qmp_run(hv->qmp, "blockdev-del", json_pack("{s:s}", "node-name", node), -1, cancel, err);
 }
 
@@ -201,10 +215,12 @@ static int add_device(struct hv *hv, int slot, const char *serial, struct cancel
                       struct err *err)
 {
     char id[64];
-    char node[32];
+    char node[NODE_SIZE];
     char addr[8];
+    node_name(slot, serial, node);
+    if (qemu_slot_is_fixed(slot))
+        return qemu_slot_set(hv, slot, node, cancel, err);
     (void)snprintf(id, sizeof(id), "disk%d-%s", slot, serial);
-    (void)snprintf(node, sizeof(node), "disk%d", slot);
     (void)snprintf(addr, sizeof(addr), "0x%x", slot);
     return qmp_run(hv->qmp, "device_add",
                    json_pack("{s:s,s:s,s:s,s:s,s:s,s:s,s:s}", "driver", "virtio-blk-pci", "id", id,
@@ -215,13 +231,22 @@ static int add_device(struct hv *hv, int slot, const char *serial, struct cancel
 
 /* Takes back what a failed or cancelled plug() may have done; the caller's token is no measure for
  * that. */
-static void undo(struct hv *hv, int slot)
+static void undo(struct hv *hv, int slot, const char *serial)
 {
     auto_cancel struct cancel *c = cancel_new(mono_ns() + UNDO_NS, NULL);
     if (c == NULL)
         return; /* no descriptors left: without a bound this could wait for ever */
-    (void)del_node(hv, slot, c, NULL);
+    if (qemu_slot_is_fixed(slot))
+        (void)qemu_slot_set(hv, slot, NULL, c, NULL);
+    (void)del_node(hv, slot, serial, c, NULL);
     remove_fds(hv, slot, c);
+}
+
+/* Where a new disk goes; 0: nowhere. */
+static int place(const struct hv *hv, const struct source *s)
+{
+    int slot = s->fixed ? qemu_slot_free(hv, s->parts, s->n) : 0;
+    return slot != 0 ? slot : free_slot(hv);
 }
 
 static int plug(struct hv *hv, int slot, const char *serial, const struct source *s,
@@ -233,9 +258,9 @@ static int plug(struct hv *hv, int slot, const char *serial, const struct source
     if (ret == 0)
         ret = hand_over(hv, slot, s, cancel, err);
     if (ret == 0 && (ret = FAILPOINT("machine.attach.node", err)) == 0)
-        ret = add_node(hv, slot, s, cancel, err);
+        ret = add_node(hv, slot, serial, s, cancel, err);
     if (ret < 0) {
-        undo(hv, slot);
+        undo(hv, slot, serial);
         return -1;
     }
     ret = FAILPOINT("machine.attach.device", err);
@@ -248,19 +273,20 @@ static int plug(struct hv *hv, int slot, const char *serial, const struct source
         hv->slots[slot] = xstrdup(serial);
         return ret;
     }
-    undo(hv, slot);
+    undo(hv, slot, serial);
     return -1;
 }
 
-static int add(struct hv *hv, const char *serial, const struct source *s, struct cancel *cancel,
-               struct err *err)
+static int add(struct hv *hv, const char *serial, const struct source *s, int *slot,
+               struct cancel *cancel, struct err *err)
 {
     auto_err struct err local = ERR_INIT; /* plug() looks at the code */
     if (check_serial(serial, err) < 0)
         return -1;
     if (lock_within(&hv->disks, cancel, "another disk of this vm", err) < 0)
         return -1;
-    int ret = find_slot(hv, serial) != 0 ? 0 : plug(hv, free_slot(hv), serial, s, cancel, &local);
+    int ret = find_slot(hv, serial) != 0 ? 0 : plug(hv, place(hv, s), serial, s, cancel, &local);
+    *slot = find_slot(hv, serial);
     (void)pthread_mutex_unlock(&hv->disks);
     if (ret < 0) {
         (void)err_wrap(&local, "attach disk %s", serial);
@@ -270,12 +296,19 @@ static int add(struct hv *hv, const char *serial, const struct source *s, struct
 }
 
 int qemu_add_disk(struct hv *hv, const char *serial, const struct disk_part *parts, size_t n_parts,
-                  struct cancel *cancel, struct err *err)
+                  char guest_serial[HV_SERIAL_SIZE], struct cancel *cancel, struct err *err)
 {
-    struct source s = {.parts = parts, .n = n_parts, .device = -1};
+    struct source s = {.parts = parts, .n = n_parts, .device = -1, .fixed = guest_serial != NULL};
+    int slot = 0;
     if (n_parts == 0 || n_parts > MAX_PARTS)
         return err_set(err, ERR_INVALID, "disk %s: %zu parts", serial, n_parts);
-    return add(hv, serial, &s, cancel, err);
+    if (add(hv, serial, &s, &slot, cancel, err) < 0)
+        return -1;
+    if (guest_serial != NULL && qemu_slot_is_fixed(slot))
+        qemu_slot_name(slot, guest_serial);
+    else if (guest_serial != NULL)
+        (void)snprintf(guest_serial, HV_SERIAL_SIZE, "%s", serial);
+    return 0;
 }
 
 int qemu_add_disk_at(struct hv *hv, unsigned slot, const char *serial,
@@ -283,7 +316,10 @@ int qemu_add_disk_at(struct hv *hv, unsigned slot, const char *serial,
                      struct err *err)
 {
     struct source s = {.parts = parts, .n = n_parts, .device = -1};
-    if (n_parts == 0 || n_parts > MAX_PARTS || slot == 0 || slot > QEMU_PLUG_SLOTS)
+    bool there = slot >= 1 && slot <= QEMU_PLUG_SLOTS;
+    if (slot >= QEMU_FIXED_FIRST && slot <= QEMU_SLOTS)
+        there = hv->fixed[slot - QEMU_FIXED_FIRST];
+    if (n_parts == 0 || n_parts > MAX_PARTS || !there)
         return err_set(err, ERR_INVALID, "disk %s: %zu parts in slot %u", serial, n_parts, slot);
     if (check_serial(serial, err) < 0 ||
         lock_within(&hv->disks, cancel, "another disk of this vm", err) < 0)
@@ -299,10 +335,12 @@ int qemu_add_device(struct hv *hv, const char *serial, int fd, bool writable, st
                     struct err *err)
 {
     struct source s = {.device = fd, .writable = writable};
-    return add(hv, serial, &s, cancel, err);
+    int slot = 0;
+    return add(hv, serial, &s, &slot, cancel, err);
 }
 
-static int unplug(struct hv *hv, int slot, struct cancel *cancel, struct err *err)
+/* Takes the device away. */
+static int del_device(struct hv *hv, int slot, struct cancel *cancel, struct err *err)
 {
     char id[64];
     (void)snprintf(id, sizeof(id), "disk%d-%s", slot, hv->slots[slot]);
@@ -317,10 +355,17 @@ static int unplug(struct hv *hv, int slot, struct cancel *cancel, struct err *er
     bool pending = ret < 0 && strstr(err_msg(&e), "in the process of unplug") != NULL;
     if (ret < 0 && e.code != ERR_NOT_FOUND && !pending)
         return err_move(err, &e);
-    if ((ret == 0 || pending) && qmp_expect_wait(gone, cancel, err) < 0)
+    return ret == 0 || pending ? qmp_expect_wait(gone, cancel, err) : 0;
+}
+
+static int unplug(struct hv *hv, int slot, struct cancel *cancel, struct err *err)
+{
+    auto_err struct err e = ERR_INIT;
+    int ret = qemu_slot_is_fixed(slot) ? qemu_slot_set(hv, slot, NULL, cancel, err)
+                                       : del_device(hv, slot, cancel, err);
+    if (ret < 0)
         return -1;
-    err_clear(&e);
-    if (del_node(hv, slot, cancel, &e) < 0 && strstr(err_msg(&e), "find") == NULL)
+    if (del_node(hv, slot, hv->slots[slot], cancel, &e) < 0 && strstr(err_msg(&e), "find") == NULL)
         return err_move(err, &e);
     remove_fds(hv, slot, cancel);
     free(take(hv->slots[slot]));
@@ -347,7 +392,7 @@ static int clear_leftovers(struct hv *hv, struct cancel *cancel, struct err *err
         nodes != NULL ? qmp_call(hv->qmp, "query-fdsets", NULL, -1, cancel, err) : NULL;
     if (sets == NULL)
         return -1;
-    bool used[QEMU_PLUG_SLOTS + 1] = {false};
+    bool used[QEMU_SLOTS + 1] = {false};
     size_t i;
     json_t *item;
     json_array_foreach(nodes, i, item)
@@ -355,32 +400,41 @@ static int clear_leftovers(struct hv *hv, struct cancel *cancel, struct err *err
         const char *name = json_string_value(json_object_get(item, "node-name"));
         int slot = 0;
         int end = 0;
-        if (name != NULL && sscanf(name, "disk%d%n", &slot, &end) == 1 && name[end] == '\0' &&
-            slot >= 1 && slot <= QEMU_PLUG_SLOTS)
-            used[slot] = true;
+        if (name == NULL || sscanf(name, "disk%d%n", &slot, &end) != 1 || slot < 1 ||
+            slot > QEMU_SLOTS || name[end] != (qemu_slot_is_fixed(slot) ? '-' : '\0'))
+            continue;
+        used[slot] = true;
+        if (qemu_slot_is_fixed(slot) && hv->slots[slot] == NULL)
+            undo(hv, slot, name + end + 1);
     }
     json_array_foreach(sets, i, item)
     {
         json_int_t slot = json_integer_value(json_object_get(item, "fdset-id")) >> 8;
-        if (slot >= 1 && slot <= QEMU_PLUG_SLOTS)
+        if (slot >= 1 && slot <= QEMU_SLOTS)
             used[slot] = true;
     }
-    for (int slot = 1; slot <= QEMU_PLUG_SLOTS; slot++) {
+    for (int slot = 1; slot <= QEMU_SLOTS; slot++) {
         if (used[slot] && hv->slots[slot] == NULL)
-            undo(hv, slot);
+            undo(hv, slot, "");
     }
     return 0;
 }
 
 /* --- while the VM is copied --- */
 
-/* The node of this name among those of query-named-block-nodes. */
-static const json_t *find_node(const json_t *nodes, const char *prefix, int slot)
+static void parked_name(int slot, const char *serial, char out[NODE_SIZE])
 {
-    char want[32];
+    if (qemu_slot_is_fixed(slot)) /* the serial is learnt from it, as from node_name() */
+        (void)snprintf(out, NODE_SIZE, QEMU_PARKED "%d-%s", slot, serial);
+    else
+        (void)snprintf(out, NODE_SIZE, QEMU_PARKED "%d", slot);
+}
+
+/* The node of this name among those of query-named-block-nodes. */
+static const json_t *find_node(const json_t *nodes, const char *want)
+{
     size_t i;
     json_t *item;
-    (void)snprintf(want, sizeof(want), "%s%d", prefix, slot);
     json_array_foreach(nodes, i, item)
     {
         const char *name = json_string_value(json_object_get(item, "node-name"));
@@ -390,13 +444,13 @@ static const json_t *find_node(const json_t *nodes, const char *prefix, int slot
     return NULL;
 }
 
-static int set_drive(struct hv *hv, int slot, const char *prefix, struct cancel *cancel,
+static int set_drive(struct hv *hv, int slot, const char *node, struct cancel *cancel,
                      struct err *err)
 {
     char path[96];
-    char node[32];
+    if (qemu_slot_is_fixed(slot))
+        return qemu_slot_set(hv, slot, node, cancel, err);
     (void)snprintf(path, sizeof(path), "/machine/peripheral/disk%d-%s", slot, hv->slots[slot]);
-    (void)snprintf(node, sizeof(node), "%s%d", prefix, slot);
     return qmp_run(hv->qmp, "qom-set",
                    json_pack("{s:s,s:s,s:s}", "path", path, "property", "drive", "value", node), -1,
                    cancel, err);
@@ -405,17 +459,17 @@ static int set_drive(struct hv *hv, int slot, const char *prefix, struct cancel 
 static int park_one(struct hv *hv, int slot, const json_t *node, struct cancel *cancel,
                     struct err *err)
 {
-    char name[32];
+    char name[NODE_SIZE];
     json_int_t size =
         json_integer_value(json_object_get(json_object_get(node, "image"), "virtual-size"));
-    (void)snprintf(name, sizeof(name), QEMU_PARKED "%d", slot);
+    parked_name(slot, hv->slots[slot], name);
     if (qmp_run(hv->qmp, "blockdev-add",
                 json_pack("{s:s,s:s,s:b,s:I}", "driver", "null-co", "node-name", name, "read-only",
                           1, "size", size),
                 -1, cancel, err) < 0 ||
-        set_drive(hv, slot, QEMU_PARKED, cancel, err) < 0)
+        set_drive(hv, slot, name, cancel, err) < 0)
         return -1;
-    return del_node(hv, slot, cancel, err);
+    return del_node(hv, slot, hv->slots[slot], cancel, err);
 }
 
 int qemu_park_disks(struct hv *hv, struct cancel *cancel, struct err *err)
@@ -423,8 +477,12 @@ int qemu_park_disks(struct hv *hv, struct cancel *cancel, struct err *err)
     json_auto_t *nodes = qmp_call(hv->qmp, "query-named-block-nodes", NULL, -1, cancel, err);
     if (nodes == NULL)
         return -1;
-    for (int slot = 1; slot <= QEMU_PLUG_SLOTS; slot++) {
-        const json_t *node = hv->slots[slot] != NULL ? find_node(nodes, "disk", slot) : NULL;
+    for (int slot = 1; slot <= QEMU_SLOTS; slot++) {
+        char name[NODE_SIZE];
+        if (hv->slots[slot] == NULL)
+            continue;
+        node_name(slot, hv->slots[slot], name);
+        const json_t *node = find_node(nodes, name);
         const char *driver = json_string_value(json_object_get(node, "drv"));
         if (driver != NULL && strcmp(driver, "vmdk") == 0 &&
             park_one(hv, slot, node, cancel, err) < 0)
@@ -440,20 +498,34 @@ int qemu_unpark_disks(struct hv *hv, struct cancel *cancel, struct err *err)
     json_auto_t *nodes = qmp_call(hv->qmp, "query-named-block-nodes", NULL, -1, cancel, err);
     if (nodes == NULL)
         return -1;
-    for (int slot = 1; slot <= QEMU_PLUG_SLOTS; slot++) {
-        char name[32];
-        if (hv->slots[slot] == NULL || find_node(nodes, QEMU_PARKED, slot) == NULL)
+    for (int slot = 1; slot <= QEMU_SLOTS; slot++) {
+        const char *serial = hv->slots[slot];
+        char parked[NODE_SIZE];
+        char name[NODE_SIZE];
+        if (serial == NULL)
             continue;
-        (void)snprintf(name, sizeof(name), QEMU_PARKED "%d", slot);
+        parked_name(slot, serial, parked);
+        node_name(slot, serial, name);
+        if (find_node(nodes, parked) == NULL)
+            continue;
         /* QEMU has kept the descriptor sets */
-        if ((find_node(nodes, "disk", slot) == NULL &&
-             add_node(hv, slot, &several, cancel, err) < 0) ||
-            set_drive(hv, slot, "disk", cancel, err) < 0 ||
-            qmp_run(hv->qmp, "blockdev-del", json_pack("{s:s}", "node-name", name), -1, cancel,
+        if ((find_node(nodes, name) == NULL &&
+             add_node(hv, slot, serial, &several, cancel, err) < 0) ||
+            set_drive(hv, slot, name, cancel, err) < 0 ||
+            qmp_run(hv->qmp, "blockdev-del", json_pack("{s:s}", "node-name", parked), -1, cancel,
                     err) < 0)
-            return err_wrap(err, "put disk %s back", hv->slots[slot]);
+            return err_wrap(err, "put disk %s back", serial);
     }
     return 0;
+}
+
+/* --- an adopted VM --- */
+
+static void learn_fixed(struct hv *hv, int slot, const char *node)
+{
+    const char *serial = strchr(node, '-');
+    if (serial != NULL && check_serial(serial + 1, NULL) == 0 && hv->slots[slot] == NULL)
+        hv->slots[slot] = xstrdup(serial + 1);
 }
 
 int qemu_list_disks(struct hv *hv, struct cancel *cancel, struct err *err)
@@ -474,5 +546,7 @@ int qemu_list_disks(struct hv *hv, struct cancel *cancel, struct err *err)
             hv->slots[slot] == NULL)
             hv->slots[slot] = xstrdup(name + used);
     }
+    if (qemu_slot_list(hv, learn_fixed, cancel, err) < 0)
+        return -1;
     return clear_leftovers(hv, cancel, err);
 }

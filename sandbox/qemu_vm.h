@@ -36,14 +36,15 @@ struct hv {
 
     struct spawn_proc vsock; /* aspis-vsock, if this daemon started it */
 
-    pthread_mutex_t disks;            /* held while a disk is plugged or unplugged */
-    char *slots[QEMU_PLUG_SLOTS + 1]; /* serial of the disk in each slot; 0 unused. Under disks */
+    pthread_mutex_t disks;       /* held while a disk is plugged or unplugged */
+    char *slots[QEMU_SLOTS + 1]; /* serial of the disk in each slot; 0 unused. Under disks */
+    bool fixed[QEMU_FIXED_N];    /* those it has (qemu_slot.c); constant */
 };
 
 enum qemu_migration { MIGRATION_RUNS, MIGRATION_DONE, MIGRATION_FAILED, MIGRATION_CANCELLED };
 
 int qemu_add_disk(struct hv *hv, const char *serial, const struct disk_part *parts, size_t n_parts,
-                  struct cancel *cancel, struct err *err);
+                  char guest_serial[HV_SERIAL_SIZE], struct cancel *cancel, struct err *err);
 int qemu_add_device(struct hv *hv, const char *serial, int fd, bool writable, struct cancel *cancel,
                     struct err *err);
 int qemu_remove_disk(struct hv *hv, const char *serial, struct cancel *cancel, struct err *err);

@@ -102,14 +102,10 @@ char *scratch_master(const char *state_root, uint64_t bytes, struct cancel *canc
     return master_path(dir, bytes);
 }
 
-int scratch_create(const char *state_root, const char *path, uint64_t bytes, struct cancel *cancel,
-                   struct err *err)
+int scratch_copy(int from, const char *path, struct err *err)
 {
     if (FAILPOINT("machine.scratch", err) < 0)
         return -1;
-    auto_close int from = open_master(state_root, bytes, cancel, err);
-    if (from < 0)
-        return err_wrap(err, "scratch disk");
     auto_close int to = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
     if (to < 0)
         return err_sys(err, errno, "scratch disk: make %s", path);
@@ -118,4 +114,11 @@ int scratch_create(const char *state_root, const char *path, uint64_t bytes, str
         return err_wrap(err, "scratch disk: fill %s", path);
     }
     return take_fd(&to);
+}
+
+int scratch_create(const char *state_root, const char *path, uint64_t bytes, struct cancel *cancel,
+                   struct err *err)
+{
+    auto_close int from = open_master(state_root, bytes, cancel, err);
+    return from < 0 ? err_wrap(err, "scratch disk") : scratch_copy(from, path, err);
 }

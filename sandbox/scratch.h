@@ -21,5 +21,7 @@ char *scratch_master(const char *state_root, uint64_t bytes, struct cancel *canc
  * On failure no file remains. */
 int scratch_create(const char *state_root, const char *path, uint64_t bytes, struct cancel *cancel,
                    struct err *err);
+/* The same as a copy of another pod's disk, which nobody writes to. */
+int scratch_copy(int from, const char *path, struct err *err);
 
 #endif

@@ -32,7 +32,7 @@ struct template
 {
     atomic_uint refs;
     char *key;
-    int ram, state;
+    int ram, state, scratch;
 };
 
 struct template_pool {
@@ -62,18 +62,25 @@ void template_unref(struct template *t)
         return;
     cleanup_closep(&t->ram);
     cleanup_closep(&t->state);
+    cleanup_closep(&t->scratch);
     free(t->key);
     free(t);
 }
 
-int template_open(const struct template *t, struct hv_template *out, struct err *err)
+/* Anew, since each clone reads it with an offset of its own. */
+static int open_again(int fd, const char *what, struct err *err)
 {
     char path[64];
-    (void)snprintf(path, sizeof(path), "/proc/self/fd/%d", t->state);
-    /* opened anew, since each clone reads it from the start */
-    out->state_fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (out->state_fd < 0)
-        return err_sys(err, errno, "open the template's state");
+    (void)snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+    int again = open(path, O_RDONLY | O_CLOEXEC);
+    return again >= 0 ? again : err_sys(err, errno, "open the template's %s", what);
+}
+
+int template_open(const struct template *t, struct hv_template *out, struct err *err)
+{
+    if ((out->state_fd = open_again(t->state, "state", err)) < 0 ||
+        (out->scratch_fd = open_again(t->scratch, "disk", err)) < 0)
+        return -1;
     out->ram_fd = fcntl(t->ram, F_DUPFD_CLOEXEC, 3);
     if (out->ram_fd < 0)
         return err_sys(err, errno, "open the template's memory");
@@ -181,13 +188,16 @@ static int fill(struct template_pool *p, struct template *t, enum accel accel, s
     struct machine_spec spec = {
         .sandbox_id = id, .cgroup_parent = "", .tap_fd = tap, .mac = TEMPLATE_MAC};
     struct machine_callbacks cb = {.on_event = ignore_event, .on_dead = ignore_dead};
-    struct hv_template files = {.ram_fd = t->ram, .state_fd = -1};
+    struct hv_template files = {.ram_fd = t->ram, .state_fd = -1, .scratch_fd = -1};
     struct machine_how how = {
         .accel = accel, .timeout_ns = f->config.boot_timeout_ns, .tpl = &files};
     struct machine *m = machine_boot(f, &spec, &how, &cb, p->stop, err);
     if (m == NULL)
         return -1;
     int ret = machine_save(m, t->state, p->stop, err);
+    auto_free char *scratch = machine_scratch_path(m);
+    if (ret == 0 && (t->scratch = open(scratch, O_RDONLY | O_CLOEXEC)) < 0)
+        ret = err_sys(err, errno, "open %s", scratch);
     auto_err struct err undo = ERR_INIT;
     if (machine_destroy(m, NULL, &undo) < 0 && ret == 0)
         ret = err_move(err, &undo);
@@ -209,7 +219,7 @@ static struct template *make(struct template_pool *p, struct err *err)
         return NULL;
     auto_template struct template *t = xcalloc(1, sizeof(*t));
     atomic_init(&t->refs, 1);
-    t->ram = t->state = -1;
+    t->ram = t->state = t->scratch = -1;
     t->key = make_key(f, accel, scratch, err);
     machine_try_libraries(f, p->stop);
     if (t->key == NULL ||

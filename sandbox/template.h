@@ -2,9 +2,11 @@
  * template - a VM that was booted once, to its agent, and is cloned instead of booting again.
  *
  * A template is two sealed memory files: the guest's RAM, which clones map privately (copied on
- * write), and the state of the devices. They have no name in any file system and live as long as
+ * write), and the state of the devices; and its scratch disk, which the guest has mounted already
+ * and every clone gets a sparse copy of. They have no name in any file system and live as long as
  * the daemon or a clone holds them, so nothing is left behind and nobody else can open them; the
- * seals keep a QEMU that a guest has taken over from changing what other pods start from.
+ * seals keep a QEMU that a guest has taken over from changing what other pods start from (it never
+ * gets the disk itself).
  *
  * The pool keeps at most one template, for pods of the base size. It is booted by a thread of the
  * pool's own, in the same jail as any pod, with a NIC on a tap that leads nowhere. Its key is all

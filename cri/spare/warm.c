@@ -22,6 +22,7 @@
 #define SERIAL "aspis-warm"
 #define MEMORY_LIMIT MiB(64)
 #define SHM_BYTES MiB(64)
+#define DATA_BYTES KiB(512)
 
 /* --- what the agent says --- */
 
@@ -65,17 +66,24 @@ static int wait_exits(struct warm_watch *w, unsigned n, struct cancel *cancel, s
 
 /* --- the image --- */
 
-static int add_program(struct tree *t, struct erofs_out *out, struct err *err)
+static int add_file(struct tree *t, struct erofs_out *out, const char *name, const void *data,
+                    size_t size, struct err *err)
 {
     struct tree_inode *in = tree_inode_new(t, S_IFREG | 0755, err);
     if (in == NULL)
         return -1;
     in->file.block = erofs_data_begin(out);
-    in->file.size = sizeof(warm_program);
-    if (erofs_data_write(out, warm_program, sizeof(warm_program), err) < 0 ||
-        erofs_data_end(out, err) < 0)
+    in->file.size = size;
+    if (erofs_data_write(out, data, size, err) < 0 || erofs_data_end(out, err) < 0)
         return -1;
-    return tree_put(t, tree_root(t), "warm", strlen("warm"), in, err);
+    return tree_put(t, tree_root(t), name, strlen(name), in, err);
+}
+
+/* For the program to read: more than the guest's kernel reads ahead at once. */
+static int add_data(struct tree *t, struct erofs_out *out, struct err *err)
+{
+    auto_free uint8_t *data = xcalloc(DATA_BYTES, 1);
+    return add_file(t, out, "data", data, DATA_BYTES, err);
 }
 
 static int write_image(int fd, uint64_t *size, struct err *err)
@@ -90,7 +98,10 @@ static int write_image(int fd, uint64_t *size, struct err *err)
             return -1;
     }
     static const uint64_t none[1];
-    return add_program(t, &out, err) < 0 ? -1 : erofs_finish(&out, t, none, 0, size, err);
+    if (add_file(t, &out, "warm", warm_program, sizeof(warm_program), err) < 0 ||
+        add_data(t, &out, err) < 0)
+        return -1;
+    return erofs_finish(&out, t, none, 0, size, err);
 }
 
 int warm_image(struct disk_part *part, struct err *err)

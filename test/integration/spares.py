@@ -5,8 +5,8 @@ from pathlib import Path
 import audit
 
 
-def processes(d):
-    """Of VMs that no pod has: QEMU, and over user-vsock a helper beside it."""
+def pids(d):
+    """Processes of VMs that no pod has: QEMU, and aspis-vsock beside it."""
     found = []
     for p in Path("/proc").iterdir():
         try:
@@ -19,9 +19,9 @@ def processes(d):
     return found
 
 
-def pids(d):
-    """QEMU processes of VMs that no pod has."""
-    return [p for p in processes(d) if Path(f"/proc/{p}/comm").read_text().startswith("qemu")]
+def vms(d):
+    """One process of each such VM: its QEMU."""
+    return [p for p in pids(d) if Path(f"/proc/{p}/comm").read_text().startswith("qemu")]
 
 
 def wait_log(d, text, n=1, timeout=120):
@@ -37,7 +37,7 @@ def wait_ready(d, n=1, timeout=120):
 
 def left(d):
     """All that there is of VMs without a pod, while the daemon has no pods."""
-    found = [str(p) for p in processes(d)]
+    found = [str(p) for p in pids(d)]
     found += sorted(audit._cgroups(d.cgroup + "-spare"))
     found += sorted(audit._not_template(audit._files(d.run / "sandboxes", d.state / "sandboxes")))
     return found

@@ -42,6 +42,7 @@ STEPS = {
     # of the file server itself: test/unit/sandbox/test_share_restart.c
     "share.begun": "change", "share.made": "change", "share.acted": "change", "share.noted": "change", "share.said": "change",
     "machine.attach.fds": "create", "machine.attach.node": "create", "machine.attach.device": "create",
+    "machine.attach.name": "create",
     "container.fit": "create",
     "machine.room": "growth",
     "container.limits": "update", "machine.resize": "update",

@@ -102,15 +102,15 @@ def test_nothing_is_left_of_the_warming_up(d, pods):
         assert trace not in text, text
     # the pod's own network works
     assert d.exec(c, "ping", "-c", "1", "-W", "5", re.search(r"default via (\S+)", text).group(1)).exit_code == 0
-    # the first disk slot is free again, and no event or container is left over
+    # no disks but the scratch disk and the two for images, and no event or container is left over
     assert [x.id for x in d.client.ListContainers().containers] == [c]
-    assert "vdc" not in text.split()
+    assert [x for x in text.split() if x.startswith("vd")] == ["vda", "vdb", "vdc"]
     d.client.StopContainer(container_id=c, timeout=0)
     assert d.status(c).exit_code == 137
 
 
 def test_a_taken_spare_is_confined_like_any_pod(d, pods):
-    (spare,) = spares.pids(d)
+    (spare,) = spares.vms(d)
     parent = f"{d.cgroup}/slice{os.getpid()}"
     pod = pods("confined", linux=pb.LinuxPodSandboxConfig(cgroup_parent=parent))
     assert "spare taken" in timeline(d, pod.id)
@@ -130,21 +130,21 @@ def test_spares_end_with_the_daemon_and_are_collected_after_a_kill(d, pods):
     pod = pods("stays")
     c = pod.start("c", "sleep", "1000")
     spares.wait_ready(d, 2)
-    (spare,) = spares.pids(d)
+    (spare,) = spares.vms(d)
     d.kill()
-    assert spares.pids(d) == [spare]
+    assert spares.vms(d) == [spare]
     d.start()
-    assert spare not in spares.pids(d)
+    assert spare not in spares.vms(d)
     assert d.exec(c, "echo", "still").stdout == b"still\n"
     spares.wait_ready(d, 3)
     d.stop()
-    assert not spares.pids(d)
+    assert not spares.vms(d)
     d.start()
     assert d.exec(c, "echo", "still").stdout == b"still\n"
 
 
 def test_a_dead_spare_is_replaced(d, pods):
-    (spare,) = spares.pids(d)
+    (spare,) = spares.vms(d)
     os.kill(spare, signal.SIGKILL)
     spares.wait_log(d, "a spare vm died")
     early = pods("early")  # does not wait for another
@@ -163,13 +163,13 @@ def test_a_spare_of_other_inputs_is_not_used(own_daemon, images):
     d.write_config()
     d.start()
     spares.wait_ready(d)
-    (old,) = spares.pids(d)
+    (old,) = spares.vms(d)
     shutil.copy(INITRD, initrd.with_suffix(".new"))
     initrd.with_suffix(".new").rename(initrd)
     i = d.run_pod(sandbox_config("other"))
     assert "spare taken" not in timeline(d, i)
     spares.wait_ready(d, 2)
-    assert old not in spares.pids(d)
+    assert old not in spares.vms(d)
     assert "spare taken" in timeline(d, d.run_pod(sandbox_config("fresh")))
 
 
@@ -178,7 +178,7 @@ def test_the_same_pod_twice_takes_one_spare(d):
     i = d.run_pod(config)
     spares.wait_ready(d, 2)
     assert d.run_pod(config) == i
-    assert len(spares.pids(d)) == 1  # given back
+    assert len(spares.vms(d)) == 1  # given back
     assert "spare taken" in timeline(d, d.run_pod(sandbox_config("another")))
 
 

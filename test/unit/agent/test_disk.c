@@ -106,12 +106,57 @@ static void test_wait(void **state)
     loop_free(loop);
 }
 
+/* A disk that has another's name is where it was found first, and is mounted from there. */
+static void test_names(void **state)
+{
+    (void)state;
+    char root[] = "/tmp/aspis-test-XXXXXX";
+    assert_non_null(mkdtemp(root));
+    auto_free char *images = fs_format("%s/images", root);
+    put(root, "no-such-device-a", "slot32\n");
+    put(root, "no-such-device-b", "slot33\n");
+    struct loop *loop = loop_new(NULL);
+    struct disks *d = disks_new(loop, images);
+    disks_learn(d, root);
+    auto_err struct err err = ERR_INIT;
+    assert_int_equal(disks_name(d, "a/b", "slot32", NULL), -1);
+    assert_int_equal(disks_name(d, "img-1", "", NULL), -1);
+    assert_int_equal(disks_name(d, "raw-1", "slot32", NULL), -1);
+
+    struct result first = {0}, second = {0};
+    disks_acquire(d, "img-1", on_image, &first);
+    assert_int_equal(first.calls, 0);
+    assert_int_equal(disks_name(d, "img-1", "slot32", &err), 0); /* there is nothing to mount */
+    assert_int_equal(first.calls, 1);
+    assert_int_equal(first.code, ERR_NOT_FOUND);
+    assert_int_equal(disks_name(d, "img-1", "slot32", &err), 0);
+    disks_acquire(d, "img-1", on_image, &second);
+    assert_int_equal(second.calls, 1);
+
+    /* the disk gets another image, or none: nothing has the first one's name */
+    struct result gone = {0}, detached = {0};
+    assert_int_equal(disks_name(d, "img-2", "slot32", &err), 0);
+    disks_acquire(d, "img-1", on_image, &gone);
+    assert_int_equal(gone.calls, 0);
+    disks_give_up(d, &gone);
+    assert_int_equal(disks_name(d, "img-2", "slot33", &err), 0);
+    assert_int_equal(disks_detach(d, "img-2", &err), 0);
+    disks_acquire(d, "img-2", on_image, &detached);
+    assert_int_equal(detached.calls, 0);
+
+    disks_free(d);
+    loop_free(loop);
+    assert_int_equal(detached.code, ERR_CANCELLED);
+    assert_int_equal(fs_rm_rf(root, NULL), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_serials),
         cmocka_unit_test(test_find),
         cmocka_unit_test(test_wait),
+        cmocka_unit_test(test_names),
     };
     return cmocka_run_group_tests_name("disk", tests, NULL, NULL);
 }

@@ -1,0 +1,84 @@
+#include "sandbox/qemu_slot.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/failpoint.h"
+#include "base/limits.h"
+#include "sandbox/qemu_vm.h"
+
+#define EMPTY "empty"
+#define SIZE (GiB(1024))
+/* One request of 128 KiB is what reading a file ahead takes. */
+#define QUEUE_SIZE 64
+
+void qemu_slot_name(int slot, char out[QEMU_SLOT_NAME_SIZE])
+{
+    (void)snprintf(out, QEMU_SLOT_NAME_SIZE, "slot%d", slot);
+}
+
+void qemu_slot_args(struct strv *argv)
+{
+    strv_add(argv, "-blockdev");
+    strv_addf(argv,
+              "driver=null-co,node-name=" EMPTY ",size=%" PRIu64 ",read-zeroes=on,read-only=on",
+              (uint64_t)SIZE);
+    for (int i = 0; i < QEMU_FIXED_N; i++) {
+        char name[QEMU_SLOT_NAME_SIZE];
+        qemu_slot_name(QEMU_FIXED_FIRST + i, name);
+        strv_add(argv, "-device");
+        strv_addf(argv,
+                  "virtio-blk-pci,id=%s,drive=" EMPTY
+                  ",serial=%s,num-queues=1,queue-size=%d,romfile=",
+                  name, name, QUEUE_SIZE);
+    }
+}
+
+int qemu_slot_free(const struct hv *hv, const struct disk_part *parts, size_t n)
+{
+    uint64_t size = 0;
+    for (size_t i = 0; i < n; i++) {
+        if (parts[i].size > SIZE - size)
+            return 0;
+        size += parts[i].size;
+    }
+    for (int slot = QEMU_FIXED_FIRST; slot <= QEMU_SLOTS; slot++) {
+        if (hv->fixed[slot - QEMU_FIXED_FIRST] && hv->slots[slot] == NULL)
+            return slot;
+    }
+    return 0;
+}
+
+int qemu_slot_set(struct hv *hv, int slot, const char *node, struct cancel *cancel, struct err *err)
+{
+    char path[64];
+    (void)snprintf(path, sizeof(path), "/machine/peripheral/slot%d", slot);
+    return qmp_run(hv->qmp, "qom-set",
+                   json_pack("{s:s,s:s,s:s}", "path", path, "property", "drive", "value",
+                             node != NULL ? node : EMPTY),
+                   -1, cancel, err);
+}
+
+int qemu_slot_list(struct hv *hv, void (*found)(struct hv *hv, int slot, const char *node),
+                   struct cancel *cancel, struct err *err)
+{
+    for (int slot = QEMU_FIXED_FIRST; slot <= QEMU_SLOTS; slot++) {
+        char path[64];
+        auto_err struct err e = ERR_INIT;
+        (void)snprintf(path, sizeof(path), "/machine/peripheral/slot%d", slot);
+        json_auto_t *node =
+            qmp_call(hv->qmp, "qom-get", json_pack("{s:s,s:s}", "path", path, "property", "drive"),
+                     -1, cancel, &e);
+        if (node == NULL && e.code == ERR_NOT_FOUND)
+            continue; /* of a release that had none */
+        const char *name = json_string_value(node);
+        if (node == NULL)
+            return err_move(err, &e);
+        if (name == NULL)
+            return err_set(err, ERR_INTERNAL, "qemu names no node below disk slot%d", slot);
+        hv->fixed[slot - QEMU_FIXED_FIRST] = true;
+        found(hv, slot, strcmp(name, EMPTY) == 0 ? "" : name);
+    }
+    return 0;
+}

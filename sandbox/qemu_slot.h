@@ -1,0 +1,54 @@
+/*
+ * qemu_slot - the disks that a VM has from its start, for the images of its first containers.
+ *
+ * Plugging a disk in means work for the guest: ACPI, PCI, a driver's probe, 10 ms of it, and three
+ * times that in a clone that does it for the first time under emulation. These disks are there
+ * already when the template is saved. Without an image they are of zeros and larger than any image;
+ * giving one an image is a change of QEMU's block node below the device, of which the guest notices
+ * nothing: the agent is told what it will find there (NameDisk). The size stays what it was, and
+ * nothing that is mounted looks past its own end.
+ *
+ * A fixed disk's number is a slot number after those of the bridge; its device and its serial are
+ * called "slot<number>"; its image's block node "disk<number>-<serial of the image>".
+ *
+ * Threads: as qemu_disk.c, under hv->disks.
+ */
+#ifndef ASPIS_SANDBOX_QEMU_SLOT_H
+#define ASPIS_SANDBOX_QEMU_SLOT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "base/cancel.h"
+#include "base/err.h"
+#include "base/str.h"
+#include "sandbox/machine.h"
+#include "sandbox/qemu_argv.h"
+
+struct hv;
+
+#define QEMU_SLOT_NAME_SIZE 16
+
+static inline bool qemu_slot_is_fixed(int slot)
+{
+    return slot >= QEMU_FIXED_FIRST;
+}
+
+void qemu_slot_name(int slot, char out[QEMU_SLOT_NAME_SIZE]);
+
+/* QEMU's arguments for them. */
+void qemu_slot_args(struct strv *argv);
+
+/* An unused fixed disk that these parts fit into, or 0. */
+int qemu_slot_free(const struct hv *hv, const struct disk_part *parts, size_t n);
+
+/* Puts a block node below the disk; NULL: makes it empty again. */
+int qemu_slot_set(struct hv *hv, int slot, const char *node, struct cancel *cancel,
+                  struct err *err);
+
+/* Of an adopted VM: which fixed disks it has, and the node below each, which `found` is told; "":
+ * none. */
+int qemu_slot_list(struct hv *hv, void (*found)(struct hv *hv, int slot, const char *node),
+                   struct cancel *cancel, struct err *err);
+
+#endif
