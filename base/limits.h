@@ -151,8 +151,10 @@
 #define LIMIT_SECCOMP_ARCHS 64
 #define LIMIT_SECCOMP_FILTERS 64 /* compiled ones that are kept */
 
-/* CDI files on the host. */
+/* A pod that was saved. */
 #define LIMIT_CHECKPOINT_MANIFEST MiB(16)
+
+/* CDI files on the host. */
 #define LIMIT_CDI_FILE MiB(4)
 #define LIMIT_CDI_FILES 256 /* looked at in one directory */
 #define LIMIT_CDI_EDITS 512 /* devices, and what they bring of a kind */

@@ -158,7 +158,8 @@ static void test_unbuilt(void **state)
     ProtobufCMessage *reply;
     assert_int_equal(dispatch_run(&call, NULL, &reply, &err), -1);
     assert_int_equal(err.code, ERR_UNIMPLEMENTED);
-    assert_string_equal(err_msg(&err), "CheckpointContainer is not implemented by aspis " ASPIS_VERSION);
+    assert_string_equal(err_msg(&err),
+                        "CheckpointContainer is not implemented by aspis " ASPIS_VERSION);
 }
 
 int main(void)
