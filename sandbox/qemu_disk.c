@@ -219,7 +219,7 @@ static int add_device(struct hv *hv, int slot, const char *serial, struct cancel
     char addr[8];
     node_name(slot, serial, node);
     if (qemu_slot_is_fixed(slot))
-        return qemu_slot_set(hv, slot, node, cancel, err);
+        return qemu_slot_fill(hv, slot, node, cancel, err);
     (void)snprintf(id, sizeof(id), "disk%d-%s", slot, serial);
     (void)snprintf(addr, sizeof(addr), "0x%x", slot);
     return qmp_run(hv->qmp, "device_add",
@@ -237,7 +237,7 @@ static void undo(struct hv *hv, int slot, const char *serial)
     if (c == NULL)
         return; /* no descriptors left: without a bound this could wait for ever */
     if (qemu_slot_is_fixed(slot))
-        (void)qemu_slot_set(hv, slot, NULL, c, NULL);
+        (void)qemu_slot_empty(hv, slot, c, NULL);
     (void)del_node(hv, slot, serial, c, NULL);
     remove_fds(hv, slot, c);
 }
@@ -361,7 +361,7 @@ static int del_device(struct hv *hv, int slot, struct cancel *cancel, struct err
 static int unplug(struct hv *hv, int slot, struct cancel *cancel, struct err *err)
 {
     auto_err struct err e = ERR_INIT;
-    int ret = qemu_slot_is_fixed(slot) ? qemu_slot_set(hv, slot, NULL, cancel, err)
+    int ret = qemu_slot_is_fixed(slot) ? qemu_slot_empty(hv, slot, cancel, err)
                                        : del_device(hv, slot, cancel, err);
     if (ret < 0)
         return -1;

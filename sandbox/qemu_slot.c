@@ -50,33 +50,58 @@ int qemu_slot_free(const struct hv *hv, const struct disk_part *parts, size_t n)
     return 0;
 }
 
-int qemu_slot_set(struct hv *hv, int slot, const char *node, struct cancel *cancel, struct err *err)
+/* The node below a disk; NULL with *err (NOT_FOUND: there is no such disk). */
+static json_t *node_below(struct hv *hv, int slot, struct cancel *cancel, struct err *err)
+{
+    char path[64];
+    (void)snprintf(path, sizeof(path), "/machine/peripheral/slot%d", slot);
+    json_t *node =
+        qmp_call(hv->qmp, "qom-get", json_pack("{s:s,s:s}", "path", path, "property", "drive"), -1,
+                 cancel, err);
+    if (node == NULL || json_is_string(node))
+        return node;
+    json_decref(node);
+    (void)err_set(err, ERR_INTERNAL, "qemu names no node below disk slot%d", slot);
+    return NULL;
+}
+
+static int put_below(struct hv *hv, int slot, const char *node, struct cancel *cancel,
+                     struct err *err)
 {
     char path[64];
     (void)snprintf(path, sizeof(path), "/machine/peripheral/slot%d", slot);
     return qmp_run(hv->qmp, "qom-set",
-                   json_pack("{s:s,s:s,s:s}", "path", path, "property", "drive", "value",
-                             node != NULL ? node : EMPTY),
-                   -1, cancel, err);
+                   json_pack("{s:s,s:s,s:s}", "path", path, "property", "drive", "value", node), -1,
+                   cancel, err);
+}
+
+int qemu_slot_fill(struct hv *hv, int slot, const char *node, struct cancel *cancel,
+                   struct err *err)
+{
+    return put_below(hv, slot, node, cancel, err);
+}
+
+int qemu_slot_empty(struct hv *hv, int slot, struct cancel *cancel, struct err *err)
+{
+    json_auto_t *node = node_below(hv, slot, cancel, err);
+    if (node == NULL)
+        return -1;
+    /* QEMU 7.2 dies when a node is to replace itself */
+    return strcmp(json_string_value(node), EMPTY) == 0 ? 0
+                                                       : put_below(hv, slot, EMPTY, cancel, err);
 }
 
 int qemu_slot_list(struct hv *hv, void (*found)(struct hv *hv, int slot, const char *node),
                    struct cancel *cancel, struct err *err)
 {
     for (int slot = QEMU_FIXED_FIRST; slot <= QEMU_SLOTS; slot++) {
-        char path[64];
         auto_err struct err e = ERR_INIT;
-        (void)snprintf(path, sizeof(path), "/machine/peripheral/slot%d", slot);
-        json_auto_t *node =
-            qmp_call(hv->qmp, "qom-get", json_pack("{s:s,s:s}", "path", path, "property", "drive"),
-                     -1, cancel, &e);
+        json_auto_t *node = node_below(hv, slot, cancel, &e);
         if (node == NULL && e.code == ERR_NOT_FOUND)
             continue; /* of a release that had none */
-        const char *name = json_string_value(node);
         if (node == NULL)
             return err_move(err, &e);
-        if (name == NULL)
-            return err_set(err, ERR_INTERNAL, "qemu names no node below disk slot%d", slot);
+        const char *name = json_string_value(node);
         hv->fixed[slot - QEMU_FIXED_FIRST] = true;
         found(hv, slot, strcmp(name, EMPTY) == 0 ? "" : name);
     }

@@ -42,9 +42,11 @@ void qemu_slot_args(struct strv *argv);
 /* An unused fixed disk that these parts fit into, or 0. */
 int qemu_slot_free(const struct hv *hv, const struct disk_part *parts, size_t n);
 
-/* Puts a block node below the disk; NULL: makes it empty again. */
-int qemu_slot_set(struct hv *hv, int slot, const char *node, struct cancel *cancel,
-                  struct err *err);
+/* Puts a block node below the disk, which has another one. */
+int qemu_slot_fill(struct hv *hv, int slot, const char *node, struct cancel *cancel,
+                   struct err *err);
+/* Empty already: success. */
+int qemu_slot_empty(struct hv *hv, int slot, struct cancel *cancel, struct err *err);
 
 /* Of an adopted VM: which fixed disks it has, and the node below each, which `found` is told; "":
  * none. */
