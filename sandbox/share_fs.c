@@ -18,6 +18,7 @@
 #include "base/failpoint.h"
 #include "base/limits.h"
 #include "base/str.h"
+#include "sandbox/share_host.h"
 #include "sandbox/share_xattr.h"
 #include "sandbox/volume_ids.h"
 
@@ -112,18 +113,11 @@ static const char *path_of(const struct inode *i, char out[40])
     return out;
 }
 
-/* The guest's kernel has checked permissions and does direct I/O in its own way. */
-static int host_flags(int flags)
-{
-    return (flags & (O_ACCMODE | O_APPEND | O_TRUNC | O_SYNC | O_DSYNC)) | O_CLOEXEC | O_NOCTTY |
-           O_NONBLOCK;
-}
-
 /* Puts the handle into fi; its descriptor or directory is taken. */
 static int add_handle(struct volume *v, const struct inode *i, struct handle h,
                       struct fuse_file_info *fi)
 {
-    return table_add_handle(v->table, &v->root, i, h, host_flags(fi->flags), &fi->fh);
+    return table_add_handle(v->table, &v->root, i, h, share_host_flags(fi->flags), &fi->fh);
 }
 
 static struct handle *find_handle(fuse_req_t req, const struct fuse_file_info *fi, mode_t type)
@@ -147,20 +141,6 @@ struct deed {
     bool done;  /* by an earlier server, with success: only the answer is missing */
     bool again; /* an earlier server began it and may have got as far as doing it */
 };
-
-/* What a name leads to; nothing is as good as what cannot be seen. */
-static struct file_id id_at(const struct inode *dir, const char *name)
-{
-    struct stat st;
-    if (fstatat(dir->fd, name, &st, AT_SYMLINK_NOFOLLOW) < 0)
-        return (struct file_id){0};
-    return (struct file_id){.dev = st.st_dev, .ino = st.st_ino};
-}
-
-static bool is(struct file_id a, struct file_id b)
-{
-    return a.ino == b.ino && a.dev == b.dev;
-}
 
 /* before: how things are. False when the request is answered already. */
 static bool begin(fuse_req_t req, struct deed *d, struct state_deed before)
@@ -408,7 +388,7 @@ static void op_mknod(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t
         (void)fuse_reply_err(req, EPERM); /* a device of the host is not the guest's */
         return;
     }
-    if (begin(req, &d, (struct state_deed){.source = id_at(p, name)}))
+    if (begin(req, &d, (struct state_deed){.source = share_host_id(p->fd, name)}))
         made(req, &d, p, name, mode,
              was_made(&d, p, name, mode & S_IFMT) ? 0 : mknodat(p->fd, name, mode, 0));
 }
@@ -417,16 +397,10 @@ static void op_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t
 {
     struct inode *p = find(req, parent);
     struct deed d;
-    if (p != NULL && may_make(req) && begin(req, &d, (struct state_deed){.source = id_at(p, name)}))
+    if (p != NULL && may_make(req) &&
+        begin(req, &d, (struct state_deed){.source = share_host_id(p->fd, name)}))
         made(req, &d, p, name, S_IFDIR | mode,
              was_made(&d, p, name, S_IFDIR) ? 0 : mkdirat(p->fd, name, mode));
-}
-
-static bool leads_to(const struct inode *dir, const char *name, const char *target)
-{
-    char is_target[LIMIT_PATH + 1];
-    ssize_t n = readlinkat(dir->fd, name, is_target, sizeof(is_target));
-    return n == (ssize_t)strlen(target) && memcmp(is_target, target, (size_t)n) == 0;
 }
 
 static void op_symlink(fuse_req_t req, const char *target, fuse_ino_t parent, const char *name)
@@ -434,9 +408,10 @@ static void op_symlink(fuse_req_t req, const char *target, fuse_ino_t parent, co
     struct inode *p = find(req, parent);
     struct deed d;
     if (p == NULL || !may_make(req) ||
-        !begin(req, &d, (struct state_deed){.source = id_at(p, name)}))
+        !begin(req, &d, (struct state_deed){.source = share_host_id(p->fd, name)}))
         return;
-    bool there = was_made(&d, p, name, S_IFLNK) && (d.done || leads_to(p, name, target));
+    bool there =
+        was_made(&d, p, name, S_IFLNK) && (d.done || share_host_leads_to(p->fd, name, target));
     made(req, &d, p, name, S_IFLNK, there ? 0 : symlinkat(target, p->fd, name));
 }
 
@@ -446,10 +421,11 @@ static void op_link(fuse_req_t req, fuse_ino_t id, fuse_ino_t parent, const char
     struct inode *p = i != NULL ? find(req, parent) : NULL;
     struct deed d;
     char path[40];
-    if (p == NULL || !begin(req, &d, (struct state_deed){.source = id_at(p, name)}))
+    if (p == NULL || !begin(req, &d, (struct state_deed){.source = share_host_id(p->fd, name)}))
         return;
     bool there = was_made(&d, p, name, i->type) &&
-                 (d.done || is(id_at(p, name), (struct file_id){i->key.dev, i->key.ino}));
+                 (d.done || share_host_same(share_host_id(p->fd, name),
+                                            (struct file_id){i->key.dev, i->key.ino}));
     int e = !there && linkat(AT_FDCWD, path_of(i, path), p->fd, name, AT_SYMLINK_FOLLOW) < 0 ? errno
                                                                                              : 0;
     finish(&d, e, 0);
@@ -463,10 +439,10 @@ static void take_away(fuse_req_t req, fuse_ino_t parent, const char *name, int f
 {
     struct inode *p = find(req, parent);
     struct deed d;
-    if (p == NULL || !begin(req, &d, (struct state_deed){.source = id_at(p, name)}))
+    if (p == NULL || !begin(req, &d, (struct state_deed){.source = share_host_id(p->fd, name)}))
         return;
-    bool gone =
-        d.done || (d.again && d.record->source.ino != 0 && !is(id_at(p, name), d.record->source));
+    bool gone = d.done || (d.again && d.record->source.ino != 0 &&
+                           !share_host_same(share_host_id(p->fd, name), d.record->source));
     finish_and_answer(req, &d, gone ? 0 : unlinkat(p->fd, name, flags));
 }
 
@@ -487,9 +463,11 @@ static bool is_renamed(const struct deed *d, struct file_id source, struct file_
     const struct state_deed *r = d->record;
     if (d->done)
         return true;
-    if (!d->again || r->source.ino == 0 || is(r->source, r->target) || !is(target, r->source))
+    if (!d->again || r->source.ino == 0 || share_host_same(r->source, r->target) ||
+        !share_host_same(target, r->source))
         return false;
-    return (flags & RENAME_EXCHANGE) != 0 ? is(source, r->target) : !is(source, r->source);
+    return (flags & RENAME_EXCHANGE) != 0 ? share_host_same(source, r->target)
+                                          : !share_host_same(source, r->source);
 }
 
 static void op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t to_parent,
@@ -505,7 +483,8 @@ static void op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_
         (void)fuse_reply_err(req, EINVAL);
         return;
     }
-    struct state_deed now = {.source = id_at(p, name), .target = id_at(q, to)};
+    struct state_deed now = {.source = share_host_id(p->fd, name),
+                             .target = share_host_id(q->fd, to)};
     if (!begin(req, &d, now))
         return;
     int r = is_renamed(&d, now.source, now.target, flags)
@@ -552,7 +531,7 @@ static void op_open(fuse_req_t req, fuse_ino_t id, struct fuse_file_info *fi)
     if (d.done) {
         fi->fh = d.record->result;
     } else {
-        int fd = open(path_of(i, path), host_flags(fi->flags));
+        int fd = open(path_of(i, path), share_host_flags(fi->flags));
         e = fd < 0 ? errno : add_handle(volume_of(req), i, (struct handle){.fd = fd}, fi);
     }
     finish(&d, e, fi->fh);
@@ -567,8 +546,8 @@ static int create_or_open(fuse_req_t req, const struct deed *d, const struct ino
                           const char *name, mode_t mode, int flags)
 {
     bool ours = was_made(d, p, name, S_IFREG);
-    int fd =
-        openat(p->fd, name, host_flags(flags) | (ours ? 0 : O_CREAT | O_EXCL) | O_NOFOLLOW, mode);
+    int fd = openat(p->fd, name,
+                    share_host_flags(flags) | (ours ? 0 : O_CREAT | O_EXCL) | O_NOFOLLOW, mode);
     (void)FAILPOINT("share.made", NULL);
     if (fd >= 0) {
         if (give(req, p, name, S_IFREG | mode) < 0)
@@ -577,7 +556,7 @@ static int create_or_open(fuse_req_t req, const struct deed *d, const struct ino
     }
     if (errno != EEXIST || (flags & O_EXCL) != 0)
         return -1;
-    fd = openat(p->fd, name, host_flags(flags) | O_NOFOLLOW);
+    fd = openat(p->fd, name, share_host_flags(flags) | O_NOFOLLOW);
     struct stat st;
     if (fd >= 0 && (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode))) {
         cleanup_closep(&fd);
@@ -595,7 +574,7 @@ static void op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_
     struct fuse_entry_param e = {0};
     struct deed d;
     if (p == NULL || !may_make(req) ||
-        !begin(req, &d, (struct state_deed){.source = id_at(p, name)}))
+        !begin(req, &d, (struct state_deed){.source = share_host_id(p->fd, name)}))
         return;
     auto_close int fd = d.done ? -1 : create_or_open(req, &d, p, name, mode, fi->flags);
     int r = fd < 0 && !d.done ? errno : lookup(v, p, name, &e);
@@ -616,14 +595,6 @@ static void op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_
 
 static char data[LIMIT_FS_DATA]; /* for one answer: there is one thread */
 
-/* The file of a handle that may be for writing only. */
-static int open_to_read(const struct handle *h)
-{
-    char path[40];
-    (void)snprintf(path, sizeof(path), "/proc/self/fd/%d", h->fd);
-    return open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
-}
-
 static void op_read(fuse_req_t req, fuse_ino_t id, size_t size, off_t at, struct fuse_file_info *fi)
 {
     (void)id;
@@ -635,22 +606,6 @@ static void op_read(fuse_req_t req, fuse_ino_t id, size_t size, off_t at, struct
         (void)fuse_reply_err(req, errno);
     else
         (void)fuse_reply_buf(req, data, (size_t)n);
-}
-
-/* How much of it an earlier server has appended. */
-static size_t appended(const struct handle *h, const struct state_deed *before, const char *from,
-                       size_t size)
-{
-    struct stat st;
-    if (fstat(h->fd, &st) < 0 || (uint64_t)st.st_size <= before->size)
-        return 0;
-    uint64_t more = (uint64_t)st.st_size - before->size;
-    size_t n = more < size ? (size_t)more : size;
-    auto_close int fd = open_to_read(h);
-    if (n > sizeof(data) || fd < 0 || pread(fd, data, n, (off_t)before->size) != (ssize_t)n ||
-        memcmp(data, from, n) != 0)
-        return 0;
-    return n;
 }
 
 static void op_write(fuse_req_t req, fuse_ino_t id, const char *from, size_t size, off_t at,
@@ -668,7 +623,7 @@ static void op_write(fuse_req_t req, fuse_ino_t id, const char *from, size_t siz
         before.size = (uint64_t)st.st_size;
     if (!begin(req, &d, before))
         return;
-    size_t had = d.again && append ? appended(h, d.record, from, size) : 0;
+    size_t had = d.again && append ? share_host_appended(h->fd, d.record->size, from, size) : 0;
     ssize_t n = 0;
     if (!d.done && had < size)
         n = pwrite(h->fd, from + had, size - had, at + (off_t)had);
