@@ -447,13 +447,12 @@ static const json_t *find_node(const json_t *nodes, const char *want)
 static int set_drive(struct hv *hv, int slot, const char *node, struct cancel *cancel,
                      struct err *err)
 {
-    char path[96];
+    char device[64];
     if (qemu_slot_is_fixed(slot))
-        return qemu_slot_set(hv, slot, node, cancel, err);
-    (void)snprintf(path, sizeof(path), "/machine/peripheral/disk%d-%s", slot, hv->slots[slot]);
-    return qmp_run(hv->qmp, "qom-set",
-                   json_pack("{s:s,s:s,s:s}", "path", path, "property", "drive", "value", node), -1,
-                   cancel, err);
+        qemu_slot_name(slot, device);
+    else
+        (void)snprintf(device, sizeof(device), "disk%d-%s", slot, hv->slots[slot]);
+    return qemu_drive_set(hv, device, node, cancel, err);
 }
 
 static int park_one(struct hv *hv, int slot, const json_t *node, struct cancel *cancel,

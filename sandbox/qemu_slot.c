@@ -50,45 +50,53 @@ int qemu_slot_free(const struct hv *hv, const struct disk_part *parts, size_t n)
     return 0;
 }
 
-/* The node below a disk; NULL with *err (NOT_FOUND: there is no such disk). */
-static json_t *node_below(struct hv *hv, int slot, struct cancel *cancel, struct err *err)
+json_t *qemu_drive_node(struct hv *hv, const char *device, struct cancel *cancel, struct err *err)
 {
-    char path[64];
-    (void)snprintf(path, sizeof(path), "/machine/peripheral/slot%d", slot);
+    char path[96];
+    (void)snprintf(path, sizeof(path), "/machine/peripheral/%s", device);
     json_t *node =
         qmp_call(hv->qmp, "qom-get", json_pack("{s:s,s:s}", "path", path, "property", "drive"), -1,
                  cancel, err);
     if (node == NULL || json_is_string(node))
         return node;
     json_decref(node);
-    (void)err_set(err, ERR_INTERNAL, "qemu names no node below disk slot%d", slot);
+    (void)err_set(err, ERR_INTERNAL, "qemu names no node below disk %s", device);
     return NULL;
 }
 
-static int put_below(struct hv *hv, int slot, const char *node, struct cancel *cancel,
+static int put_below(struct hv *hv, const char *device, const char *node, struct cancel *cancel,
                      struct err *err)
 {
-    char path[64];
-    (void)snprintf(path, sizeof(path), "/machine/peripheral/slot%d", slot);
+    char path[96];
+    (void)snprintf(path, sizeof(path), "/machine/peripheral/%s", device);
     return qmp_run(hv->qmp, "qom-set",
                    json_pack("{s:s,s:s,s:s}", "path", path, "property", "drive", "value", node), -1,
                    cancel, err);
 }
 
+int qemu_drive_set(struct hv *hv, const char *device, const char *node, struct cancel *cancel,
+                   struct err *err)
+{
+    json_auto_t *now = qemu_drive_node(hv, device, cancel, err);
+    if (now == NULL)
+        return -1;
+    /* QEMU 7.2 dies when a node is to replace itself */
+    return strcmp(json_string_value(now), node) == 0 ? 0 : put_below(hv, device, node, cancel, err);
+}
+
 int qemu_slot_fill(struct hv *hv, int slot, const char *node, struct cancel *cancel,
                    struct err *err)
 {
-    return put_below(hv, slot, node, cancel, err);
+    char name[QEMU_SLOT_NAME_SIZE];
+    qemu_slot_name(slot, name);
+    return put_below(hv, name, node, cancel, err);
 }
 
 int qemu_slot_empty(struct hv *hv, int slot, struct cancel *cancel, struct err *err)
 {
-    json_auto_t *node = node_below(hv, slot, cancel, err);
-    if (node == NULL)
-        return -1;
-    /* QEMU 7.2 dies when a node is to replace itself */
-    return strcmp(json_string_value(node), EMPTY) == 0 ? 0
-                                                       : put_below(hv, slot, EMPTY, cancel, err);
+    char name[QEMU_SLOT_NAME_SIZE];
+    qemu_slot_name(slot, name);
+    return qemu_drive_set(hv, name, EMPTY, cancel, err);
 }
 
 int qemu_slot_list(struct hv *hv, void (*found)(struct hv *hv, int slot, const char *node),
@@ -96,7 +104,9 @@ int qemu_slot_list(struct hv *hv, void (*found)(struct hv *hv, int slot, const c
 {
     for (int slot = QEMU_FIXED_FIRST; slot <= QEMU_SLOTS; slot++) {
         auto_err struct err e = ERR_INIT;
-        json_auto_t *node = node_below(hv, slot, cancel, &e);
+        char device[QEMU_SLOT_NAME_SIZE];
+        qemu_slot_name(slot, device);
+        json_auto_t *node = qemu_drive_node(hv, device, cancel, &e);
         if (node == NULL && e.code == ERR_NOT_FOUND)
             continue; /* of a release that had none */
         if (node == NULL)

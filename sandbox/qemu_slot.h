@@ -19,6 +19,8 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+#include <jansson.h>
+
 #include "base/cancel.h"
 #include "base/err.h"
 #include "base/str.h"
@@ -47,6 +49,13 @@ int qemu_slot_fill(struct hv *hv, int slot, const char *node, struct cancel *can
                    struct err *err);
 /* Empty already: success. */
 int qemu_slot_empty(struct hv *hv, int slot, struct cancel *cancel, struct err *err);
+
+/* The name of the block node below a disk of any kind, which has the id `device`. The caller's;
+ * NULL with *err (NOT_FOUND: there is no such disk). */
+json_t *qemu_drive_node(struct hv *hv, const char *device, struct cancel *cancel, struct err *err);
+/* Puts another node there; fine if it is there already. */
+int qemu_drive_set(struct hv *hv, const char *device, const char *node, struct cancel *cancel,
+                   struct err *err);
 
 /* Of an adopted VM: which fixed disks it has, and the node below each, which `found` is told; "":
  * none. */
