@@ -458,7 +458,7 @@ static bool turn(struct conn *c, int64_t *deadline)
         if (!c->gone)
             *deadline = sooner(*deadline, c->active + c->idle_ns);
         else if (!told)
-            *deadline = now; /* it was lost behind the service's back, and nothing else may wake us */
+            *deadline = now; /* lost behind the service's back: nothing else may wake us */
         return true;
     }
     if (c->linger_end == 0)
