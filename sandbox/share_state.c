@@ -67,7 +67,7 @@ static int begin(struct share_state *s, struct err *err)
     if (getrandom(&epoch, sizeof(epoch), 0) != (ssize_t)sizeof(epoch))
         return err_sys(err, errno, "random bytes");
     s->head->epoch = epoch | 1; /* never 0: a bare slot number is no node id */
-    atomic_thread_fence(memory_order_seq_cst);
+    atomic_signal_fence(memory_order_seq_cst);
     s->head->magic = MAGIC;
     return 0;
 }

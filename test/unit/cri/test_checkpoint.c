@@ -118,7 +118,7 @@ static void test_malformed(void **state)
         {"02:00:00:00:00:01", "02:00:00:00:00:0,", ERR_INVALID},
         {"02:00:00:00:00:01", "02:00:00:00:00:01:02", ERR_INVALID},
         {"\"slot\": 3", "\"slot\": 0", ERR_INVALID},
-        {"\"slot\": 3", "\"slot\": 32", ERR_INVALID},
+        {"\"slot\": 3", "\"slot\": 40", ERR_INVALID},
         {" \"vcpus\": 1", " \"vcpus\": 3", ERR_INVALID},
         {"\"max_bytes\": 1073741824", "\"max_bytes\": 1048576", ERR_INVALID},
         {"\"scratch_bytes\": 16777216", "\"scratch_bytes\": 16777217", ERR_INVALID},
