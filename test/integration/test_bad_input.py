@@ -94,20 +94,18 @@ def _varint(n):
             return out
 
 
-def test_every_unbuilt_method_says_so(daemon):
-    built = {"Version", "Status", "RuntimeConfig", "UpdateRuntimeConfig", "RunPodSandbox", "StopPodSandbox",
-             "RemovePodSandbox", "PodSandboxStatus", "ListPodSandbox", "CreateContainer", "StartContainer",
-             "StopContainer", "RemoveContainer", "ContainerStatus", "ListContainers", "ReopenContainerLog",
-             "ExecSync", "Exec", "Attach", "PortForward", "PullImage", "ImageStatus", "ListImages", "RemoveImage", "ImageFsInfo",
-             "StreamImages", "StreamPodSandboxes", "StreamContainers",
-             "ContainerStats", "ListContainerStats", "StreamContainerStats", "PodSandboxStats", "ListPodSandboxStats",
-             "StreamPodSandboxStats", "GetContainerEvents", "ListMetricDescriptors", "ListPodSandboxMetrics",
-             "StreamPodSandboxMetrics", "UpdateContainerResources", "UpdatePodSandboxResources"}
+def test_the_unbuilt_method_says_so_and_no_other(daemon):
     assert len(METHODS) == 43
     for name, (path, _, _) in METHODS.items():
-        if name not in built:
-            e = fails(daemon.client.raw, path, b"")
-            assert e.code() == grpc.StatusCode.UNIMPLEMENTED and name in e.details(), (name, e.details())
+        if name.startswith("Stream") or name == "GetContainerEvents":
+            continue  # they do not end; test_events.py and test_stats.py have them
+        try:
+            daemon.client.raw(path, b"")
+        except grpc.RpcError as e:
+            assert (e.code() == grpc.StatusCode.UNIMPLEMENTED) == (name == "CheckpointContainer"), (name, e.details())
+            assert name != "CheckpointContainer" or name in e.details()
+        else:
+            assert name != "CheckpointContainer"
 
 
 def test_what_a_vm_pod_cannot_be(daemon):
