@@ -214,9 +214,13 @@ static int machine_down(struct sandbox *s, struct cancel *cancel, struct err *er
         sandbox_drop_machine(s);
     } else if (s->rec.machine[0] != '\0') {
         struct machine_record record = {0};
-        int rc = machine_record_decode(s->rec.machine, &record, err);
-        if (rc == 0)
-            rc = machine_destroy_record(s->rt->deps.factory, s->rec.id, &record, cancel, err);
+        auto_err struct err why = ERR_INIT;
+        bool known = machine_record_decode(s->rec.machine, &record, &why) == 0;
+        if (!known) /* then by its name, as one that was never recorded */
+            log_warn("sandbox's vm is looked for without its record", LOG_STR("sandbox", s->rec.id),
+                     LOG_STR("error", err_msg(&why)));
+        int rc = machine_destroy_record(s->rt->deps.factory, s->rec.id, known ? &record : NULL,
+                                        cancel, err);
         machine_record_clear(&record);
         if (rc < 0)
             return err_wrap(err, "stop machine");
