@@ -13,6 +13,8 @@ from cri import container_config, pb, sandbox_config
 
 COUNTER = "i=0; while :; do i=$((i+1)); echo $i; echo $i > /new; mv /new /count; sleep 0.05; done"
 
+pytestmark = [pytest.mark.vm("what is saved is a VM"), pytest.mark.once("a VM on user-vsock cannot be saved")]
+
 
 class Saved:
     """A restored pod and what tests do with it."""

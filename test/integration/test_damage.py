@@ -196,7 +196,7 @@ def test_a_limit_on_file_sizes(own_daemon, images):
         total, tail = 10000, "x" * 200  # more than fits on the way: a container that ended is not waited for long
         c = pod.start("x", "sh", "-c", f"i=0; while [ $i -lt {total} ]; do i=$((i+1)); echo line number $i {tail}; done")
         log = pod.logs / "x" / "0.log"
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while not log.exists() or log.stat().st_size < 290000:
             assert time.monotonic() < deadline, "the log does not reach its limit"
             time.sleep(0.1)

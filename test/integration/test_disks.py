@@ -53,7 +53,7 @@ def test_a_disk_both_ways(daemon, pod, disk):
     daemon.client.RemoveContainer(container_id=c)
     again = pod.start("z", "sleep", "1000", devices=[device(disk, "/dev/again")])
     assert out(daemon, again, "sha256sum < /dev/again").split()[0] == in_guest
-    assert len([d for d in out(daemon, again, "ls /sys/block").split() if d.startswith("vd")]) == 3  # scratch, image
+    assert len([d for d in out(daemon, again, "ls /sys/block").split() if d.startswith("vd")]) == 4  # scratch, two for images
 
 
 def test_read_only(daemon, pod, disk):

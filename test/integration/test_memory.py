@@ -3,8 +3,11 @@ import re
 import time
 from pathlib import Path
 
+import pytest
 import spares
 from conftest import Pod
+
+pytestmark = [pytest.mark.vm("what an idle VM keeps"), pytest.mark.once("the same on any link")]
 
 PODS = 3
 # Private MiB for each idle pod with a container under emulation. 24 to 27 were measured, 70 without aspis-trim.so.
