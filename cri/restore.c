@@ -373,12 +373,7 @@ static int build(struct work *w, struct cancel *cancel, struct err *err)
         if (container_set_phase(w->containers[i], CONTAINER_CREATED, err) < 0)
             return -1;
     }
-    if (sandbox_set_phase(s, SANDBOX_READY, "", err) < 0)
-        return -1;
-    /* a death reported before it was READY changed nothing */
-    if (!machine_alive(s->machine))
-        return err_set(err, ERR_UNAVAILABLE, "the machine died while it was set up");
-    return 0;
+    return sandbox_become_ready(s, err);
 }
 
 static void undo(struct work *w, const struct err *cause)

@@ -322,6 +322,16 @@ static int build_on_spare(struct sandbox *s, struct spare *sp, struct timeline *
     return sandbox_teardown(s, cancel, err) < 0 ? -1 : 0;
 }
 
+int sandbox_become_ready(struct sandbox *s, struct err *err)
+{
+    if (sandbox_set_phase(s, SANDBOX_READY, "", err) < 0)
+        return -1;
+    /* a death reported before it was READY changed nothing (bury_machine) */
+    if (!machine_alive(s->machine))
+        return err_set(err, ERR_UNAVAILABLE, "the machine died while it was set up");
+    return 0;
+}
+
 static int build(struct sandbox *s, struct spare *sp, struct timeline *t, struct cancel *cancel,
                  struct err *err)
 {
@@ -337,12 +347,7 @@ static int build(struct sandbox *s, struct spare *sp, struct timeline *t, struct
     timeline_mark(t, "pod configured");
     if (FAILPOINT("sandbox.ready", err) < 0)
         return -1;
-    if (sandbox_set_phase(s, SANDBOX_READY, "", err) < 0)
-        return -1;
-    /* a death reported before it was READY changed nothing (bury_machine) */
-    if (!machine_alive(s->machine))
-        return err_set(err, ERR_UNAVAILABLE, "the machine died while it was set up");
-    return 0;
+    return sandbox_become_ready(s, err);
 }
 
 /* Another call is making this sandbox, or has made it. 1: it failed and is gone, try as the first.

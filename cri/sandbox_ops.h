@@ -34,6 +34,9 @@ bool sandbox_set_machine(struct sandbox *s, struct machine *m);
  * sandbox, which kubelet will stop and remove again. */
 void sandbox_undo(struct sandbox *s, const struct err *cause);
 
+/* The last step of making one: READY on disk, unless its machine died meanwhile. */
+int sandbox_become_ready(struct sandbox *s, struct err *err);
+
 /* For recovery. */
 struct machine_spec sandbox_machine_spec(struct sandbox *s);
 /* sandbox_config.c: what ConfigurePod says of the pod. */
