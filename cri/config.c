@@ -81,6 +81,7 @@ static const struct key keys[] = {
     {"machine", "guest_silence_seconds", SECONDS, AT(guest_silence_ns), .number = 30, .min = 0,
      .max = 86400},
     {"machine", "templates", FLAG, AT(machine.templates), .number = 1},
+    {"machine", "fork", FLAG, AT(machine.fork), .number = 1},
     {"machine", "idle_trim_seconds", NUMBER, AT(machine.idle_seconds), .number = 15, .min = 0,
      .max = 86400},
     {"machine", "privileged_pods", CHOICE, AT(privileged_pods), .text = "host",

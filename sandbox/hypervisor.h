@@ -126,6 +126,13 @@ struct hv_spec {
      * then has a copy of the template's RAM. */
     bool user_vsock;
     const char *vsock_helper;
+    /* A VM that others are to be copied from (freeze()), with this library (qemu_fork.c); NULL: none
+     * such. */
+    const char *fork_library;
+    /* Such a VM, frozen, and its scratch disk, of which scratch_fd is a copy: the new VM is a copy
+     * of its process instead of anything else. NULL: none. */
+    struct hv *fork_of;
+    int fork_scratch_fd;
 };
 
 struct hv_callbacks {
@@ -175,6 +182,9 @@ struct hv_ops {
                   struct err *err);
     /* What there is now. */
     int (*size)(struct hv *hv, struct hv_size *out, struct cancel *cancel, struct err *err);
+    /* Stops a VM launched with fork_library for good, so that it can be copied; its link is closed
+     * already. May be NULL. */
+    int (*freeze)(struct hv *hv, struct cancel *cancel, struct err *err);
     /* Writes the device state of a VM launched to become a template; it does not run after that and
      * can only be quit. Not for others. */
     int (*save)(struct hv *hv, int state_fd, struct cancel *cancel, struct err *err);

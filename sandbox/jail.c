@@ -47,6 +47,8 @@ static void build_argv(const struct jail_opts *o, int status_fd, struct strv *a)
         strv_add(a, "--proc");
     if (o->proc_self)
         strv_add(a, "--proc-self");
+    if (o->share_pid)
+        strv_add(a, "--share-pid");
     if (o->share_net)
         strv_add(a, "--share-net");
     if (o->tmp_bytes > 0)

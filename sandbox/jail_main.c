@@ -50,7 +50,7 @@ struct options {
     const char *cwd;
     const char *oom_score_adj;
     uint64_t caps; /* kept: bit N is capability N */
-    bool share_net;
+    bool share_net, share_pid;
     int status_fd;
     char **argv;
 };
@@ -75,6 +75,7 @@ enum {
     OPT_PROC_SELF,
     OPT_TMP,
     OPT_SHARE_NET,
+    OPT_SHARE_PID,
     OPT_RLIMIT,
     OPT_OOM,
     OPT_SETENV,
@@ -94,6 +95,7 @@ static const struct option long_options[] = {
     {"proc", no_argument, NULL, OPT_PROC},
     {"proc-self", no_argument, NULL, OPT_PROC_SELF},
     {"tmp", required_argument, NULL, OPT_TMP},
+    {"share-pid", no_argument, NULL, OPT_SHARE_PID},
     {"share-net", no_argument, NULL, OPT_SHARE_NET},
     {"rlimit", required_argument, NULL, OPT_RLIMIT},
     {"oom-score-adj", required_argument, NULL, OPT_OOM},
@@ -146,7 +148,8 @@ static int add_limit(struct options *o, const char *arg, struct err *err)
     return err_set(err, ERR_INVALID, "unknown rlimit \"%s\"", arg);
 }
 
-/* What a file server needs to act for any user; nothing else may be asked for. */
+/* What a file server needs to act for any user, and what a VM needs whose copies are to lock
+ * themselves in; nothing else may be asked for. */
 static const struct {
     const char *name;
     int cap;
@@ -155,6 +158,10 @@ static const struct {
     {"dac_override", CAP_DAC_OVERRIDE},
     {"fowner", CAP_FOWNER},
     {"fsetid", CAP_FSETID},
+    {"setgid", CAP_SETGID},
+    {"setuid", CAP_SETUID},
+    {"setpcap", CAP_SETPCAP},
+    {"sys_admin", CAP_SYS_ADMIN},
 };
 
 static int add_cap(struct options *o, const char *arg, struct err *err)
@@ -203,6 +210,9 @@ static int take_option(struct options *o, int opt, const char *arg, struct err *
         return 0;
     case OPT_TMP:
         return number(arg, UINT64_MAX, &o->root.tmp_bytes, err);
+    case OPT_SHARE_PID:
+        o->share_pid = true;
+        return 0;
     case OPT_SHARE_NET:
         o->share_net = true;
         return 0;
@@ -353,7 +363,7 @@ static int drop_privileges(uint32_t uid, uint64_t keep, struct err *err)
     }
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
         return err_sys(err, errno, "set no_new_privs");
-    if (setuid(0) == 0)
+    if ((keep & UINT64_C(1) << CAP_SETUID) == 0 && setuid(0) == 0)
         return err_set(err, ERR_INTERNAL, "still able to become root");
     return 0;
 }
@@ -411,7 +421,7 @@ static int prepare(struct options *o, struct err *err)
 static int start(struct options *o, struct err *err)
 {
     /* CLONE_PARENT: the daemon is the program's parent and gets its exit status */
-    struct clone_args args = {.flags = CLONE_PARENT | CLONE_NEWPID};
+    struct clone_args args = {.flags = CLONE_PARENT | (o->share_pid ? 0 : CLONE_NEWPID)};
     long pid = syscall(SYS_clone3, &args, sizeof(args));
     if (pid < 0)
         return err_sys(err, errno, "clone");

@@ -161,6 +161,8 @@ static int open_scratch(struct machine *m, const struct machine_how *how, struct
     (void)unlink(path); /* of an attempt that was cut short */
     if (how->restore != NULL)
         return machine_restore_scratch(path, how->restore, err);
+    if (how->fork_of != NULL)
+        return scratch_copy(how->fork_scratch_fd, path, err);
     if (how->tpl != NULL && how->tpl->state_fd >= 0)
         return scratch_copy(how->tpl->scratch_fd, path, err);
     return scratch_create(m->f->config.state_root, path, m->f->config.scratch_bytes, cancel, err);
@@ -219,7 +221,7 @@ static int start_hv(struct machine *m, const struct machine_spec *spec,
         return -1;
     timeline_mark(spec->timeline, "cgroup and scratch disk");
     /* a template's size is fixed: machine_fit() does the rest */
-    struct machine_size size = how->tpl != NULL ? machine_base_size(f) : machine_spec_size(f, spec);
+    struct machine_size size = how->tpl != NULL || how->fork_of != NULL ? machine_base_size(f) : machine_spec_size(f, spec);
     struct hv_restore saved = {.state_fd = -1};
     if (how->restore != NULL) {
         const struct hv_shape *shape = &how->restore->image->shape;
@@ -244,6 +246,9 @@ static int start_hv(struct machine *m, const struct machine_spec *spec,
     hs.scratch_fd = scratch;
     hs.cid = m->record.cid;
     hs.tpl = how->tpl;
+    hs.fork_library = spec->zygote ? f->fork_library : NULL;
+    hs.fork_of = how->fork_of != NULL ? how->fork_of->hv : NULL;
+    hs.fork_scratch_fd = how->fork_scratch_fd;
     hs.user_vsock = uses_user_vsock(m);
     hs.vsock_helper = f->config.vsock_helper;
     m->record.boot_bytes = m->record.memory_bytes = size.memory_bytes;
@@ -255,7 +260,7 @@ static int start_hv(struct machine *m, const struct machine_spec *spec,
     struct hv_process p = m->ops->process(m->hv);
     m->record.pid = p.pid;
     m->record.pid_start_time = p.start_time;
-    timeline_mark(spec->timeline, how->tpl != NULL ? "clone: qemu" : "boot: qemu");
+    timeline_mark(spec->timeline, how->fork_of != NULL ? "copy: qemu" : how->tpl != NULL ? "clone: qemu" : "boot: qemu");
     return 0;
 }
 
@@ -360,7 +365,7 @@ static int boot_steps(struct machine *m, const struct machine_spec *spec,
         return -1;
     m->uid_taken = true;
     m->record.accel = xstrdup(accel_name(how->accel));
-    m->record.cloned = how->tpl != NULL && how->tpl->state_fd >= 0;
+    m->record.cloned = (how->tpl != NULL && how->tpl->state_fd >= 0) || how->fork_of != NULL;
     if (spec->tap_fd >= 0)
         m->guest_mac = xstrdup(how->guest_mac != NULL ? how->guest_mac
                                : spec->mac != NULL    ? spec->mac
@@ -542,7 +547,9 @@ struct machine *machine_start(struct machine_factory *f, const struct machine_sp
     (void)pthread_mutex_lock(&f->lock);
     struct machine_how how = {.accel = f->accel, .timeout_ns = f->config.boot_timeout_ns};
     (void)pthread_mutex_unlock(&f->lock);
-    struct machine *m = clone_template(f, spec, how.accel, cb, cancel);
+    struct machine *m = machine_fork(f, spec, how.accel, cb, cancel);
+    if (m == NULL && cancel_check(cancel, NULL) == 0)
+        m = clone_template(f, spec, how.accel, cb, cancel);
     if (m == NULL && cancel_check(cancel, err) == 0) {
         if (spec->spare)
             (void)err_set(err, ERR_UNAVAILABLE, "there is no template to clone");

@@ -72,6 +72,7 @@ struct machine_config {
     int64_t kvm_probe_timeout_ns;
     bool templates;          /* clone a booted VM where one fits, instead of booting */
     uint32_t idle_seconds;   /* after which an emulated clone gives back translations; 0: never */
+    bool fork;               /* copy a warmed-up VM's process where that works (machine_fork.c) */
     const char *cgroup_root; /* cgroup of pods without a parent: "/aspis" */
 };
 
@@ -110,6 +111,7 @@ struct machine_spec {
     uint64_t memory_needed_bytes; /* what its containers may use together where they have limits */
     int64_t cpu_quota;            /* of the pod; <= 0: none */
     uint64_t cpu_period;
+    bool zygote; /* a spare that machine_freeze() is to follow; no libraries needed: UNIMPLEMENTED */
     bool spare;                /* for a pod that is not known yet: see machine_claim() */
     int tap_fd;                /* borrowed (dup'ed); -1: no NIC */
     const char *mac;           /* of the NIC; NULL: any, see machine_guest_mac() */
@@ -168,6 +170,18 @@ bool machine_is_current(struct machine *m);
  * After a failure it can only be destroyed. */
 int machine_claim(struct machine *m, const struct machine_spec *spec,
                   const struct machine_callbacks *cb, struct cancel *cancel, struct err *err);
+
+/* The zygote (machine_fork.c). Whether one is of use here, once the accelerator is known. */
+bool machine_can_fork(struct machine_factory *f);
+/* A machine of `zygote` that was warmed up: only machine_set_zygote(), destroy and free may
+ * follow. */
+int machine_freeze(struct machine *m, struct cancel *cancel, struct err *err);
+/* From now on VMs are copies of this frozen machine, which stays the caller's, where they can be;
+ * NULL: of none. Waits for copies under way. failed(arg) is called, from any thread and under the
+ * factory's lock, when a copy came to nothing or the machine is out of date. */
+void machine_set_zygote(struct machine_factory *f, struct machine *m, void (*failed)(void *arg),
+                        void *arg);
+bool machine_is_copy(const struct machine *m);
 /* Takes over a VM of an earlier daemon: pidfd, QMP query-status, agent Hello. NOT_FOUND when it is
  * gone. */
 struct machine *machine_adopt(struct machine_factory *f, const struct machine_spec *spec,

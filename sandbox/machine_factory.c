@@ -222,6 +222,8 @@ struct machine_factory *machine_factory_new(const struct machine_config *config,
     f->pages_library = find_library(config->jail_helper, "aspis-pages.so");
     f->trim_library = find_library(config->jail_helper, "aspis-trim.so");
     f->disas_library = find_library(config->jail_helper, "aspis-disas.so");
+    f->fork_library = find_library(config->jail_helper, "aspis-fork.so");
+    (void)pthread_rwlock_init(&f->zygote_lock, NULL);
     f->config.vsock_helper = xstrdup(config->vsock_helper);
     f->config.run_root = xstrdup(config->run_root);
     f->config.state_root = xstrdup(config->state_root);
@@ -285,6 +287,8 @@ void machine_factory_free(struct machine_factory *f)
     free(f->pages_library);
     free(f->trim_library);
     free(f->disas_library);
+    free(f->fork_library);
+    (void)pthread_rwlock_destroy(&f->zygote_lock);
     free_string(f->config.vsock_helper);
     free_string(f->config.run_root);
     free_string(f->config.state_root);

@@ -40,6 +40,11 @@ struct machine_factory {
     char *accel_undecided_text; /* what it was before: others may still show it */
     pthread_mutex_t deciding;   /* held by who probes */
 
+    char *fork_library;                /* as pages_library */
+    pthread_rwlock_t zygote_lock;      /* read while its process is copied */
+    struct machine *zygote;            /* frozen, borrowed; NULL: none */
+    void (*zygote_failed)(void *arg);  /* see machine_set_zygote() */
+    void *zygote_arg;
     struct template_pool *templates; /* NULL: none are wanted */
     struct mirror_watch *mirror_watch;
     char *spare_cgroup_root; /* of the VMs that have no pod yet */
@@ -96,6 +101,8 @@ struct machine_how {
     int64_t timeout_ns;
     const struct hv_template *tpl;         /* NULL: an ordinary boot */
     const char *guest_mac;                 /* of tpl's NIC; NULL: the spec's */
+    struct machine *fork_of;               /* a frozen machine to copy, or NULL */
+    int fork_scratch_fd;                   /* its scratch disk */
     const struct machine_restore *restore; /* NULL: not from a saved VM */
 };
 
@@ -112,6 +119,7 @@ struct machine {
     /* Fixed once started (the cgroup of a spare: once claimed), but for memory_bytes and vcpus,
      * which are under lock. */
     struct machine_record record;
+    bool forked;              /* constant once started: a copy of a warmed-up VM */
     struct template *tpl;     /* what it is a clone of, or NULL */
     const struct hv_ops *ops; /* constant */
     struct hv *hv;            /* fixed once started; NULL before */
@@ -163,6 +171,14 @@ struct machine *machine_boot(struct machine_factory *f, const struct machine_spe
  * machine_destroy() and machine_free() may follow. */
 int machine_save(struct machine *m, int state_fd, struct cancel *cancel, struct err *err);
 char *machine_scratch_path(const struct machine *m); /* the caller's */
+
+/* machine_fork.c: a copy of the zygote, or NULL when there is none that fits, or it failed. */
+struct machine *machine_fork(struct machine_factory *f, const struct machine_spec *spec,
+                             enum accel accel, const struct machine_callbacks *cb,
+                             struct cancel *cancel);
+
+/* template.h, for machine_fork.c */
+struct template *template_ref(struct template *t);
 
 /* accel.c: the verdict of an earlier daemon of this boot, for the same QEMU, kernel and initrd. */
 void accel_load(struct machine_factory *f);

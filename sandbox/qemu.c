@@ -24,7 +24,9 @@
 #include "base/str.h"
 #include "proto/frame.h"
 #include "sandbox/jail.h"
+#include "sandbox/qemu_fork.h"
 #include "sandbox/qemu_vm.h"
+#include "sandbox/qemu_zygote.h"
 #include "sandbox/sockets.h"
 
 #define LINGER_NS INT64_C(1000000000)
@@ -112,7 +114,9 @@ static void on_closed(void *arg, const char *reason)
     struct hv *hv = arg;
     hv->qmp_closed = true;
     (void)eventfd_write(hv->migrated, 1);
-    if (strstr(reason, "closed by qemu") != NULL) {
+    if (atomic_load(&hv->frozen)) {
+        /* as it was asked to */
+    } else if (strstr(reason, "closed by qemu") != NULL) {
         /* it is on its way out and should be left to say with which status */
         hv->linger = loop_add_timer(hv->watch.control, LINGER_NS, on_linger, hv, NULL);
     } else {
@@ -132,7 +136,8 @@ static struct hv *make(const char *run_dir, struct loop *control, const struct h
     hv->run_dir = xstrdup(run_dir);
     hv->vsock = (struct spawn_proc)SPAWN_PROC_INIT;
     (void)pthread_mutex_init(&hv->disks, NULL);
-    hv->migrated = -1;
+    (void)pthread_mutex_init(&hv->forking, NULL);
+    hv->migrated = hv->fork_fd = -1;
     int ret = hv_watch_init(&hv->watch, control, report_if_over, hv, err);
     if (ret == 0 && (hv->migrated = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) < 0)
         ret = err_sys(err, errno, "make eventfd");
@@ -163,6 +168,8 @@ static void qemu_free(struct hv *hv)
     console_free(hv->output);
     cleanup_closep(&hv->vsock.pidfd);
     cleanup_closep(&hv->migrated);
+    cleanup_closep(&hv->fork_fd);
+    (void)pthread_mutex_destroy(&hv->forking);
     hv_watch_clear(&hv->watch);
     for (size_t i = 0; i < ARRAY_LEN(hv->slots); i++)
         free(hv->slots[i]);
@@ -204,6 +211,7 @@ static int open_control(struct hv *hv, struct err *err)
 struct endpoints {
     int control, console, channel[LINK_CHANNELS], output[2], vhost;
     int vsock_listen, vsock, ram; /* of aspis-vsock */
+    int fork[2];                  /* ours and that of aspis-fork.so */
 };
 
 static void close_endpoints(struct endpoints *e)
@@ -218,6 +226,8 @@ static void close_endpoints(struct endpoints *e)
     cleanup_closep(&e->vsock_listen);
     cleanup_closep(&e->vsock);
     cleanup_closep(&e->ram);
+    cleanup_closep(&e->fork[0]);
+    cleanup_closep(&e->fork[1]);
 }
 
 /* Whether QEMU serves the channels itself. */
@@ -244,7 +254,43 @@ static int make_endpoints(const struct hv_spec *s, struct endpoints *e, struct e
         return -1;
     if (pipe2(e->output, O_CLOEXEC) < 0)
         return err_sys(err, errno, "make pipe");
+    if (s->fork_library != NULL &&
+        socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, e->fork) < 0)
+        return err_sys(err, errno, "make socket pair");
     return 0;
+}
+
+#define MAX_FDS 20
+
+static size_t list_fds(const struct hv_spec *s, const struct endpoints *e,
+                       struct spawn_fd fds[MAX_FDS])
+{
+    size_t n = 0;
+    fds[n++] = (struct spawn_fd){1, e->output[1]};
+    fds[n++] = (struct spawn_fd){2, e->output[1]};
+    fds[n++] = (struct spawn_fd){QEMU_FD_CONTROL, e->control};
+    fds[n++] = (struct spawn_fd){QEMU_FD_CONSOLE, e->console};
+    for (int i = 0; has_ports(s) && i < LINK_CHANNELS; i++)
+        fds[n++] = (struct spawn_fd){QEMU_FD_CHANNEL + i, e->channel[i]};
+    if (s->tap_fd >= 0)
+        fds[n++] = (struct spawn_fd){QEMU_FD_TAP, s->tap_fd};
+    if (s->scratch_fd >= 0)
+        fds[n++] = (struct spawn_fd){QEMU_FD_SCRATCH, s->scratch_fd};
+    if (s->fork_of != NULL)
+        return n;
+    if (e->vhost >= 0)
+        fds[n++] = (struct spawn_fd){QEMU_FD_VHOST, e->vhost};
+    if (e->vsock >= 0)
+        fds[n++] = (struct spawn_fd){QEMU_FD_VSOCK, e->vsock};
+    if (s->tpl != NULL)
+        fds[n++] = (struct spawn_fd){QEMU_FD_RAM, s->tpl->ram_fd};
+    if (qemu_is_clone(s))
+        fds[n++] = (struct spawn_fd){QEMU_FD_STATE, s->tpl->state_fd};
+    if (s->restore != NULL)
+        fds[n++] = (struct spawn_fd){QEMU_FD_STATE, s->restore->state_fd};
+    if (e->fork[1] >= 0)
+        fds[n++] = (struct spawn_fd){QEMU_FD_FORK, e->fork[1]};
+    return n;
 }
 
 static int start_process(struct hv *hv, const struct hv_spec *s, const struct endpoints *e,
@@ -264,52 +310,38 @@ static int start_process(struct hv *hv, const struct hv_spec *s, const struct en
     binds[n++] = (struct jail_bind){.src = "/usr/share/qemu"};
     binds[n++] = (struct jail_bind){.src = "/usr/share/seabios", .optional = true};
     /* what QEMU frees is to be free: one arena, nothing kept by GLib or in ever larger blocks */
-    const char *env[] = {"G_SLICE=always-malloc",
-                         "MALLOC_ARENA_MAX=1",
-                         "MALLOC_MMAP_THRESHOLD_=131072",
-                         "MALLOC_TRIM_THRESHOLD_=131072",
-                         NULL,
-                         NULL};
-    bool preload = false;
+    auto_strv struct strv env = {0};
+    strv_add(&env, "G_SLICE=always-malloc");
+    strv_add(&env, "MALLOC_ARENA_MAX=1");
+    strv_add(&env, "MALLOC_MMAP_THRESHOLD_=131072");
+    strv_add(&env, "MALLOC_TRIM_THRESHOLD_=131072");
+    auto_buf struct buf preload = BUF_INIT(KiB(1));
+    if (s->fork_library != NULL) { /* before the others: it has what aspis-pages.so has of theirs */
+        binds[n++] = (struct jail_bind){.src = s->fork_library, .dst = QEMU_JAIL_FORK};
+        (void)buf_puts(&preload, QEMU_JAIL_FORK ":");
+        strv_addf(&env, FORK_FD_VARIABLE "=%d", QEMU_FD_FORK);
+    }
     if (qemu_is_clone(s) && s->pages_library != NULL) {
         binds[n++] = (struct jail_bind){.src = s->pages_library, .dst = QEMU_JAIL_PAGES};
-        preload = true;
-        env[ARRAY_LEN(env) - 2] = "LD_PRELOAD=" QEMU_JAIL_PAGES;
+        (void)buf_puts(&preload, QEMU_JAIL_PAGES ":");
     }
     if (qemu_is_clone(s) && s->thrift.disas != NULL) {
         binds[n++] = (struct jail_bind){.src = s->thrift.disas, .dst = QEMU_JAIL_DISAS};
-        env[ARRAY_LEN(env) - 2] = preload ? "LD_PRELOAD=" QEMU_JAIL_PAGES ":" QEMU_JAIL_DISAS
-                                          : "LD_PRELOAD=" QEMU_JAIL_DISAS;
+        (void)buf_puts(&preload, QEMU_JAIL_DISAS);
     }
+    if (preload.len > 0)
+        strv_addf(&env, "LD_PRELOAD=%s", buf_str(&preload));
     if (qemu_trims(s))
         binds[n++] = (struct jail_bind){.src = s->thrift.trim, .dst = QEMU_JAIL_TRIM};
     if (!qemu_is_incoming(s)) {
         binds[n++] = (struct jail_bind){.src = s->kernel, .dst = QEMU_JAIL_KERNEL};
         binds[n++] = (struct jail_bind){.src = s->initrd, .dst = QEMU_JAIL_INITRD};
     }
-    struct spawn_fd fds[20];
-    size_t n_fds = 0;
-    fds[n_fds++] = (struct spawn_fd){1, e->output[1]};
-    fds[n_fds++] = (struct spawn_fd){2, e->output[1]};
-    fds[n_fds++] = (struct spawn_fd){QEMU_FD_CONTROL, e->control};
-    fds[n_fds++] = (struct spawn_fd){QEMU_FD_CONSOLE, e->console};
-    for (int i = 0; has_ports(s) && i < LINK_CHANNELS; i++)
-        fds[n_fds++] = (struct spawn_fd){QEMU_FD_CHANNEL + i, e->channel[i]};
-    if (s->tap_fd >= 0)
-        fds[n_fds++] = (struct spawn_fd){QEMU_FD_TAP, s->tap_fd};
-    if (s->scratch_fd >= 0)
-        fds[n_fds++] = (struct spawn_fd){QEMU_FD_SCRATCH, s->scratch_fd};
-    if (e->vhost >= 0)
-        fds[n_fds++] = (struct spawn_fd){QEMU_FD_VHOST, e->vhost};
-    if (e->vsock >= 0)
-        fds[n_fds++] = (struct spawn_fd){QEMU_FD_VSOCK, e->vsock};
-    if (s->tpl != NULL)
-        fds[n_fds++] = (struct spawn_fd){QEMU_FD_RAM, s->tpl->ram_fd};
-    if (qemu_is_clone(s))
-        fds[n_fds++] = (struct spawn_fd){QEMU_FD_STATE, s->tpl->state_fd};
-    if (s->restore != NULL)
-        fds[n_fds++] = (struct spawn_fd){QEMU_FD_STATE, s->restore->state_fd};
+    struct spawn_fd fds[MAX_FDS];
+    size_t n_fds = list_fds(s, e, fds);
     const struct jail_rlimit limits[] = {{"nofile", QEMU_NOFILE}, {"core", 0}};
+    /* for its copies' sake, each of which makes a jail of its own and gives these up (qemu_fork.c) */
+    static const char *const zygote_caps[] = {"setgid", "setuid", "setpcap", "sys_admin", NULL};
     const char *devices[] = {s->accel == ACCEL_KVM ? "/dev/kvm" : NULL, NULL};
     struct jail_opts jail = {
         .helper = s->jail_helper,
@@ -322,12 +354,25 @@ static int start_process(struct hv *hv, const struct hv_spec *s, const struct en
         .n_rlimits = ARRAY_LEN(limits),
         .proc_self = s->tpl != NULL, /* the way to a descriptor by name */
         .argv = (const char *const *)argv.v,
-        .env = env,
+        .env = (const char *const *)env.v,
+        .caps = s->fork_library != NULL ? zygote_caps : NULL,
+        .share_pid = s->fork_library != NULL,
         .fds = fds,
         .n_fds = n_fds,
     };
     struct spawn_proc proc;
     if (jail_spawn(&jail, cancel, &proc, err) < 0)
+        return -1;
+    hv_watch_launched(&hv->watch, &proc);
+    return 0;
+}
+
+static int start_copy(struct hv *hv, const struct hv_spec *s, const struct endpoints *e,
+                      struct cancel *cancel, struct err *err)
+{
+    struct spawn_fd fds[MAX_FDS];
+    struct spawn_proc proc;
+    if (qemu_fork(s, fds, list_fds(s, e, fds), cancel, &proc, err) < 0)
         return -1;
     hv_watch_launched(&hv->watch, &proc);
     return 0;
@@ -365,8 +410,10 @@ static int launch_steps(struct hv *hv, const struct hv_spec *spec, struct endpoi
     if (s->user_vsock &&
         (e->vsock = qemu_vsock_start(hv, s, e->vsock_listen, e->output[1], cancel, err)) < 0)
         return -1;
-    if (FAILPOINT("machine.spawn", err) < 0 || start_process(hv, s, e, cancel, err) < 0)
+    if (FAILPOINT("machine.spawn", err) < 0 ||
+        (s->fork_of != NULL ? start_copy : start_process)(hv, s, e, cancel, err) < 0)
         return -1;
+    hv->fork_fd = take_fd(&e->fork[0]);
     close_endpoints(e); /* only QEMU holds them now, so its death is seen as end of stream */
     if (hv_watch_begin(&hv->watch, err) < 0)
         return -1;
@@ -374,6 +421,8 @@ static int launch_steps(struct hv *hv, const struct hv_spec *spec, struct endpoi
         explain(hv, err);
         return -1;
     }
+    if (s->fork_of != NULL)
+        return qmp_run(hv->qmp, "cont", NULL, -1, cancel, err);
     if (qemu_is_clone(s) && (qemu_load_state(hv, s->user_vsock, cancel, err) < 0 ||
                              (s->user_vsock && qemu_vsock_plug(hv, cancel, err) < 0))) {
         explain(hv, err);
@@ -389,7 +438,7 @@ static int launch_steps(struct hv *hv, const struct hv_spec *spec, struct endpoi
 static struct hv *qemu_launch(const struct hv_spec *spec, struct loop *control,
                               const struct hv_callbacks *cb, struct cancel *cancel, struct err *err)
 {
-    struct endpoints e = {-1, -1, {-1, -1, -1}, {-1, -1}, -1, -1, -1, -1};
+    struct endpoints e = {-1, -1, {-1, -1, -1}, {-1, -1}, -1, -1, -1, -1, {-1, -1}};
     struct hv *hv = make(spec->run_dir, control, cb, err);
     if (hv == NULL)
         return NULL;
@@ -503,6 +552,7 @@ const struct hv_ops qemu_hv = {
     .remove_disk = qemu_remove_disk,
     .resize = qemu_resize,
     .size = qemu_size,
+    .freeze = qemu_freeze,
     .save = qemu_save,
     .used = qemu_used,
     .checkpoint = qemu_checkpoint,

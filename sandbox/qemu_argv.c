@@ -71,7 +71,7 @@ bool qemu_is_clone(const struct hv_spec *s)
 bool qemu_trims(const struct hv_spec *s)
 {
     return qemu_is_clone(s) && s->accel == ACCEL_TCG && s->thrift.trim != NULL &&
-           s->trim_seconds > 0;
+           s->trim_seconds > 0 && s->fork_library == NULL;
 }
 
 bool qemu_is_incoming(const struct hv_spec *s)

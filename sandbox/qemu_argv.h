@@ -23,11 +23,13 @@ enum {
     QEMU_FD_RAM,
     QEMU_FD_STATE,
     QEMU_FD_VSOCK, /* of aspis-vsock */
+    QEMU_FD_FORK,  /* for aspis-fork.so */
 };
 
 #define QEMU_JAIL_KERNEL "/aspis/vmlinuz"
 #define QEMU_JAIL_INITRD "/aspis/initrd"
 #define QEMU_JAIL_PAGES "/aspis/pages.so"
+#define QEMU_JAIL_FORK "/aspis/fork.so"
 #define QEMU_JAIL_TRIM "/aspis/trim.so"
 #define QEMU_JAIL_DISAS "/aspis/disas.so"
 #define QEMU_TB_MIB "64"          /* of TCG's translations */

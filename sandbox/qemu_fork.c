@@ -113,6 +113,9 @@ static struct shared shared[MAX_SHARED];
 static unsigned n_shared;
 static struct sock_filter filter[4096];
 static struct sock_fprog program = {.filter = filter};
+static bool active; /* in the children too */
+static char *name;  /* the value of -name among the arguments */
+static size_t name_size;
 static unsigned long offload;
 static bool offload_known;
 
@@ -147,7 +150,7 @@ static int park_signal(void)
 /* QEMU blocks all signals in most of its threads. */
 static const sigset_t *let_through(int how, const sigset_t *set, sigset_t *copy)
 {
-    if (control < 0 || set == NULL || how == SIG_UNBLOCK)
+    if (!active || set == NULL || how == SIG_UNBLOCK)
         return set;
     *copy = *set;
     (void)sigdelset(copy, park_signal());
@@ -171,7 +174,7 @@ EXPORT int sigprocmask(int how, const sigset_t *set, sigset_t *old)
 /* As in qemu_pages.c, and the children need all of the memory. */
 EXPORT int madvise(void *addr, size_t len, int advice)
 {
-    if (advice == MADV_DONTFORK || (advice == MADV_HUGEPAGE && (len < (32UL << 20) || control >= 0)))
+    if (advice == MADV_DONTFORK || (advice == MADV_HUGEPAGE && (len < (32UL << 20) || active)))
         return 0;
     return (int)syscall(SYS_madvise, addr, len, advice);
 }
@@ -186,7 +189,7 @@ EXPORT int seccomp_load(const scmp_filter_ctx ctx)
     if (n <= 0 || (size_t)n == sizeof(filter))
         return -EINVAL;
     program.len = (unsigned short)((size_t)n / sizeof(filter[0]));
-    if (control >= 0)
+    if (active)
         return 0;
     return syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, &program) == 0
                ? 0
@@ -343,6 +346,9 @@ static const char *lock_in(void)
         return "drop capabilities";
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
         return "set no_new_privs";
+    /* as after execve: the daemon tells its VMs by their /proc directories' owners */
+    if (prctl(PR_SET_DUMPABLE, 1, 0, 0, 0) < 0)
+        return "set dumpable";
     return NULL;
 }
 
@@ -379,6 +385,8 @@ static void be_child(void)
     errno = 0;
     (void)close(control);
     control = -1;
+    if (name != NULL && strlen(request.name) + 1 == name_size)
+        memcpy(name, request.name, name_size);
     const char *bad = replace_all();
     if (bad != NULL)
         give_up(word, bad);
@@ -422,18 +430,23 @@ static bool serve(void)
     }
 }
 
+static struct thread *this_thread(void)
+{
+    pid_t tid = (pid_t)syscall(SYS_gettid);
+    for (unsigned i = 0; i < n_threads; i++) {
+        if (threads[i].tid == tid)
+            return &threads[i];
+    }
+    return NULL;
+}
+
 static void on_park(int sig, siginfo_t *info, void *context)
 {
     (void)sig;
     (void)info;
     (void)context;
     int saved = errno;
-    pid_t tid = (pid_t)syscall(SYS_gettid);
-    struct thread *t = NULL;
-    for (unsigned i = 0; i < n_threads; i++) {
-        if (threads[i].tid == tid)
-            t = &threads[i];
-    }
+    struct thread *const t = this_thread();
     if (t == NULL)
         return;
     volatile bool back = false;
@@ -491,6 +504,10 @@ static int describe(struct descriptor *d)
     d->flags = fcntl(d->fd, F_GETFL);
     d->fd_flags = fcntl(d->fd, F_GETFD);
     d->kind = OTHER;
+    struct sockaddr_storage peer;
+    socklen_t peer_size = sizeof(peer);
+    if (S_ISSOCK(st.st_mode) && getpeername(d->fd, (struct sockaddr *)&peer, &peer_size) == 0)
+        return -1; /* somebody is still connected */
     if (strcmp(target, "anon_inode:[eventfd]") == 0)
         d->kind = EVENTFD;
     else if (strcmp(target, "anon_inode:[eventpoll]") == 0)
@@ -679,12 +696,21 @@ static void *helper_thread(void *arg)
     _exit(0); /* nobody is left to ask for a copy */
 }
 
-__attribute__((constructor)) static void begin(void)
+/* glibc gives constructors what it gives main(). */
+__attribute__((constructor)) static void begin(int argc, char **argv)
 {
     const char *text = getenv("ASPIS_FORK_FD");
     if (text == NULL)
         return;
+    for (int i = 1; i + 1 < argc; i++) {
+        static const char prefix[] = "guest=";
+        if (strcmp(argv[i], "-name") == 0 && strncmp(argv[i + 1], prefix, sizeof(prefix) - 1) == 0) {
+            name = argv[i + 1] + sizeof(prefix) - 1;
+            name_size = strlen(name) + 1;
+        }
+    }
     control = (int)strtol(text, NULL, 10);
+    active = true;
     struct sigaction act = {.sa_sigaction = on_park, .sa_flags = SA_SIGINFO};
     (void)sigfillset(&act.sa_mask);
     pthread_t t;

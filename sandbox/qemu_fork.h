@@ -18,7 +18,10 @@
 struct fork_request {
     uint32_t uid; /* of the child; 0: it stays who it is, and a child of the process */
     uint32_t n_targets;
-    int32_t targets[FORK_MAX_FDS]; /* the descriptors to replace, in the order of those sent */
+    /* The descriptors to replace, in the order of those sent; -1: another descriptor of the file to
+     * replace is sent after the new one. */
+    int32_t targets[FORK_MAX_FDS];
+    char name[256]; /* takes the place of what -name says, if as long: how a process is found */
 };
 
 struct fork_reply {

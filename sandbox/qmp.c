@@ -319,6 +319,18 @@ static void push_work(void *arg)
     qmp_unref(arg);
 }
 
+static void finish_work(void *arg)
+{
+    struct qmp *q = arg;
+    if (q->src != NULL)
+        (void)shutdown(q->fd, SHUT_WR);
+}
+
+void qmp_finish(struct qmp *q)
+{
+    loop_call(q->loop, finish_work, q);
+}
+
 /* Queues a command; NULL with *err when the connection is down. */
 static struct call *enqueue(struct qmp *q, const char *command, json_t *args, int pass_fd,
                             struct err *err)

@@ -37,6 +37,8 @@ struct qmp *qmp_new(struct loop *loop, int fd, const struct qmp_callbacks *cb, s
 /* Ends the connection; calls in progress fail with `reason`, no callback follows once this has
  * returned. Idempotent. */
 void qmp_close(struct qmp *q, const char *reason);
+/* Says that nothing more will be written: the peer closes the connection, and on_closed comes. */
+void qmp_finish(struct qmp *q);
 struct qmp *qmp_ref(struct qmp *q);
 void qmp_unref(
     struct qmp *q); /* NULL is fine. Does not close: an open connection refers to itself */

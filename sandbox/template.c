@@ -56,6 +56,13 @@ struct template_pool {
 
 /* --- one template --- */
 
+struct template *template_ref(struct template *t)
+{
+    if (t != NULL)
+        (void)atomic_fetch_add(&t->refs, 1);
+    return t;
+}
+
 void template_unref(struct template *t)
 {
     if (t == NULL || atomic_fetch_sub(&t->refs, 1) != 1)

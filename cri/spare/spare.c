@@ -46,12 +46,16 @@ struct spares {
     STAILQ_HEAD(, spare_state) ready; /* oldest first */
     STAILQ_HEAD(, spare_state) unfit; /* to be destroyed */
     uint32_t n;                       /* in ready */
+    struct spare *zygote;             /* frozen, for others to be copied from; the thread's */
+    bool zygote_bad;                  /* it is to be replaced */
     bool template;                    /* there is one, as far as we know */
     bool stopping;
     int64_t missing_since; /* CLOCK_MONOTONIC ns, as all below; 0: none is missing */
     int64_t busy_at;       /* when a pod was worked on last */
     int64_t not_before;
     int64_t retry; /* how long after a failure */
+    int64_t zygote_not_before;
+    int64_t zygote_retry;
 };
 
 /* --- callbacks, on the control loop --- */
@@ -68,6 +72,18 @@ static void on_dead(void *arg, const char *reason)
     log_warn("a spare vm died", LOG_STR("reason", reason));
     (void)pthread_mutex_lock(&p->lock);
     x->dead = true;
+    if (p->zygote == x->spare)
+        p->zygote_bad = true;
+    (void)pthread_cond_signal(&p->wake);
+    (void)pthread_mutex_unlock(&p->lock);
+}
+
+/* Any thread. */
+static void on_bad_zygote(void *arg)
+{
+    struct spares *p = arg;
+    (void)pthread_mutex_lock(&p->lock);
+    p->zygote_bad = true;
     (void)pthread_cond_signal(&p->wake);
     (void)pthread_mutex_unlock(&p->lock);
 }
@@ -77,6 +93,7 @@ static void on_template(void *arg)
     struct spares *p = arg;
     (void)pthread_mutex_lock(&p->lock);
     p->template = true;
+    p->zygote_bad = true; /* of another template, if there is one */
     (void)pthread_cond_signal(&p->wake);
     (void)pthread_mutex_unlock(&p->lock);
 }
@@ -131,21 +148,26 @@ static int make_netns(struct spares *p, struct spare *s, int *tap, struct err *e
     return *tap < 0 ? -1 : 0;
 }
 
-static int make_steps(struct spares *p, struct spare *s, struct cancel *cancel, struct err *err)
+static int make_steps(struct spares *p, struct spare *s, bool zygote, struct cancel *cancel,
+                      struct err *err)
 {
     auto_close int tap = -1;
     if (FAILPOINT("spare.make", err) < 0 || make_netns(p, s, &tap, err) < 0)
         return -1;
     struct machine_spec spec = {
-        .sandbox_id = s->id, .cgroup_parent = "", .tap_fd = tap, .spare = true};
+        .sandbox_id = s->id, .cgroup_parent = "", .tap_fd = tap, .spare = true, .zygote = zygote};
     struct machine_callbacks cb = {.on_event = on_event, .on_dead = on_dead, .arg = s->state};
     s->machine = machine_start(p->factory, &spec, &cb, cancel, err);
     if (s->machine == NULL)
         return -1;
-    return warm_up(s->machine, s->id, &p->image, &s->state->watch, cancel, err);
+    if (machine_is_copy(s->machine)) /* of one that was warmed up */
+        return 0;
+    if (warm_up(s->machine, s->id, &p->image, &s->state->watch, cancel, err) < 0)
+        return -1;
+    return zygote ? machine_freeze(s->machine, cancel, err) : 0;
 }
 
-static struct spare *make(struct spares *p, struct err *err)
+static struct spare *make(struct spares *p, bool zygote, struct err *err)
 {
     char id[65];
     fs_random_hex(id, 64);
@@ -156,7 +178,7 @@ static struct spare *make(struct spares *p, struct err *err)
     s->state->pool = p;
     s->state->spare = s;
     if (warm_watch_init(&s->state->watch, err) == 0 && cancel != NULL &&
-        make_steps(p, s, cancel, err) == 0)
+        make_steps(p, s, zygote, cancel, err) == 0)
         return s;
     destroy(p, s);
     return NULL;
@@ -203,7 +225,7 @@ static void make_one(struct spares *p)
     p->template = false; /* unless it turns out that there still is */
     (void)pthread_mutex_unlock(&p->lock);
     int64_t begin = mono_ns();
-    struct spare *s = make(p, &err);
+    struct spare *s = make(p, false, &err);
     bool none = s == NULL && err.code == ERR_UNAVAILABLE;
     if (s != NULL)
         log_info("spare vm ready", LOG_STR("sandbox", s->id),
@@ -221,6 +243,49 @@ static void make_one(struct spares *p)
     }
     p->not_before = mono_ns() + p->retry;
     p->retry = 2 * p->retry < RETRY_MAX_NS ? 2 * p->retry : RETRY_MAX_NS;
+}
+
+/* Under lock, which is let go of meanwhile. */
+static void drop_zygote(struct spares *p)
+{
+    struct spare *s = take(p->zygote);
+    p->zygote_bad = false;
+    (void)pthread_mutex_unlock(&p->lock);
+    machine_set_zygote(p->factory, NULL, NULL, NULL);
+    if (s != NULL)
+        destroy(p, s);
+    (void)pthread_mutex_lock(&p->lock);
+}
+
+/* Under lock. When a zygote may be made; INT64_MAX: none is wanted or there is one. */
+static int64_t zygote_due(struct spares *p)
+{
+    return p->zygote == NULL && p->template && machine_can_fork(p->factory) ? p->zygote_not_before
+                                                                            : INT64_MAX;
+}
+
+/* Under lock, which is let go of meanwhile. */
+static void make_zygote(struct spares *p)
+{
+    auto_err struct err err = ERR_INIT;
+    (void)pthread_mutex_unlock(&p->lock);
+    int64_t begin = mono_ns();
+    struct spare *s = make(p, true, &err);
+    if (s != NULL) {
+        log_info("zygote ready", LOG_STR("sandbox", s->id),
+                 LOG_INT("ms", (mono_ns() - begin) / 1000000));
+        machine_set_zygote(p->factory, s->machine, on_bad_zygote, p);
+    } else if (!cancel_fired(p->stop)) {
+        log_warn("no zygote: vms are cloned", LOG_STR("error", err_msg(&err)));
+    }
+    (void)pthread_mutex_lock(&p->lock);
+    p->zygote = s;
+    p->zygote_bad = s != NULL && s->state->dead;
+    if (s == NULL || p->zygote_retry == 0)
+        p->zygote_retry = p->zygote_retry == 0              ? RETRY_NS
+                          : 2 * p->zygote_retry < RETRY_MAX_NS ? 2 * p->zygote_retry
+                                                               : RETRY_MAX_NS;
+    p->zygote_not_before = mono_ns() + p->zygote_retry;
 }
 
 /* Under lock. */
@@ -247,10 +312,15 @@ static void *pool_thread(void *arg)
             (void)pthread_mutex_unlock(&p->lock);
             destroy(p, x->spare);
             (void)pthread_mutex_lock(&p->lock);
+        } else if (p->zygote_bad) {
+            drop_zygote(p);
+        } else if (zygote_due(p) <= mono_ns()) {
+            make_zygote(p);
         } else if (at <= mono_ns()) {
             make_one(p);
         } else {
-            wait_until(p, at);
+            int64_t other = zygote_due(p);
+            wait_until(p, at < other ? at : other);
         }
     }
     (void)pthread_mutex_unlock(&p->lock);
@@ -310,6 +380,9 @@ void spares_free(struct spares *p)
         (void)pthread_mutex_unlock(&p->lock);
         (void)pthread_join(p->thread, NULL);
     }
+    machine_set_zygote(p->factory, NULL, NULL, NULL);
+    if (p->zygote != NULL)
+        destroy(p, p->zygote);
     STAILQ_CONCAT(&p->unfit, &p->ready);
     struct spare_state *x;
     while ((x = STAILQ_FIRST(&p->unfit)) != NULL) {
