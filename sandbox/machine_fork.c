@@ -4,7 +4,8 @@
  *
  * A copy is a clone that was warmed up: everything that clones are given (MAC, entropy, names,
  * time) it is given too, in ConfigurePod. While there is no zygote, or after copying failed, VMs
- * are cloned from the template.
+ * are cloned from the template. Whether copies work with this QEMU and C library is found out by
+ * the first one, which is a spare: before that no pod is one.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -58,6 +59,7 @@ void machine_set_zygote(struct machine_factory *f, struct machine *m, void (*fai
 {
     (void)pthread_rwlock_wrlock(&f->zygote_lock);
     f->zygote = m;
+    atomic_store(&f->zygote_proven, false);
     f->zygote_failed = failed;
     f->zygote_arg = arg;
     (void)pthread_rwlock_unlock(&f->zygote_lock);
@@ -122,8 +124,12 @@ struct machine *machine_fork(struct machine_factory *f, const struct machine_spe
         return NULL;
     (void)pthread_rwlock_rdlock(&f->zygote_lock);
     void (*failed)(void *arg) = f->zygote_failed;
-    if (f->zygote != NULL && machine_is_current(f->zygote)) {
+    if (f->zygote != NULL && !spec->spare && !atomic_load(&f->zygote_proven)) {
+        failed = NULL;
+    } else if (f->zygote != NULL && machine_is_current(f->zygote)) {
         m = copy(f, spec, accel, cb, cancel, &err);
+        if (m != NULL)
+            atomic_store(&f->zygote_proven, true);
         if (m == NULL && cancel_check(cancel, NULL) == 0)
             log_warn("a copy of the zygote failed: its pod's vm is cloned",
                      LOG_STR("error", err_msg(&err)));

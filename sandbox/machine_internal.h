@@ -43,6 +43,7 @@ struct machine_factory {
     char *fork_library;                /* as pages_library */
     pthread_rwlock_t zygote_lock;      /* read while its process is copied */
     struct machine *zygote;            /* frozen, borrowed; NULL: none */
+    atomic_bool zygote_proven;         /* a spare is a copy of it */
     void (*zygote_failed)(void *arg);  /* see machine_set_zygote() */
     void *zygote_arg;
     struct template_pool *templates; /* NULL: none are wanted */

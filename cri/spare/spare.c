@@ -239,6 +239,10 @@ static void make_one(struct spares *p)
         STAILQ_INSERT_TAIL(&p->ready, s->state, link);
         p->n++;
         p->retry = RETRY_NS;
+        if (machine_is_copy(s->machine)) {
+            p->zygote_retry = RETRY_NS;
+            p->zygote_not_before = 0;
+        }
         return;
     }
     p->not_before = mono_ns() + p->retry;
@@ -281,11 +285,9 @@ static void make_zygote(struct spares *p)
     (void)pthread_mutex_lock(&p->lock);
     p->zygote = s;
     p->zygote_bad = s != NULL && s->state->dead;
-    if (s == NULL || p->zygote_retry == 0)
-        p->zygote_retry = p->zygote_retry == 0              ? RETRY_NS
-                          : 2 * p->zygote_retry < RETRY_MAX_NS ? 2 * p->zygote_retry
-                                                               : RETRY_MAX_NS;
+    /* until a copy of it is a spare */
     p->zygote_not_before = mono_ns() + p->zygote_retry;
+    p->zygote_retry = 2 * p->zygote_retry < RETRY_MAX_NS ? 2 * p->zygote_retry : RETRY_MAX_NS;
 }
 
 /* Under lock. */
@@ -357,7 +359,7 @@ struct spares *spares_new(struct machine_factory *f, const char *run_root, uint3
     p->netns_file = xstrdup(netns_file);
     p->want = count;
     p->image.fd = -1;
-    p->retry = RETRY_NS;
+    p->retry = p->zygote_retry = RETRY_NS;
     STAILQ_INIT(&p->ready);
     STAILQ_INIT(&p->unfit);
     (void)pthread_mutex_init(&p->lock, NULL);

@@ -93,6 +93,7 @@ class Daemon:
                         "vsock_helper": str(BUILD / "sandbox" / "aspis-vsock"),
                         "transport": os.environ.get("ASPIS_TRANSPORT", "auto"),
                         "accelerator": "tcg", "cgroup_root": self.cgroup,
+                        "fork": False,  # test_forks.py
                         "spares": 0,  # they come and go as they like: test_spares.py has some
                         "base_memory_mib": 256, "scratch_mib": 2048,
                         # sanitizers and two cores shared by everything
