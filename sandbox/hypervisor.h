@@ -126,8 +126,8 @@ struct hv_spec {
      * then has a copy of the template's RAM. */
     bool user_vsock;
     const char *vsock_helper;
-    /* A VM that others are to be copied from (freeze()), with this library (qemu_fork.c); NULL: none
-     * such. */
+    /* A VM that others are to be copied from (freeze()), with this library (qemu_fork.c); NULL:
+     * none such. */
     const char *fork_library;
     /* Such a VM, frozen, and its scratch disk, of which scratch_fd is a copy: the new VM is a copy
      * of its process instead of anything else. NULL: none. */

@@ -20,8 +20,8 @@
  *     --proc              mount /proc of the new pid namespace
  *     --proc-self         the same with the processes' directories only
  *     --tmp BYTES         a writable /tmp of this size, owned by the uid
- *     --cap NAME          keep this capability: chown, dac_override, fowner, fsetid, setgid, setpcap, setuid
- * or sys_admin; repeatable
+ *     --cap NAME          keep this capability: chown, dac_override, fowner, fsetid, setgid,
+ * setpcap, setuid or sys_admin; repeatable
  *     --share-pid         stay in the caller's pid namespace (default: a new one)
  *     --share-net         stay in the caller's network namespace (default: an empty one)
  *     --rlimit NAME=N     as, core, cpu, data, fsize, memlock, nofile, nproc or stack; core=0
@@ -75,7 +75,7 @@ struct jail_opts {
     bool proc;
     bool proc_self; /* a /proc of processes only, without what it says of the host */
     bool share_net;
-    bool share_pid; /* stay in the caller's pid namespace */
+    bool share_pid;             /* stay in the caller's pid namespace */
     uint64_t tmp_bytes;         /* 0: no /tmp */
     const char *const *argv;    /* argv[0] is the program's path inside the jail */
     const char *const *env;     /* NULL: empty */

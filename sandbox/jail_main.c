@@ -154,14 +154,10 @@ static const struct {
     const char *name;
     int cap;
 } cap_names[] = {
-    {"chown", CAP_CHOWN},
-    {"dac_override", CAP_DAC_OVERRIDE},
-    {"fowner", CAP_FOWNER},
-    {"fsetid", CAP_FSETID},
-    {"setgid", CAP_SETGID},
-    {"setuid", CAP_SETUID},
-    {"setpcap", CAP_SETPCAP},
-    {"sys_admin", CAP_SYS_ADMIN},
+    {"chown", CAP_CHOWN},     {"dac_override", CAP_DAC_OVERRIDE},
+    {"fowner", CAP_FOWNER},   {"fsetid", CAP_FSETID},
+    {"setgid", CAP_SETGID},   {"setuid", CAP_SETUID},
+    {"setpcap", CAP_SETPCAP}, {"sys_admin", CAP_SYS_ADMIN},
 };
 
 static int add_cap(struct options *o, const char *arg, struct err *err)

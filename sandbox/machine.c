@@ -221,7 +221,9 @@ static int start_hv(struct machine *m, const struct machine_spec *spec,
         return -1;
     timeline_mark(spec->timeline, "cgroup and scratch disk");
     /* a template's size is fixed: machine_fit() does the rest */
-    struct machine_size size = how->tpl != NULL || how->fork_of != NULL ? machine_base_size(f) : machine_spec_size(f, spec);
+    struct machine_size size = how->tpl != NULL || how->fork_of != NULL
+                                   ? machine_base_size(f)
+                                   : machine_spec_size(f, spec);
     struct hv_restore saved = {.state_fd = -1};
     if (how->restore != NULL) {
         const struct hv_shape *shape = &how->restore->image->shape;
@@ -260,7 +262,9 @@ static int start_hv(struct machine *m, const struct machine_spec *spec,
     struct hv_process p = m->ops->process(m->hv);
     m->record.pid = p.pid;
     m->record.pid_start_time = p.start_time;
-    timeline_mark(spec->timeline, how->fork_of != NULL ? "copy: qemu" : how->tpl != NULL ? "clone: qemu" : "boot: qemu");
+    timeline_mark(spec->timeline, how->fork_of != NULL ? "copy: qemu"
+                                  : how->tpl != NULL   ? "clone: qemu"
+                                                       : "boot: qemu");
     return 0;
 }
 

@@ -111,9 +111,10 @@ struct machine_spec {
     uint64_t memory_needed_bytes; /* what its containers may use together where they have limits */
     int64_t cpu_quota;            /* of the pod; <= 0: none */
     uint64_t cpu_period;
-    bool zygote; /* a spare that machine_freeze() is to follow; no libraries needed: UNIMPLEMENTED */
-    bool spare;                /* for a pod that is not known yet: see machine_claim() */
-    int tap_fd;                /* borrowed (dup'ed); -1: no NIC */
+    bool
+        zygote; /* a spare that machine_freeze() is to follow; no libraries needed: UNIMPLEMENTED */
+    bool spare; /* for a pod that is not known yet: see machine_claim() */
+    int tap_fd; /* borrowed (dup'ed); -1: no NIC */
     const char *mac;           /* of the NIC; NULL: any, see machine_guest_mac() */
     struct timeline *timeline; /* NULL, or gets the steps of the start */
 

@@ -40,11 +40,11 @@ struct machine_factory {
     char *accel_undecided_text; /* what it was before: others may still show it */
     pthread_mutex_t deciding;   /* held by who probes */
 
-    char *fork_library;                /* as pages_library */
-    pthread_rwlock_t zygote_lock;      /* read while its process is copied */
-    struct machine *zygote;            /* frozen, borrowed; NULL: none */
-    atomic_bool zygote_proven;         /* a spare is a copy of it */
-    void (*zygote_failed)(void *arg);  /* see machine_set_zygote() */
+    char *fork_library;               /* as pages_library */
+    pthread_rwlock_t zygote_lock;     /* read while its process is copied */
+    struct machine *zygote;           /* frozen, borrowed; NULL: none */
+    atomic_bool zygote_proven;        /* a spare is a copy of it */
+    void (*zygote_failed)(void *arg); /* see machine_set_zygote() */
     void *zygote_arg;
     struct template_pool *templates; /* NULL: none are wanted */
     struct mirror_watch *mirror_watch;

@@ -340,7 +340,8 @@ static int start_process(struct hv *hv, const struct hv_spec *s, const struct en
     struct spawn_fd fds[MAX_FDS];
     size_t n_fds = list_fds(s, e, fds);
     const struct jail_rlimit limits[] = {{"nofile", QEMU_NOFILE}, {"core", 0}};
-    /* for its copies' sake, each of which makes a jail of its own and gives these up (qemu_fork.c) */
+    /* for its copies' sake, each of which makes a jail of its own and gives these up (qemu_fork.c)
+     */
     static const char *const zygote_caps[] = {"setgid", "setuid", "setpcap", "sys_admin", NULL};
     const char *devices[] = {s->accel == ACCEL_KVM ? "/dev/kvm" : NULL, NULL};
     struct jail_opts jail = {

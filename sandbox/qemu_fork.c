@@ -535,8 +535,7 @@ static int describe(struct descriptor *d)
             // NOLINTEND(cert-err34-c)
             if (n_entries == MAX_ENTRIES)
                 break;
-            entries[n_entries++] =
-                (struct entry){d->fd, fd, {.events = events, .data.u64 = data}};
+            entries[n_entries++] = (struct entry){d->fd, fd, {.events = events, .data.u64 = data}};
         }
     }
     (void)fclose(f);
@@ -704,7 +703,8 @@ __attribute__((constructor)) static void begin(int argc, char **argv)
         return;
     for (int i = 1; i + 1 < argc; i++) {
         static const char prefix[] = "guest=";
-        if (strcmp(argv[i], "-name") == 0 && strncmp(argv[i + 1], prefix, sizeof(prefix) - 1) == 0) {
+        if (strcmp(argv[i], "-name") == 0 &&
+            strncmp(argv[i + 1], prefix, sizeof(prefix) - 1) == 0) {
             name = argv[i + 1] + sizeof(prefix) - 1;
             name_size = strlen(name) + 1;
         }
@@ -718,8 +718,7 @@ __attribute__((constructor)) static void begin(int argc, char **argv)
     sigset_t old;
     (void)sigfillset(&all);
     (void)syscall(SYS_rt_sigprocmask, SIG_SETMASK, &all, &old, _NSIG / 8);
-    if (fcntl(control, F_SETFD, FD_CLOEXEC) < 0 ||
-        sigaction(park_signal(), &act, NULL) < 0 ||
+    if (fcntl(control, F_SETFD, FD_CLOEXEC) < 0 || sigaction(park_signal(), &act, NULL) < 0 ||
         pthread_create(&t, NULL, helper_thread, NULL) != 0)
         _exit(125);
     (void)syscall(SYS_rt_sigprocmask, SIG_SETMASK, &old, NULL, _NSIG / 8);

@@ -22,10 +22,10 @@ struct hv {
     char *run_dir;
     struct qmp *qmp; /* fixed after launch or adopt */
     struct console *console, *output;
-    int fork_fd;        /* of a VM to be copied: to aspis-fork.so in it; else -1 */
+    int fork_fd;             /* of a VM to be copied: to aspis-fork.so in it; else -1 */
     pthread_mutex_t forking; /* held during a request on it */
-    atomic_bool frozen; /* nobody is to be connected to it any more */
-    atomic_bool saving; /* it becomes a template or is being copied, so its vCPUs stop */
+    atomic_bool frozen;      /* nobody is to be connected to it any more */
+    atomic_bool saving;      /* it becomes a template or is being copied, so its vCPUs stop */
     /* checkpoint(): its VM outlives a failure */
     atomic_bool copying;
     atomic_int migration; /* enum qemu_migration */

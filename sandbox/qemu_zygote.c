@@ -99,8 +99,7 @@ int qemu_freeze(struct hv *hv, struct cancel *cancel, struct err *err)
     if (hv->fork_fd < 0)
         return err_set(err, ERR_PRECONDITION, "this vm was not made to be copied");
     atomic_store(&hv->saving, true);
-    if (FAILPOINT("zygote.freeze", err) < 0 ||
-        qmp_run(hv->qmp, "stop", NULL, -1, cancel, err) < 0)
+    if (FAILPOINT("zygote.freeze", err) < 0 || qmp_run(hv->qmp, "stop", NULL, -1, cancel, err) < 0)
         return err_wrap(err, "freeze");
     console_free(take(hv->console));
     /* what QEMU's main loop had to close is closed when it has answered twice */
