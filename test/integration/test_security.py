@@ -174,7 +174,6 @@ def test_target_sees_the_other_containers_processes(daemon, pod, make_pod):
     assert "not running" in e.value.details()
 
 
-@pytest.mark.vm("user namespaces take a VM")
 def test_user_namespace(daemon, make_pod):
     pod = make_pod("mapped", linux=pod_linux(userns_options=userns()))
     c = with_namespaces(pod, "c", "sleep", "1000", userns_options=userns(), security={"seccomp": DEFAULT})
@@ -218,7 +217,6 @@ def file_servers(daemon):
     return servers(daemon)
 
 
-@pytest.mark.vm("user namespaces take a VM")
 def test_volumes_in_a_user_namespace(daemon, make_pod, tmp_path):
     """kubelet maps every volume: files are the container's by the ids they have on the host, also after the file
     server was killed."""
