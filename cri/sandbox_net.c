@@ -126,8 +126,7 @@ static int make_netns(const struct sandbox *s, const char *name, char **path, st
     const struct idmap_range gids = {g->container_id, g->host_id, g->length};
     if (machine_host_userns(s->rt->deps.factory, err) < 0)
         return -1;
-    auto_close int userns =
-        FAILPOINT("sandbox.userns", err) < 0 ? -1 : idmap_userns(&uids, 1, &gids, 1, err);
+    auto_close int userns = idmap_userns(&uids, 1, &gids, 1, err);
     return userns < 0 ? -1 : netns_create_in(name, userns, path, err);
 }
 
