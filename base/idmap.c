@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <limits.h>
 #include <linux/nsfs.h>
 #include <sched.h>
 #include <signal.h>
@@ -36,13 +37,30 @@ static void reap(pid_t pid)
     }
 }
 
+static void close_between(int from, int to)
+{
+    if (from <= to)
+        (void)syscall(SYS_close_range, (unsigned)from, (unsigned)to, 0);
+}
+
+/* Two such children that are made at the same time would each keep the other's end open, and wait
+ * for each other. */
+static void close_all_but(int a, int b)
+{
+    int low = b >= 0 && b < a ? b : a;
+    int high = b > a ? b : a;
+    close_between(0, low - 1);
+    close_between(low + 1, high - 1);
+    close_between(high + 1, INT_MAX);
+}
+
 /* It lives until the other end is closed, by us or by our end, and says with one byte how far it
  * got. */
-static _Noreturn void hold(int ours, int theirs, int userns, int flag)
+static _Noreturn void hold(int theirs, int userns, int flag)
 {
     unsigned char e = 0;
     char c;
-    (void)close(ours);
+    close_all_but(theirs, userns);
     if (flag != 0 && (setns(userns, CLONE_NEWUSER) < 0 || unshare(flag) < 0))
         e = (unsigned char)errno;
     if (write(theirs, &e, 1) == 1)
@@ -76,7 +94,7 @@ static int holder_start(struct holder *h, int userns, int flag, struct err *err)
     if (h->pid < 0)
         return err_sys(err, errno, "make a user namespace");
     if (h->pid == 0)
-        hold(ends[0], ends[1], userns, flag);
+        hold(ends[1], userns, flag);
     cleanup_closep(&theirs);
     unsigned char e = 0;
     ssize_t n;
