@@ -15,6 +15,7 @@ import pytest
 
 import images as im
 from cri import container_config, pb, sandbox_config
+from test_security import MAPPED_MOUNTS
 from test_streaming import (  # noqa: F401  with this file's pod and box
     test_attach_many_and_the_log, test_exec_streams_and_codes, test_megabytes_both_ways, test_port_forward,
     test_terminal_resize_and_end)
@@ -323,7 +324,8 @@ def test_handlers(daemon, make_pod):
     st = daemon.client.Status()
     assert [h.name for h in st.runtime_handlers] == ["", "aspis-vm", "aspis-host"]
     assert all(h.features.recursive_read_only_mounts for h in st.runtime_handlers)
-    assert all(h.features.user_namespaces for h in st.runtime_handlers), st.runtime_handlers
+    mapped = {h.name: h.features.user_namespaces for h in st.runtime_handlers}
+    assert mapped == {"": True, "aspis-vm": True, "aspis-host": MAPPED_MOUNTS}, st.info
     with pytest.raises(grpc.RpcError) as e:
         daemon.run_pod(sandbox_config("r"), runtime_handler="runc")
     assert "aspis-host" in e.value.details()

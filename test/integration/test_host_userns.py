@@ -10,9 +10,10 @@ import pytest
 
 from cri import container_config, pb, sandbox_config
 from test_host_backend import linux, mount
-from test_security import sh, userns, with_namespaces
+from test_security import MAPPED_MOUNTS, sh, userns, with_namespaces
 
-pytestmark = pytest.mark.once("asks for its handlers itself")
+pytestmark = [pytest.mark.once("asks for its handlers itself"),
+              pytest.mark.skipif(not MAPPED_MOUNTS, reason="the kernel is too old")]
 
 NS_GET_USERNS = 0xB701  # linux/nsfs.h
 FIRST = 65536  # of the host's ids, as userns() has them
