@@ -102,7 +102,8 @@ static void test_owner(void **state)
 static void test_refused(void **state)
 {
     (void)state;
-    auto_close int userns = make();
+    auto_close int some = make();
+    assert_true(some >= 0);
     auto_err struct err err = ERR_INIT;
     struct idmap_range many[IDMAP_RANGES + 1] = {{0, 0, 0}};
     assert_int_equal(idmap_userns(many, ARRAY_LEN(many), &map, 1, &err), -1);
