@@ -46,6 +46,7 @@ struct machine_factory {
     atomic_bool zygote_proven;        /* a spare is a copy of it */
     void (*zygote_failed)(void *arg); /* see machine_set_zygote() */
     void *zygote_arg;
+    atomic_bool host_userns;         /* works: tried */
     struct template_pool *templates; /* NULL: none are wanted */
     struct mirror_watch *mirror_watch;
     char *spare_cgroup_root; /* of the VMs that have no pod yet */
