@@ -692,7 +692,7 @@ static void *helper_thread(void *arg)
         for (unsigned i = 0; i < request_n_fds; i++)
             (void)close(request_fds[i]);
     }
-    _exit(0); /* nobody is left to ask for a copy */
+    return NULL; /* nobody is left to ask for a copy: the next daemon ends it like any stray */
 }
 
 /* glibc gives constructors what it gives main(). */

@@ -130,8 +130,9 @@ def test_copies_are_confined(make, images):
 def test_a_copy_grows_is_saved_and_outlives_the_daemon(make, images):
     d = make()
     first = Pod(d, "spare", images["busybox"])
-    p = Pod(d, "large", images["busybox"], linux=pb.LinuxPodSandboxConfig(resources=pb.LinuxContainerResources(
-        memory_limit_in_bytes=400 << 20, cpu_quota=200000, cpu_period=100000)))
+    linux = pb.LinuxPodSandboxConfig(resources=pb.LinuxContainerResources(
+        memory_limit_in_bytes=400 << 20, cpu_quota=200000, cpu_period=100000))
+    p = Pod(d, "large", images["busybox"], linux=linux)
     assert "copy: qemu" in timeline(d, p.id), timeline(d, p.id)
     c = p.start("c", "sleep", "1000")
     assert int(re.search(r"MemTotal: *(\d+)", d.exec(c, "cat", "/proc/meminfo").stdout.decode()).group(1)) > 400 << 10
@@ -140,7 +141,8 @@ def test_a_copy_grows_is_saved_and_outlives_the_daemon(make, images):
     d.exec(c, "sh", "-c", "echo kept > /data")
     place = d.base / "saved"
     d.client.CheckpointPod(pod_sandbox_id=p.id, output_path=str(place))
-    r = d.client.RestorePod(checkpoint_path=str(place), config=sandbox_config("again", log_directory=d.logs / "again"))
+    r = d.client.RestorePod(checkpoint_path=str(place), config=sandbox_config(
+        "again", log_directory=d.logs / "again", linux=linux))
     (restored,) = r.restored_containers
     d.client.StartContainer(container_id=restored.container_id)
     assert d.exec(restored.container_id, "cat", "/data").stdout == b"kept\n"
