@@ -12,14 +12,16 @@
  * make kernel and libc copy and clear memory with `rep movsb`, which TCG does a byte at a time,
  * where it would be eight; smap because each access to a user's memory would end a translated
  * block. mitigations=off since what they guard against is not what translated code does. reboot=t
- * with -no-reboot ends QEMU at a panic. */
+ * with -no-reboot ends QEMU at a panic. lsm: without AppArmor and Tomoyo, which have no policy in a
+ * guest and look up the path of each file and program all the same. */
 static const struct qemu_arch table[] = {
     {
         .name = "x86_64",
         .machine = "q35,usb=off,vmport=off,sata=off,smbus=off",
         .cpu_tcg = "max,la57=off,erms=off,fsrm=off,smap=off",
         .console = "ttyS0",
-        .kernel_args = "quiet reboot=t panic=-1 swiotlb=noforce cryptomgr.notests",
+        .kernel_args =
+            "quiet reboot=t panic=-1 swiotlb=noforce cryptomgr.notests lsm=landlock,yama",
         .kernel_args_tcg = "no_timer_check noreplace-smp mitigations=off",
         .tsc = true,
         .vmgenid = true,
