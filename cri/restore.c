@@ -15,6 +15,8 @@
 #include "cri/container_ops.h"
 #include "cri/sandbox_net.h"
 #include "cri/sandbox_ops.h"
+#include "cri/service_runtime.h"
+#include "cri/spec.h"
 #include "cri/telemetry.h"
 
 #define AGENT_NS (20LL * 1000000000)
@@ -111,6 +113,10 @@ static int find_images(struct work *w, const struct restore_options *o, struct e
             copy->image = spec;
             config = copy;
         }
+        /* a saved one is as little to be believed as a client's */
+        if (cri_check_container_config(config, err) < 0 ||
+            spec_check_container(config, w->pod, BACKEND_VM, err) < 0)
+            return err_wrap(err, "container %.64s", c->config->metadata->name);
         if (container_images_find(w->rt->deps.images, config, &w->images[i], &why) < 0) {
             if (why.code != ERR_NOT_FOUND)
                 return err_move(err, &why);
@@ -163,6 +169,8 @@ static int prepare(struct work *w, const struct restore_options *o, struct cance
         return -1;
     w->pod = o->pod != NULL ? o->pod : w->c.pod;
     struct backend_choice backend;
+    if (cri_check_sandbox_config(w->pod, err) < 0)
+        return -1;
     if (restore_check_pod(w->c.pod, w->pod, err) < 0 ||
         backend_choose(w->pod, o->handler, w->rt->deps.privileged_on_host, &backend, err) < 0)
         return -1;
