@@ -1,7 +1,7 @@
 /*
  * libgnutls: TLS for sockets that are reached over a network, and QEMU's random numbers (vmgenid,
- * the guest's RDRAND), which are the kernel's here. Behind it are libp11-kit, libunistring, libidn2,
- * libtasn1.
+ * the guest's RDRAND), which are the kernel's here. Behind it are libp11-kit, libunistring,
+ * libidn2, libtasn1.
  */
 #include <errno.h>
 #include <stddef.h>
