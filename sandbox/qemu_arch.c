@@ -13,7 +13,7 @@
  * where it would be eight; smap because each access to a user's memory would end a translated
  * block. mitigations=off since what they guard against is not what translated code does. reboot=t
  * with -no-reboot ends QEMU at a panic. The tables of names and inodes are hashed into, so that
- * each new one makes another of their pages the clone's own: an eighth of what the kernel would
+ * each new one makes another of their pages the clone's own: a quarter of what the kernel would
  * take. No virtio-rng: the processor has RDRAND, and the daemon sends entropy before anything of
  * the pod runs. */
 static const struct qemu_arch table[] = {
