@@ -57,6 +57,7 @@ struct machine_config {
     const char *vsock_helper; /* aspis-vsock */
     const char *run_root;     /* "/run/aspis" */
     const char *state_root;   /* "/var/lib/aspis" */
+    const char *image_root;   /* where image trees of pods without a VM are; NULL: none */
     enum accel accel;
     enum transport transport;
     uint32_t uid_base,
@@ -94,6 +95,9 @@ struct machine_facts {
 };
 int machine_facts(struct machine_factory *f, struct machine_facts *facts, struct err *err);
 void machine_facts_clear(struct machine_facts *facts);
+/* Can pods without a VM have user namespaces of their own here? 0, or -1 with the reason. Tried
+ * once (userns_probe.h), and again until it works. */
+int machine_host_userns(struct machine_factory *f, struct err *err);
 /* Decides ACCEL_AUTO by booting a VM to its agent under KVM within the deadline; remembered.
  * machine_start() does it on first use; the daemon calls it in the background at start. */
 int machine_decide_accel(struct machine_factory *f, struct cancel *cancel, struct err *err);
