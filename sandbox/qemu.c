@@ -264,22 +264,16 @@ static int start_process(struct hv *hv, const struct hv_spec *s, const struct en
     binds[n++] = (struct jail_bind){.src = "/usr/share/qemu"};
     binds[n++] = (struct jail_bind){.src = "/usr/share/seabios", .optional = true};
     /* what QEMU frees is to be free: one arena, nothing kept by GLib or in ever larger blocks */
-    const char *env[] = {"G_SLICE=always-malloc",
-                         "MALLOC_ARENA_MAX=1",
-                         "MALLOC_MMAP_THRESHOLD_=131072",
-                         "MALLOC_TRIM_THRESHOLD_=131072",
-                         NULL,
-                         NULL};
-    bool preload = false;
+    const char *env[8] = {"G_SLICE=always-malloc", "MALLOC_ARENA_MAX=1",
+                          "MALLOC_MMAP_THRESHOLD_=131072", "MALLOC_TRIM_THRESHOLD_=131072"};
+    size_t n_env = 4;
     if (qemu_is_clone(s) && s->pages_library != NULL) {
         binds[n++] = (struct jail_bind){.src = s->pages_library, .dst = QEMU_JAIL_PAGES};
-        preload = true;
-        env[ARRAY_LEN(env) - 2] = "LD_PRELOAD=" QEMU_JAIL_PAGES;
+        env[n_env++] = "LD_PRELOAD=" QEMU_JAIL_PAGES;
     }
-    if (qemu_is_clone(s) && s->thrift.disas != NULL) {
-        binds[n++] = (struct jail_bind){.src = s->thrift.disas, .dst = QEMU_JAIL_DISAS};
-        env[ARRAY_LEN(env) - 2] = preload ? "LD_PRELOAD=" QEMU_JAIL_PAGES ":" QEMU_JAIL_DISAS
-                                          : "LD_PRELOAD=" QEMU_JAIL_DISAS;
+    if (qemu_is_clone(s) && s->thrift.absent != NULL) {
+        binds[n++] = (struct jail_bind){.src = s->thrift.absent, .dst = QEMU_JAIL_ABSENT};
+        env[n_env++] = "LD_LIBRARY_PATH=" QEMU_JAIL_ABSENT;
     }
     if (qemu_trims(s))
         binds[n++] = (struct jail_bind){.src = s->thrift.trim, .dst = QEMU_JAIL_TRIM};
