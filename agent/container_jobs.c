@@ -375,7 +375,6 @@ int create_job_run(void *arg, struct op_result *res, int *fd_out, struct err *er
     const Aspis__Agent__V1__CreateContainerRequest *req = job->req;
     auto_free char *bundle = bundle_path(&job->at, "");
     auto_free char *rootfs = bundle_path(&job->at, "/rootfs");
-    auto_free char *config = bundle_path(&job->at, "/config.json");
     auto_free char *pid_file = bundle_path(&job->at, "/pid");
     auto_free char *mqueue = req->n_uids > 0 ? bundle_path(&job->at, "/mqueue") : NULL;
     auto_free char *console = fs_format("%s/.tty-%d", job->at.state_dir, (int)getpid());
@@ -401,8 +400,10 @@ int create_job_run(void *arg, struct op_result *res, int *fd_out, struct err *er
                                    .mqueue = mqueue,
                                    .pod_file = source_of,
                                    .pod_file_arg = job};
-    auto_free char *spec = spec_for_create(req->oci_spec.data, req->oci_spec.len, &changes, err);
-    if (spec == NULL || fs_write_atomic(config, spec, strlen(spec), 0600, false, err) < 0)
+    auto_free char *kept = NULL;
+    auto_free char *spec =
+        spec_for_create(req->oci_spec.data, req->oci_spec.len, &changes, &kept, err);
+    if (spec == NULL)
         return -1;
     if (req->tty && (listener = console_listen(console, err)) < 0)
         return -1;
@@ -414,7 +415,7 @@ int create_job_run(void *arg, struct op_result *res, int *fd_out, struct err *er
                            .console_socket = req->tty ? console : NULL,
                            .seccomp = req->seccomp_filter.len > 0 ? req->seccomp_filter.data : NULL,
                            .seccomp_len = req->seccomp_filter.len};
-    int created = crun_create(&ctx, spec, err);
+    int created = crun_create(&ctx, spec, kept, err);
     if (req->tty)
         (void)unlink(console);
     if (created < 0 || read_pid(pid_file, &res->pid, err) < 0 ||
@@ -432,8 +433,8 @@ static int exec_in(const struct exec_job *job, const char *pid_file, const char 
 {
     const Aspis__Agent__V1__ExecRequest *req = job->req;
     auto_free char *bundle = bundle_path(&job->at, "");
-    auto_free char *config = bundle_path(&job->at, "/config.json");
     auto_free char *state_root = job_state_root(job->at.state_dir);
+    auto_free char *config = fs_format("%s/%s/config.json", state_root, job->at.id);
     auto_close int listener = -1;
     size_t len = 0;
     struct spec_exec exec = {.args = req->args,

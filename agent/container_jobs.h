@@ -4,11 +4,10 @@
  *
  * A job struct is filled by the agent before the fork and read by the child's copy of memory; its
  * pointers need to live until op_start() returned. Paths of a container:
- *     <state_dir>/<id>/config.json   the spec as libcrun got it
  *     <state_dir>/<id>/rootfs        overlay mount: image below, <scratch>/<id>/upper above
  *     <state_dir>/.volumes/<id>/<volume>  its volumes; of images: image-<n>
  *     <state_dir>/.mirrors/<volume>  mirrored volumes, the pod's (mirror.h)
- *     <state_dir>/.crun/<id>/        libcrun's own state
+ *     <state_dir>/.crun/<id>/        libcrun's own state; config.json: what spec_for_create() kept
  */
 #ifndef ASPIS_AGENT_CONTAINER_JOBS_H
 #define ASPIS_AGENT_CONTAINER_JOBS_H

@@ -292,7 +292,20 @@ static void drop_annotations(json_t *root)
     }
 }
 
-char *spec_for_create(const void *json, size_t len, const struct spec_changes *c, struct err *err)
+/* Takes out of the spec what libcrun does not look at any more once the container is made. */
+static void drop_made(json_t *root)
+{
+    static const char *const of_linux[] = {"devices", "resources", "maskedPaths", "readonlyPaths",
+                                           "sysctl"};
+    json_t *linux_object = json_object_get(root, "linux");
+
+    (void)json_object_del(root, "mounts");
+    for (size_t i = 0; i < ARRAY_LEN(of_linux); i++)
+        (void)json_object_del(linux_object, of_linux[i]);
+}
+
+char *spec_for_create(const void *json, size_t len, const struct spec_changes *c, char **kept,
+                      struct err *err)
 {
     auto_json json_t *root = parse(json, len, err);
     if (root == NULL)
@@ -316,7 +329,14 @@ char *spec_for_create(const void *json, size_t len, const struct spec_changes *c
         set_request(linux_object, c->request, c->userns, err) < 0 || set_mounts(root, c, err) < 0)
         return NULL;
     drop_annotations(root);
-    return dump(root, err);
+    auto_free char *whole = dump(root, err);
+    if (whole != NULL && kept != NULL) {
+        drop_made(root);
+        *kept = dump(root, err);
+        if (*kept == NULL)
+            return NULL;
+    }
+    return take(whole);
 }
 
 static json_t *string_list(char *const *v, size_t n, const char *what, struct err *err)
@@ -363,5 +383,11 @@ char *spec_for_exec(const char *json, size_t len, const struct spec_exec *x, str
         return NULL;
     if (set_terminal(process, x->tty, x->rows, x->cols, err) < 0)
         return NULL;
-    return dump(root, err);
+    auto_json json_t *of_exec = json_pack("{s:O*, s:O}", "ociVersion",
+                                          json_object_get(root, "ociVersion"), "process", process);
+    if (of_exec == NULL) {
+        (void)out_of_memory(err);
+        return NULL;
+    }
+    return dump(of_exec, err);
 }

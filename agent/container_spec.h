@@ -39,8 +39,9 @@ struct spec_changes {
     void *pod_file_arg;
 };
 
-/* JSON text for libcrun. */
-char *spec_for_create(const void *json, size_t len, const struct spec_changes *changes,
+/* JSON text for libcrun. *kept, unless NULL: what is still needed of it while the container runs,
+ * without the long lists that only its creation looks at; each exec reads it, twice. */
+char *spec_for_create(const void *json, size_t len, const struct spec_changes *changes, char **kept,
                       struct err *err);
 
 struct spec_exec {
@@ -54,8 +55,8 @@ struct spec_exec {
     uint32_t cols;
 };
 
-/* json: what spec_for_create() made. Returns the same spec with `process` being the new process:
- * same user, capabilities, limits and no_new_privileges. */
+/* json: what spec_for_create() kept. Returns a spec of nothing but `process`, which is the new
+ * process: same user, capabilities, limits and no_new_privileges. */
 char *spec_for_exec(const char *json, size_t len, const struct spec_exec *exec, struct err *err);
 
 #endif

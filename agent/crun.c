@@ -140,7 +140,7 @@ static int add_filter(const struct crun_ctx *ctx, libcrun_container_t *container
     return 0;
 }
 
-int crun_create(const struct crun_ctx *ctx, const char *spec, struct err *err)
+int crun_create(const struct crun_ctx *ctx, const char *spec, const char *kept, struct err *err)
 {
     libcrun_error_t e = NULL;
     libcrun_context_t c = context(ctx);
@@ -153,6 +153,8 @@ int crun_create(const struct crun_ctx *ctx, const char *spec, struct err *err)
         return fail(err, &e, "load the spec");
     if (add_filter(ctx, container, err) < 0)
         return -1;
+    free(container->config_file_content);
+    container->config_file_content = xstrdup(kept);
     if (libcrun_container_create(&c, container, 0, &e) < 0) {
         (void)fail(err, &e, "create");
         /* The one error of the command that does not name it. */

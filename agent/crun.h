@@ -23,9 +23,10 @@ struct crun_ctx {
     size_t seccomp_len;         /* in bytes */
 };
 
-/* Creates the container and leaves its init waiting for crun_release(). spec: JSON. Finds out here
- * whether the command exists and may be executed. */
-int crun_create(const struct crun_ctx *ctx, const char *spec, struct err *err);
+/* Creates the container and leaves its init waiting for crun_release(). spec: JSON. kept: the part
+ * of it that libcrun puts into <state_root>/<id>/config.json and reads there for an exec or a
+ * removal. Finds out here whether the command exists and may be executed. */
+int crun_create(const struct crun_ctx *ctx, const char *spec, const char *kept, struct err *err);
 
 /* Agent's side, does not block: lets the waiting init execute its command. PRECONDITION when it no
  * longer waits. */

@@ -13,6 +13,11 @@
 #include "base/log.h"
 #include "base/str.h"
 
+/* What is read of an image are programs, page by page as they run: the kernel's 128 KiB around each
+ * fault would be mostly what is never looked at, in each VM's own memory. Reading a file once from
+ * end to end in small pieces is a third slower for it. */
+#define READ_AHEAD_KIB "32"
+
 #define WAIT_NS (LIMIT_DEVICE_WAIT_MS * INT64_C(1000000))
 
 struct image {
@@ -193,6 +198,14 @@ static struct image *image_new(struct disks *d, const char *serial, const char *
     return i;
 }
 
+static void read_less_ahead(const char *dev)
+{
+    auto_err struct err err = ERR_INIT;
+    auto_free char *path = fs_format("/sys/block/%s/queue/read_ahead_kb", dev + strlen("/dev/"));
+    if (fs_write_str(path, READ_AHEAD_KIB, &err) < 0)
+        log_debug("image disk keeps its read-ahead", LOG_STR("error", err_msg(&err)));
+}
+
 /* Mounts the image on `dev` (NULL: it is mounted); NULL with *err. */
 static struct image *image_mount(struct disks *d, const char *serial, const char *dev,
                                  struct err *err)
@@ -202,6 +215,8 @@ static struct image *image_mount(struct disks *d, const char *serial, const char
     auto_free char *mountpoint = fs_format("%s/%s", d->dir, serial);
     if (fs_mkdir_p(mountpoint, 0700, err) < 0)
         return NULL;
+    if (dev != NULL)
+        read_less_ahead(dev);
     if (dev != NULL &&
         mount(dev, mountpoint, "erofs", MS_RDONLY | MS_NODEV | MS_NOSUID | MS_NOATIME, NULL) < 0) {
         err_sys(err, errno, "image disk %s: mount %s as erofs", serial, dev);

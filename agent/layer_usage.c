@@ -11,6 +11,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "agent/urgent.h"
 #include "base/cancel.h"
 #include "base/cleanup.h"
 #include "base/fs.h"
@@ -225,8 +226,10 @@ int layer_usage_start(struct layer_usage *u, const struct layer *layers, size_t 
         loop_remove(source);
         return err_sys(err, why, "fork");
     }
-    if (pid == 0)
+    if (pid == 0) {
+        urgent_end();
         child(&l, theirs);
+    }
     list_clear(&u->walking);
     u->walking = l;
     u->got = 0;

@@ -20,6 +20,7 @@
 #include "agent/containers.h"
 #include "agent/forward.h"
 #include "agent/host.h"
+#include "agent/huge_text.h"
 #include "agent/mirror.h"
 #include "agent/older.h"
 #include "agent/pidns.h"
@@ -29,6 +30,7 @@
 #include "agent/size.h"
 #include "agent/stdio.h"
 #include "agent/uevent.h"
+#include "agent/urgent.h"
 #include "agent/volumes.h"
 #include "base/cleanup.h"
 #include "base/fs.h"
@@ -342,6 +344,8 @@ int main(int argc, char **argv)
     if (a.guest) {
         /* Arguments of init are words of the kernel's command line that the kernel did not know. */
         boot_system();
+        huge_text();
+        urgent_begin();
     } else {
         int status = parse_options(&a, argc, argv);
         if (status >= 0)

@@ -8,6 +8,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "agent/urgent.h"
+
 _Noreturn void pidns_init_main(void)
 {
     sigset_t all;
@@ -35,6 +37,7 @@ pid_t pidns_start(struct err *err)
         char name[] = PIDNS_INIT_NAME;
         char *argv[] = {name, NULL};
         char *env[] = {NULL};
+        urgent_end();
         (void)close_range(0, ~0U, CLOSE_RANGE_CLOEXEC);
         /* The magic link works even though the agent's own file is gone. */
         execve("/proc/self/exe", argv, env);

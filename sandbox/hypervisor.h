@@ -68,8 +68,8 @@ struct hv_size {
 
 /* What makes a hypervisor need less. */
 struct hv_libraries {
-    const char *trim;  /* qemu_trim.c */
-    const char *disas; /* qemu_disas.c */
+    const char *trim;   /* qemu_trim.c */
+    const char *absent; /* directory of what absent/ makes */
 };
 
 /* A VM that starts from what checkpoint() of another wrote. */

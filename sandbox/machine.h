@@ -254,10 +254,15 @@ struct machine_volume {
     bool shared;    /* and what the container mounts shows up there: BACKEND_HOST only */
     struct volume_ids ids;
     /* filled in */
+    uint32_t nth;      /* in its owner's list */
     uint32_t id;       /* what the agent calls it */
     bool mirrored;     /* a copy in the guest's memory */
     bool file;         /* no directory */
     bool all_readonly; /* nothing below it can be written to */
+};
+struct machine_owned_volume {
+    const char *owner;
+    struct machine_volume v;
 };
 /* All or none. `owner` names them for machine_remove_volumes(): a container's id. */
 int machine_add_volumes(struct machine *m, const char *owner, struct machine_volume *v, size_t n,

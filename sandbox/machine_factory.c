@@ -189,8 +189,8 @@ static char *find_library(const char *jail_helper, const char *name)
 
 void machine_try_libraries(struct machine_factory *f, struct cancel *cancel)
 {
-    struct hv_libraries all = {.trim = f->trim_library, .disas = f->disas_library};
-    bool there = all.trim != NULL && all.disas != NULL && f->hv->takes != NULL;
+    struct hv_libraries all = {.trim = f->trim_library, .absent = f->absent_dir};
+    bool there = all.trim != NULL && all.absent != NULL && f->hv->takes != NULL;
     atomic_store(&f->thrifty, there && f->hv->takes(f->config.qemu, &all, cancel));
     if (there && !atomic_load(&f->thrifty) && !cancel_fired(cancel))
         log_warn("idle pods keep what their vms have translated: qemu takes no plugin of ours");
@@ -200,7 +200,7 @@ struct hv_libraries machine_libraries(const struct machine_factory *f)
 {
     if (!atomic_load(&f->thrifty))
         return (struct hv_libraries){NULL, NULL};
-    return (struct hv_libraries){.trim = f->trim_library, .disas = f->disas_library};
+    return (struct hv_libraries){.trim = f->trim_library, .absent = f->absent_dir};
 }
 
 struct machine_factory *machine_factory_new(const struct machine_config *config,
@@ -222,9 +222,9 @@ struct machine_factory *machine_factory_new(const struct machine_config *config,
     f->config.agent = xstrdup(config->agent);
     f->pages_library = find_library(config->jail_helper, "aspis-pages.so");
     f->trim_library = find_library(config->jail_helper, "aspis-trim.so");
-    f->disas_library = find_library(config->jail_helper, "aspis-disas.so");
     f->fork_library = find_library(config->jail_helper, "aspis-fork.so");
     (void)pthread_rwlock_init(&f->zygote_lock, NULL);
+    f->absent_dir = find_library(config->jail_helper, "absent");
     f->config.vsock_helper = xstrdup(config->vsock_helper);
     f->config.run_root = xstrdup(config->run_root);
     f->config.state_root = xstrdup(config->state_root);
@@ -288,9 +288,9 @@ void machine_factory_free(struct machine_factory *f)
     free_string(f->config.agent);
     free(f->pages_library);
     free(f->trim_library);
-    free(f->disas_library);
     free(f->fork_library);
     (void)pthread_rwlock_destroy(&f->zygote_lock);
+    free(f->absent_dir);
     free_string(f->config.vsock_helper);
     free_string(f->config.run_root);
     free_string(f->config.state_root);

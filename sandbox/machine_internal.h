@@ -25,8 +25,8 @@ struct machine_factory {
     uint64_t host_memory_bytes;
     uint32_t host_vcpus;
     struct host_memory host_memory;
-    char *pages_library;                /* NULL: not installed */
-    char *trim_library, *disas_library; /* the same */
+    char *pages_library;             /* NULL: not installed */
+    char *trim_library, *absent_dir; /* the same */
     atomic_bool thrifty;      /* the hypervisor takes those two: found out with each template */
     enum transport transport; /* decided */
     const char *transport_reason;

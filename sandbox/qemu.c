@@ -325,9 +325,9 @@ static int start_process(struct hv *hv, const struct hv_spec *s, const struct en
         binds[n++] = (struct jail_bind){.src = s->pages_library, .dst = QEMU_JAIL_PAGES};
         (void)buf_puts(&preload, QEMU_JAIL_PAGES ":");
     }
-    if (qemu_is_clone(s) && s->thrift.disas != NULL) {
-        binds[n++] = (struct jail_bind){.src = s->thrift.disas, .dst = QEMU_JAIL_DISAS};
-        (void)buf_puts(&preload, QEMU_JAIL_DISAS);
+    if (qemu_is_clone(s) && s->thrift.absent != NULL) {
+        binds[n++] = (struct jail_bind){.src = s->thrift.absent, .dst = QEMU_JAIL_ABSENT};
+        strv_add(&env, "LD_LIBRARY_PATH=" QEMU_JAIL_ABSENT);
     }
     if (preload.len > 0)
         strv_addf(&env, "LD_PRELOAD=%s", buf_str(&preload));

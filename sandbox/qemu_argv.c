@@ -195,9 +195,6 @@ static void device_args(const struct hv_spec *s, const struct qemu_arch *arch, s
     strv_add(a, "-device");
     strv_addf(a, "%s,id=" QEMU_PLUG_BUS, arch->plug_bridge);
     channel_args(s, a);
-    /* rng-builtin: getrandom in QEMU, no file */
-    add_opt(a, "-object", "rng-builtin,id=rng");
-    add_opt(a, "-device", "virtio-rng-pci,rng=rng");
     strv_add(a, "-device");
     strv_addf(a, "virtio-balloon-pci,free-page-reporting=%s",
               s->tpl == NULL || s->pages_library != NULL ? "on" : "off");

@@ -31,7 +31,7 @@ enum {
 #define QEMU_JAIL_PAGES "/aspis/pages.so"
 #define QEMU_JAIL_FORK "/aspis/fork.so"
 #define QEMU_JAIL_TRIM "/aspis/trim.so"
-#define QEMU_JAIL_DISAS "/aspis/disas.so"
+#define QEMU_JAIL_ABSENT "/aspis/absent"
 #define QEMU_TB_MIB "64"          /* of TCG's translations */
 #define QEMU_RAM_DEFAULT "pc.ram" /* of an ordinary boot; a template's and its clones' is "ram" */
 #define QEMU_PLUG_BUS "plug"

@@ -1,7 +1,6 @@
 /*
- * The driver's side of aspis-trim.so and aspis-disas.so (qemu_trim.c, qemu_disas.c): whether this
- * QEMU takes them, and the word that a VM is a
- * pod's and used.
+ * The driver's side of aspis-trim.so and the libraries of absent/: whether this QEMU takes
+ * them, and the word that a VM is a pod's and used.
  */
 #include <signal.h>
 
@@ -25,8 +24,8 @@ bool qemu_takes(const char *binary, const struct hv_libraries *libraries, struct
     auto_free char *file = qemu_escape(libraries->trim);
     strv_add(&argv, "-plugin");
     strv_addf(&argv, "file=%s,probe=on", file);
-    auto_free char *preload = fs_format("LD_PRELOAD=%s", libraries->disas);
-    const char *env[] = {preload, "LD_BIND_NOW=1", NULL};
+    auto_free char *path = fs_format("LD_LIBRARY_PATH=%s", libraries->absent);
+    const char *env[] = {path, "LD_BIND_NOW=1", NULL};
     struct spawn_opts o = {
         .path = binary, .argv = (const char *const *)argv.v, .env = env, .new_group = true};
     auto_err struct err err = ERR_INIT;

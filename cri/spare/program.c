@@ -1,8 +1,8 @@
 /*
  * The only program of the image that spare VMs are warmed up with (warm.c): has the guest's kernel
  * do what it does for any program that starts, says a line, then ends at once when it was given an
- * argument, else at SIGTERM. It runs without the C library's start-up code, which keeps it at some
- * kilobytes.
+ * argument, else starts itself once more as a shell starts a command, and ends at SIGTERM. It runs
+ * without the C library's start-up code, which keeps it at some kilobytes.
  */
 #include <fcntl.h>
 #include <linux/rseq.h>
@@ -11,9 +11,11 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #define KERNEL_SIGSET_BYTES 8
@@ -33,7 +35,32 @@ static void touch_file(void)
     for (long i = 0; at > 0 && i < st.st_size; i += STEP)
         (void)data[i];
     (void)syscall(SYS_munmap, at, st.st_size);
+    /* its data, of which some becomes read-only when it is relocated */
+    at = syscall(SYS_mmap, NULL, 3 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
+    if (at > 0)
+        *(volatile char *)(at + PAGE) = 1;
+    (void)syscall(SYS_mprotect, at + PAGE, PAGE, PROT_READ);
+    (void)syscall(SYS_munmap, at, 3 * PAGE);
     (void)syscall(SYS_close, fd);
+}
+
+/* As a shell does, with a command that sleeps. */
+static void run_command(void)
+{
+    static char path[] = "/warm";
+    static char argument[] = "x";
+    static char *const argv[] = {path, argument, NULL};
+    static char *const env[] = {NULL};
+    struct timespec moment = {.tv_nsec = 1000000};
+    (void)syscall(SYS_prctl, PR_SET_NAME, path + 1);
+    (void)syscall(SYS_getppid);
+    long pid = syscall(SYS_clone, SIGCHLD, NULL, NULL, NULL, NULL);
+    if (pid == 0) {
+        (void)syscall(SYS_clock_nanosleep, CLOCK_REALTIME, 0, &moment, NULL);
+        (void)syscall(SYS_execve, path, argv, env);
+        (void)syscall(SYS_exit_group, 1);
+    }
+    (void)syscall(SYS_wait4, -1, NULL, 0, NULL);
 }
 
 /* What a C library asks for before main(), in its order. */
@@ -70,6 +97,7 @@ __attribute__((noreturn, used)) static void run(const long *stack)
     touch_file();
     (void)syscall(SYS_write, STDOUT_FILENO, line, sizeof(line) - 1);
     if (*stack < 2) { /* argc */
+        run_command();
         /* blocked, since a namespace's init is never sent a signal that would just kill it */
         (void)syscall(SYS_rt_sigprocmask, SIG_BLOCK, &term, NULL, KERNEL_SIGSET_BYTES);
         (void)syscall(SYS_rt_sigtimedwait, &term, NULL, NULL, KERNEL_SIGSET_BYTES);

@@ -34,7 +34,7 @@ def arguments():
     ap.add_argument("--burst", default="50,10,3", help="pods, how many at a time, rounds")
     ap.add_argument("--density", default="1,10,50,100", help="numbers of idle pods, increasing")
     ap.add_argument("--settle", type=float, default=45, help="seconds that pods have been idle when their memory is looked at")
-    ap.add_argument("--synthetic", type=int, default=500, help="ended pods for the lists")
+    ap.add_argument("--synthetic", default="10,100,500", help="numbers of ended pods for the lists")
     ap.add_argument("--rounds", type=int, default=5, help="rounds of the measurements inside a pod")
     ap.add_argument("--json", help="write everything there")
     ap.add_argument("--plot", help="draw the result there (SVG; needs python3-matplotlib)")
@@ -83,7 +83,7 @@ def main():
         if "density" in wanted:
             result["density"] = {rt.name: parts.density(rt, [int(x) for x in a.density.split(",")], a.settle) for rt in started}
         if "lists" in wanted and a.only != "containerd":
-            result["synthetic"] = parts.synthetic_lists(started[0], a.synthetic)
+            result["synthetic"] = parts.synthetic_lists(started[0], [int(x) for x in a.synthetic.split(",")])
         if "inside" in wanted:
             result["inside"] = parts.inside(started, a.rounds)
         if "critest" in wanted:

@@ -153,9 +153,13 @@ def density(rt, counts, settle, idle=10):
     return out
 
 
-def synthetic_lists(aspis, count):
+def synthetic_lists(aspis, counts):
+    return [synthetic_list(aspis, n) for n in counts]
+
+
+def synthetic_list(aspis, count):
     """Lists over many ended pods whose records are copies of one real pod's."""
-    sandbox, con = start_pod(aspis, "copied")
+    sandbox, con = start_pod(aspis, f"copied{count}")
     aspis.client.StopPodSandbox(pod_sandbox_id=sandbox)
     aspis.d.stop()
     db = sqlite3.connect(next(Path(aspis.d.state).glob("*.db")))

@@ -68,11 +68,10 @@ def text(result):
     if "burst" in result:
         lines += burst_table(result["burst"]) + [""]
     if "density" in result:
-        lines += density_table(result["density"])
-        if "synthetic" in result:
-            s = result["synthetic"]
-            lines.append(f"  aspis {s['pods']} ended pods: daemon {s['daemon_pss_mib']} MiB; {lists_line(s['lists'])}")
-        lines.append("")
+        lines += density_table(result["density"]) + [""]
+    if "synthetic" in result:
+        lines += [f"aspis, {s['pods']} ended pods: daemon {s['daemon_pss_mib']} MiB; {lists_line(s['lists'])}"
+                  for s in result["synthetic"]] + [""]
     if "inside" in result:
         lines += inside_table(result["inside"]) + [""]
     if "critest" in result:

@@ -10,8 +10,8 @@ from conftest import Pod
 pytestmark = [pytest.mark.vm("what an idle VM keeps"), pytest.mark.once("the same on any link")]
 
 PODS = 3
-# Private MiB for each idle pod with a container under emulation. 24 to 27 were measured, 70 without aspis-trim.so.
-BUDGET = 33
+# Private MiB for each idle pod with a container under emulation. 20 to 21 were measured, 70 without aspis-trim.so.
+BUDGET = 24
 
 
 def private_mib(pid):

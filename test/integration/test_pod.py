@@ -324,7 +324,12 @@ def test_pod_to_pod(daemon, make_pod):
     a.start("web", "sh", "-c", "mkdir -p /www && echo hi > /www/index.html && httpd -f -p 80 -h /www")
     c = b.start("x", "sleep", "1000")
     # not wget: Debian's static busybox crashes in it
-    r = daemon.exec(c, "sh", "-c", f"printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 20 {a.status().network.ip} 80")
+    script = f"printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 20 {a.status().network.ip} 80"
+    deadline = time.monotonic() + 30
+    r = daemon.exec(c, "sh", "-c", script)
+    while r.exit_code != 0 and time.monotonic() < deadline:  # it does not listen yet
+        time.sleep(0.2)
+        r = daemon.exec(c, "sh", "-c", script)
     assert r.stdout.endswith(b"\r\n\r\nhi\n"), r
 
 

@@ -439,3 +439,14 @@ def test_apparmor_is_refused(pod):
             pod.create("c", "true", security=security)
         assert e.value.code() == grpc.StatusCode.FAILED_PRECONDITION and "AppArmor" in e.value.details()
     pod.run("free", "true", security={"apparmor": UNCONFINED})
+
+
+def test_no_process_has_the_agents_priority(daemon, make_pod):
+    """The agent and its operations go before containers; nothing that a container executes does."""
+    pod = make_pod("prio", linux=pod_linux(pid=pb.POD))
+    nice = "{ read -r line; line=${line##*) }; set -- $line; echo ${17}; }"
+    for n, pid in enumerate((pb.POD, pb.CONTAINER)):
+        c = pod.start(f"c{n}", "sh", "-c", f"{nice} < /proc/self/stat > /nice; exec sleep 1000", pid=pid)
+        assert sh(daemon, c, "while [ ! -s /nice ]; do :; done; cat /nice") == ("0\n", 0)
+        assert sh(daemon, c, f"{nice} < /proc/$$/stat") == ("0\n", 0)
+        assert sh(daemon, c, f"{nice} < /proc/1/stat") == ("0\n", 0)

@@ -34,7 +34,7 @@ static struct spec_changes changes(void)
 static json_t *create(const char *spec, const struct spec_changes *c)
 {
     auto_err struct err err = ERR_INIT;
-    auto_free char *out = spec_for_create(spec, strlen(spec), c, &err);
+    auto_free char *out = spec_for_create(spec, strlen(spec), c, NULL, &err);
     if (out == NULL)
         fail_msg("%s", err_msg(&err));
     json_t *root = json_loads(out, 0, NULL);
@@ -173,7 +173,7 @@ static void test_refused(void **state)
     c.pidns = "/proc/1/ns/pid";
     for (size_t i = 0; i < ARRAY_LEN(bad); i++) {
         auto_err struct err err = ERR_INIT;
-        auto_free char *out = spec_for_create(bad[i], strlen(bad[i]), &c, &err);
+        auto_free char *out = spec_for_create(bad[i], strlen(bad[i]), &c, NULL, &err);
         if (out != NULL)
             fail_msg("accepted: %s", bad[i]);
         assert_int_equal(err.code, ERR_INVALID);
@@ -189,7 +189,7 @@ static void test_deep(void **state)
     text[n] = '\0';
     struct spec_changes c = changes();
     auto_err struct err err = ERR_INIT;
-    assert_null(spec_for_create(text, n, &c, &err));
+    assert_null(spec_for_create(text, n, &c, NULL, &err));
 }
 
 static void test_exec(void **state)
@@ -197,8 +197,16 @@ static void test_exec(void **state)
     (void)state;
     auto_err struct err err = ERR_INIT;
     struct spec_changes c = changes();
-    auto_free char *spec = spec_for_create(full, strlen(full), &c, &err);
-    assert_non_null(spec);
+    auto_free char *kept = NULL;
+    auto_free char *whole = spec_for_create(full, strlen(full), &c, &kept, &err);
+    assert_non_null(whole);
+    assert_non_null(kept);
+    const char *spec = kept;
+    auto_json json_t *left = json_loads(kept, 0, NULL);
+    assert_non_null(json_object_get(left, "process"));
+    assert_non_null(json_object_get(json_object_get(left, "linux"), "namespaces"));
+    assert_null(json_object_get(left, "mounts"));
+    assert_null(json_object_get(json_object_get(left, "linux"), "resources"));
     char *args[] = {(char[]){"ls"}, (char[]){"-l"}};
     char *env[] = {(char[]){"X=y"}};
     struct spec_exec x = {.args = args, .n_args = 2, .cwd = ""};
@@ -206,6 +214,7 @@ static void test_exec(void **state)
     auto_free char *out = spec_for_exec(spec, strlen(spec), &x, &err);
     auto_json json_t *root = json_loads(out, 0, NULL);
     json_t *process = json_object_get(root, "process");
+    assert_null(json_object_get(root, "linux"));
     assert_int_equal(json_array_size(json_object_get(process, "args")), 2);
     assert_string_equal(json_string_value(json_object_get(process, "cwd")), "/w");
     assert_int_equal(json_integer_value(json_object_get(json_object_get(process, "user"), "uid")),
@@ -267,13 +276,13 @@ static void test_devices(void **state)
     auto_err struct err err = ERR_INIT;
     for (size_t i = 0; i < ARRAY_LEN(bad); i++) {
         d.path = (char *)(uintptr_t)bad[i];
-        assert_null(spec_for_create(full, strlen(full), &c, &err));
+        assert_null(spec_for_create(full, strlen(full), &c, NULL, &err));
         assert_non_null(strstr(err_msg(&err), bad[i]));
     }
     d.path = path;
     char wrong[] = "rx";
     d.permissions = wrong;
-    assert_null(spec_for_create(full, strlen(full), &c, &err));
+    assert_null(spec_for_create(full, strlen(full), &c, NULL, &err));
     req.n_devices = 0;
     req.all_devices = true;
     auto_json json_t *all = create(full, &c);

@@ -1,16 +1,12 @@
 /*
- * aspis-disas.so - stands in for libcapstone in clones.
- *
- * QEMU is linked with the disassembler for what its debugging options print, which are never asked
- * for here. Its tables are pointers, so each process would have 1.3 MB of them relocated for itself
- * alone. Preloaded under the library's name this is what QEMU finds instead: a disassembler that
- * cannot be opened, for which QEMU prints numbers. A QEMU that wants more of it does not start at
- * all, which is tried before any clone gets it (qemu_idle.c).
+ * libcapstone: the disassembler for what QEMU's debugging options print. This one cannot be opened,
+ * for which QEMU prints numbers.
  */
 #include <stdbool.h>
 #include <stddef.h>
 
-#define EXPORT __attribute__((visibility("default")))
+#include "sandbox/absent/absent.h"
+
 #define UNSUPPORTED 2 /* CS_ERR_ARCH */
 
 EXPORT int cs_open(int arch, int mode, size_t *handle);

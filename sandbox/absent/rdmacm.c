@@ -1,0 +1,22 @@
+/* librdmacm: live migration over RDMA. */
+#include "sandbox/absent/absent.h"
+
+ABSENT(rdma_accept)
+ABSENT(rdma_ack_cm_event)
+ABSENT(rdma_bind_addr)
+ABSENT(rdma_connect)
+ABSENT(rdma_create_event_channel)
+ABSENT(rdma_create_id)
+ABSENT(rdma_create_qp)
+ABSENT(rdma_destroy_event_channel)
+ABSENT(rdma_destroy_id)
+ABSENT(rdma_destroy_qp)
+ABSENT(rdma_disconnect)
+ABSENT(rdma_event_str)
+ABSENT(rdma_freeaddrinfo)
+ABSENT(rdma_get_cm_event)
+ABSENT(rdma_getaddrinfo)
+ABSENT(rdma_listen)
+ABSENT(rdma_resolve_addr)
+ABSENT(rdma_resolve_route)
+ABSENT(rdma_set_option)
