@@ -14,6 +14,7 @@
 #include "agent/container_cgroup.h"
 #include "agent/container_spec.h"
 #include "agent/crun.h"
+#include "agent/huge_pages.h"
 #include "agent/user.h"
 #include "agent/userns.h"
 #include "base/cleanup.h"
@@ -264,7 +265,9 @@ static const char *source_of(void *arg, const char *name, struct err *err)
     for (size_t i = 0; i < job->req->n_volumes; i++) {
         if (job->req->volumes[i]->id == id) {
             free(job->volume_path);
-            job->volume_path = job->req->volumes[i]->mirrored
+            const Aspis__Agent__V1__HugeVolume *huge = job->req->volumes[i]->huge;
+            job->volume_path = huge != NULL ? huge_pages_path(job->at.state_dir, huge)
+                               : job->req->volumes[i]->mirrored
                                    ? job_mirror_path(job->at.state_dir, (uint32_t)id)
                                    : job_volume_path(job->at.state_dir, job->at.id, (uint32_t)id);
             return job->volume_path;

@@ -205,6 +205,13 @@ static int put_volumes(Aspis__Agent__V1__CreateContainerRequest *req,
         out->id = v[i].id;
         out->file = v[i].file;
         out->mirrored = v[i].mirrored;
+        if (v[i].huge.name[0] != '\0' && (out->huge = arena_alloc(a, sizeof(*out->huge))) != NULL) {
+            aspis__agent__v1__huge_volume__init(out->huge);
+            out->huge->name = arena_strdup(a, v[i].huge.name);
+            out->huge->mode = v[i].huge.mode;
+            out->huge->uid = v[i].huge.uid;
+            out->huge->gid = v[i].huge.gid;
+        }
         req->volumes[req->n_volumes++] = out;
     }
     return arena_exhausted(a) ? err_sys(err, ENOMEM, "volumes") : 0;
@@ -377,6 +384,7 @@ static void undo_create(struct container *c)
     container_close_log(c, true);
     (void)container_delete(c, NULL);
     model_remove_container(c->rt, c);
+    resources_give_back(c, own);
 }
 
 /* In the model and with its images on record, which keeps them from being removed; *image (the
@@ -587,6 +595,7 @@ int container_remove(struct container *c, struct cancel *cancel, struct err *err
     inspect_drop_spec(c);
     container_images_detach(c, cancel);
     container_disks_detach(c, cancel);
+    resources_give_back(c, cancel);
     container_close_log(c, true);
     if (container_delete(c, err) < 0)
         return err_wrap(err, "remove %s", container_title(c, title));

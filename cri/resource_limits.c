@@ -6,6 +6,7 @@
 
 #include "base/cleanup.h"
 #include "base/fs.h"
+#include "cri/huge_pages.h"
 
 typedef Runtime__V1__LinuxContainerResources Resources;
 
@@ -72,7 +73,7 @@ Resources *resource_limits_merge(const Resources *old, const Resources *by)
     take_string(&r->cpuset_cpus, by->cpuset_cpus);
     take_string(&r->cpuset_mems, by->cpuset_mems);
     merge_unified(r, by);
-    /* oom_score_adj is a process's own and stays; huge pages have only limits of 0 */
+    huge_pages_merge(r, by);
     return r;
 }
 

@@ -9,8 +9,10 @@
 #include "base/failpoint.h"
 #include "base/fs.h"
 #include "base/limits.h"
+#include "base/log.h"
 #include "base/str.h"
 #include "cri/container_ops.h"
+#include "cri/huge_pages.h"
 #include "cri/resource_limits.h"
 #include "cri/spec.h"
 
@@ -38,6 +40,7 @@ static int set_in_guest(struct machine *m, const char *id, const Resources *r,
     auto_strv struct strv keys = {0};
     auto_strv struct strv values = {0};
     resource_limits_files(r, &keys, &values);
+    huge_pages_files(r, machine_backend(m), &keys, &values);
     if (keys.n == 0)
         return 0;
     auto_arena struct arena *a = arena_new(LIMIT_CALL_ARENA);
@@ -106,6 +109,7 @@ void resources_of_pod(struct sandbox *s, struct machine_spec *spec)
 {
     uint64_t memory = 0;
     uint64_t cpu = 0;
+    uint64_t huge = 0;
     struct container *c;
     (void)pthread_mutex_lock(&s->rt->lock);
     TAILQ_FOREACH(c, &s->containers, link)
@@ -115,10 +119,12 @@ void resources_of_pod(struct sandbox *s, struct machine_spec *spec)
         uint64_t more = memory_of(container_resources(c));
         memory = more > UINT64_MAX - memory ? UINT64_MAX : memory + more;
         cpu += cpu_of(container_resources(c)) % UINT32_MAX;
+        huge += huge_pages_bytes(container_resources(c));
     }
     const Resources *r = pod_resources(s);
     spec->memory_limit_bytes = memory_of(r);
     spec->memory_needed_bytes = memory;
+    spec->huge_bytes = huge;
     if (cpu_of(r) > cpu)
         cpu = cpu_of(r);
     (void)pthread_mutex_unlock(&s->rt->lock);
@@ -155,6 +161,21 @@ int resources_fit(struct sandbox *s, struct machine *m, struct cancel *cancel, s
     if (FAILPOINT("container.fit", err) < 0 || machine_resize(m, &spec, cancel, err) < 0)
         return -1;
     return machine_set_cpuset(m, cpus, mems, err);
+}
+
+void resources_give_back(struct container *c, struct cancel *cancel)
+{
+    auto_err struct err err = ERR_INIT;
+    (void)pthread_mutex_lock(&c->rt->lock);
+    bool reserved = huge_pages_bytes(container_resources(c)) > 0;
+    (void)pthread_mutex_unlock(&c->rt->lock);
+    struct machine *m = reserved ? sandbox_use_machine(c->sandbox, NULL) : NULL;
+    if (m == NULL)
+        return; /* nothing, or it went with the machine */
+    if (resources_fit(c->sandbox, m, cancel, &err) < 0)
+        log_warn("cannot take back huge pages", LOG_STR("sandbox", c->sandbox->rec.id),
+                 LOG_STR("error", err_msg(&err)));
+    sandbox_release_machine(c->sandbox);
 }
 
 /* --- records --- */
@@ -273,7 +294,8 @@ int container_update_resources(struct container *c, const Resources *r, struct c
                                struct err *err)
 {
     char title[200];
-    if (spec_check_resources(r, err) < 0)
+    if (spec_check_resources(r, err) < 0 ||
+        huge_pages_check_backend(r, c->sandbox->backend.backend, err) < 0)
         return err_wrap(err, "update %s", container_title(c, title));
     if (oplock_take(&c->op, cancel, err) < 0)
         return err_wrap(err, "update %s", container_title(c, title));

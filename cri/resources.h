@@ -29,6 +29,8 @@ int sandbox_update_resources(struct sandbox *s,
 
 /* Before a container is made: the VM and the pod's cpuset as this and the others need them. */
 int resources_fit(struct sandbox *s, struct machine *m, struct cancel *cancel, struct err *err);
+/* Once it is gone from the guest, or was never made: what the VM reserved for it alone. */
+void resources_give_back(struct container *c, struct cancel *cancel);
 
 /* What a container has now; NULL: nothing was ever asked for. Under rt->lock. */
 static inline const Runtime__V1__LinuxContainerResources *

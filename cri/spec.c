@@ -18,7 +18,7 @@ int spec_check_container(const Container *c, const Pod *pod, enum backend backen
 {
     if (spec_check_security(c, pod, err) < 0 || spec_check_mounts(c, err) < 0)
         return -1;
-    return spec_check_limits(c, err) < 0 ? -1 : spec_check_devices(c, backend, err);
+    return spec_check_limits(c, backend, err) < 0 ? -1 : spec_check_devices(c, backend, err);
 }
 
 /* --- signals --- */

@@ -202,6 +202,15 @@ int spec_guest(const Container *c, enum backend backend, const struct seccomp_fi
     return put_devices(c, backend, req, a, err);
 }
 
+static bool has_huge(const Request *req)
+{
+    for (size_t i = 0; i < req->n_volumes; i++) {
+        if (req->volumes[i]->huge != NULL)
+            return true;
+    }
+    return false;
+}
+
 int spec_guest_understood(const Request *req, uint32_t knows, struct err *err)
 {
     const struct {
@@ -213,6 +222,7 @@ int spec_guest_understood(const Request *req, uint32_t knows, struct err *err)
         {!str_empty(req->pid_target), 101, "join another container's process namespace"},
         {req->n_devices > 0 || req->all_devices, 103, "give devices"},
         {req->n_uids > 0, 105, "make user namespaces"},
+        {has_huge(req), 940, "mount huge pages"},
     };
     for (size_t i = 0; i < ARRAY_LEN(used); i++) {
         if (used[i].used && knows < used[i].field)

@@ -108,6 +108,7 @@ struct machine_spec {
     const char *cgroup_parent;    /* from CRI: "/kubepods/..", "x.slice", or "" */
     uint64_t memory_limit_bytes;  /* of the pod, 0: none: then it may grow (memory_ceiling_bytes) */
     uint64_t memory_needed_bytes; /* what its containers may use together where they have limits */
+    uint64_t huge_bytes;          /* beyond those: kept by the guest as huge pages of 2 MiB */
     int64_t cpu_quota;            /* of the pod; <= 0: none */
     uint64_t cpu_period;
     bool spare;                /* for a pod that is not known yet: see machine_claim() */
@@ -225,6 +226,13 @@ struct volume_ids {
     uint32_t gid, n_gids;
 };
 
+/* A volume of huge pages (an emptyDir of medium HugePages): its pages are the guest's, so it is
+ * empty at first and shared with nobody but the pod's containers. */
+struct huge_volume {
+    char name[32]; /* the same for all mounts of one; "": it is none */
+    uint32_t mode, uid, gid;
+};
+
 /* A directory or file of the host that containers see live: over the `fs` channel, or as it is on
  * the host; or small ones that kubelet writes as a copy that follows within milliseconds. */
 struct machine_volume {
@@ -235,10 +243,11 @@ struct machine_volume {
     bool shared;    /* and what the container mounts shows up there: BACKEND_HOST only */
     struct volume_ids ids;
     /* filled in */
-    uint32_t id;       /* what the agent calls it */
-    bool mirrored;     /* a copy in the guest's memory */
-    bool file;         /* no directory */
-    bool all_readonly; /* nothing below it can be written to */
+    uint32_t id;             /* what the agent calls it */
+    bool mirrored;           /* a copy in the guest's memory */
+    struct huge_volume huge; /* with a name: a hugetlbfs of the guest's */
+    bool file;               /* no directory */
+    bool all_readonly;       /* nothing below it can be written to */
 };
 /* All or none. `owner` names them for machine_remove_volumes(): a container's id. */
 int machine_add_volumes(struct machine *m, const char *owner, struct machine_volume *v, size_t n,

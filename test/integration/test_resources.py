@@ -133,7 +133,6 @@ def test_update_before_start_and_after_the_end(daemon, make_pod):
     (dict(cpuset_cpus="4095"), "cpuset"),
     (dict(memory_limit_in_bytes=1 << 20), str(4 * MIB)),
     (dict(memory_limit_in_bytes=64 * MIB, memory_swap_limit_in_bytes=MIB), "swap"),
-    (dict(hugepage_limits=[pb.HugepageLimit(page_size="2MB", limit=1 << 21)]), "huge pages of 2MB"),
     (dict(cpu_quota=-7), "negative"),
 ])
 def test_limits_that_cannot_be(daemon, make_pod, what, says):
@@ -146,9 +145,6 @@ def test_limits_that_cannot_be(daemon, make_pod, what, says):
     with pytest.raises(grpc.RpcError) as e:
         daemon.client.UpdateContainerResources(container_id=c, linux=resources(**what))
     assert says in e.value.details()
-    # kubelet sends a limit of 0 for every size of huge pages
-    daemon.client.UpdateContainerResources(container_id=c, linux=resources(
-        hugepage_limits=[pb.HugepageLimit(page_size="2MB", limit=0)]))
 
 
 def test_pod_grows_and_shrinks_with_its_limits(daemon, make_pod):
