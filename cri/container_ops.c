@@ -342,6 +342,8 @@ static int build(struct container *c, struct image *image, struct timeline *t,
     timeline_mark(t, "vm fits");
     if (rc == 0)
         rc = create_on_images(c, m, image, t, cancel, err);
+    if (rc == 0)
+        rc = resources_created(c, m, cancel, err);
     timeline_mark(t, "created in guest");
     /* the ids of the streams must be on record before a byte of them is acknowledged */
     if (rc == 0)

@@ -11,6 +11,7 @@
 #include "base/limits.h"
 #include "base/log.h"
 #include "base/str.h"
+#include "cri/confine.h"
 #include "cri/container_ops.h"
 #include "cri/huge_pages.h"
 #include "cri/resource_limits.h"
@@ -34,30 +35,26 @@ static Resources *copy(const Resources *r)
 
 /* --- limits of the guest --- */
 
-static int set_in_guest(struct machine *m, const char *id, const Resources *r,
-                        struct cancel *cancel, struct err *err)
+int resources_set_limits(struct machine *m, const char *id, const struct strv *keys,
+                         const struct strv *values, struct cancel *cancel, struct err *err)
 {
-    auto_strv struct strv keys = {0};
-    auto_strv struct strv values = {0};
-    resource_limits_files(r, &keys, &values);
-    huge_pages_files(r, machine_backend(m), &keys, &values);
-    if (keys.n == 0)
+    if (keys->n == 0)
         return 0;
     auto_arena struct arena *a = arena_new(LIMIT_CALL_ARENA);
     auto_cancel struct cancel *limit = cancel_child(cancel, mono_ns() + AGENT_NS, err);
     Aspis__Agent__V1__SetLimitsRequest req;
     aspis__agent__v1__set_limits_request__init(&req);
     if (a == NULL || limit == NULL ||
-        (req.limits = arena_alloc(a, keys.n * sizeof(void *))) == NULL)
+        (req.limits = arena_alloc(a, keys->n * sizeof(void *))) == NULL)
         return limit == NULL ? -1 : err_sys(err, ENOMEM, "limits");
     req.container_id = arena_strdup(a, id);
-    for (size_t i = 0; i < keys.n; i++) {
+    for (size_t i = 0; i < keys->n; i++) {
         Aspis__Agent__V1__KeyValue *kv = arena_alloc(a, sizeof(*kv));
         if (kv == NULL)
             return err_sys(err, ENOMEM, "limits");
         aspis__agent__v1__key_value__init(kv);
-        kv->key = keys.v[i];
-        kv->value = values.v[i];
+        kv->key = keys->v[i];
+        kv->value = values->v[i];
         req.limits[req.n_limits++] = kv;
     }
     if (req.container_id == NULL)
@@ -68,13 +65,26 @@ static int set_in_guest(struct machine *m, const char *id, const Resources *r,
             &aspis__agent__v1__set_limits_response__descriptor, a, limit, err);
     if (reply == NULL)
         return -1;
-    for (size_t i = 0; i < keys.n; i++) {
+    for (size_t i = 0; i < keys->n; i++) {
         const char *have = i < reply->n_limits ? reply->limits[i]->value : "";
-        if (!resource_limits_as_written(keys.v[i], values.v[i], have))
+        if (!resource_limits_as_written(keys->v[i], values->v[i], have))
             return err_set(err, ERR_INTERNAL, "the guest has %s = \"%.100s\" instead of \"%.100s\"",
-                           keys.v[i], have, values.v[i]);
+                           keys->v[i], have, values->v[i]);
     }
     return 0;
+}
+
+static int set_in_guest(struct machine *m, const char *id, const Resources *r,
+                        struct cancel *cancel, struct err *err)
+{
+    auto_strv struct strv keys = {0};
+    auto_strv struct strv values = {0};
+    enum backend backend = machine_backend(m);
+    resource_limits_files(r, &keys, &values);
+    huge_pages_files(r, backend, &keys, &values);
+    if (backend == BACKEND_HOST) /* in a VM it is not so simple (confine.h) */
+        resource_limits_cpusets(r, &keys, &values);
+    return resources_set_limits(m, id, &keys, &values, cancel, err);
 }
 
 /* --- the pod as a whole --- */
@@ -87,7 +97,7 @@ static const Resources *pod_resources(const struct sandbox *s)
 }
 
 /* Thousandths of a CPU. */
-static uint64_t cpu_of(const Resources *r)
+uint64_t resources_cpu_milli(const Resources *r)
 {
     uint64_t period = r != NULL && r->cpu_period > 0 ? (uint64_t)r->cpu_period : PERIOD;
     if (r == NULL || r->cpu_quota <= 0 || (uint64_t)r->cpu_quota > UINT64_MAX / 1000)
@@ -118,15 +128,15 @@ void resources_of_pod(struct sandbox *s, struct machine_spec *spec)
             continue;
         uint64_t more = memory_of(container_resources(c));
         memory = more > UINT64_MAX - memory ? UINT64_MAX : memory + more;
-        cpu += cpu_of(container_resources(c)) % UINT32_MAX;
+        cpu += resources_cpu_milli(container_resources(c)) % UINT32_MAX;
         huge += huge_pages_bytes(container_resources(c));
     }
     const Resources *r = pod_resources(s);
     spec->memory_limit_bytes = memory_of(r);
     spec->memory_needed_bytes = memory;
     spec->huge_bytes = huge;
-    if (cpu_of(r) > cpu)
-        cpu = cpu_of(r);
+    if (resources_cpu_milli(r) > cpu)
+        cpu = resources_cpu_milli(r);
     (void)pthread_mutex_unlock(&s->rt->lock);
     spec->cpu_quota = cpu > INT64_MAX / 100 ? INT64_MAX : (int64_t)(cpu * 100);
     spec->cpu_period = PERIOD;
@@ -155,25 +165,42 @@ static char *union_of_cpusets(struct sandbox *s, bool mems)
 int resources_fit(struct sandbox *s, struct machine *m, struct cancel *cancel, struct err *err)
 {
     struct machine_spec spec = {0};
+    if (oplock_take(&s->fit, cancel, err) < 0)
+        return -1;
+    auto_oplock struct oplock *held = &s->fit;
     resources_of_pod(s, &spec);
+    if (machine_backend(m) == BACKEND_VM && confine_need(s, &spec.min_vcpus, err) < 0)
+        return -1;
     auto_free char *cpus = union_of_cpusets(s, false);
     auto_free char *mems = union_of_cpusets(s, true);
     if (FAILPOINT("container.fit", err) < 0 || machine_resize(m, &spec, cancel, err) < 0)
         return -1;
-    return machine_set_cpuset(m, cpus, mems, err);
+    if (machine_set_cpuset(m, cpus, mems, err) < 0)
+        return -1;
+    return confine_apply(s, m, cancel, err);
+}
+
+int resources_created(struct container *c, struct machine *m, struct cancel *cancel,
+                      struct err *err)
+{
+    if (oplock_take(&c->sandbox->fit, cancel, err) < 0)
+        return -1;
+    auto_oplock struct oplock *held = &c->sandbox->fit;
+    return confine_new(c, m, cancel, err);
 }
 
 void resources_give_back(struct container *c, struct cancel *cancel)
 {
     auto_err struct err err = ERR_INIT;
     (void)pthread_mutex_lock(&c->rt->lock);
-    bool reserved = huge_pages_bytes(container_resources(c)) > 0;
+    const Resources *r = container_resources(c);
+    bool reserved = huge_pages_bytes(r) > 0 || (r != NULL && !str_empty(r->cpuset_cpus));
     (void)pthread_mutex_unlock(&c->rt->lock);
     struct machine *m = reserved ? sandbox_use_machine(c->sandbox, NULL) : NULL;
     if (m == NULL)
         return; /* nothing, or it went with the machine */
     if (resources_fit(c->sandbox, m, cancel, &err) < 0)
-        log_warn("cannot take back huge pages", LOG_STR("sandbox", c->sandbox->rec.id),
+        log_warn("cannot take back huge pages and CPUs", LOG_STR("sandbox", c->sandbox->rec.id),
                  LOG_STR("error", err_msg(&err)));
     sandbox_release_machine(c->sandbox);
 }

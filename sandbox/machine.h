@@ -111,6 +111,7 @@ struct machine_spec {
     uint64_t huge_bytes;          /* beyond those: kept by the guest as huge pages of 2 MiB */
     int64_t cpu_quota;            /* of the pod; <= 0: none */
     uint64_t cpu_period;
+    uint32_t min_vcpus;        /* for the containers' cpusets */
     bool spare;                /* for a pod that is not known yet: see machine_claim() */
     int tap_fd;                /* borrowed (dup'ed); -1: no NIC */
     const char *mac;           /* of the NIC; NULL: any, see machine_guest_mac() */
@@ -185,6 +186,10 @@ int machine_resize(struct machine *m, const struct machine_spec *spec, struct ca
 void machine_used(struct machine *m);
 /* Host CPUs and memory nodes of the VM ("0-3,8"); "": any. */
 int machine_set_cpuset(struct machine *m, const char *cpus, const char *mems, struct err *err);
+/* Host CPUs of each vCPU, within those of the VM; NULL: any of them. After each change of the VM's
+ * cpuset or number of vCPUs. Nothing on the host. */
+int machine_pin_vcpus(struct machine *m, char *const *lists, size_t n, struct cancel *cancel,
+                      struct err *err);
 
 void machine_get_record(struct machine *m, struct machine_record *out); /* deep copy */
 struct link *machine_link(struct machine *m);                           /* borrowed */

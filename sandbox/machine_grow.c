@@ -166,6 +166,7 @@ int machine_learn_size(struct machine *m, const struct machine_spec *spec, struc
         return 0;
     m->limited = spec->memory_limit_bytes != 0;
     m->huge_bytes = spec->huge_bytes;
+    m->vcpus_pinned = true; /* who knows */
     if (m->ops->size(m->hv, &now, cancel, err) < 0)
         return err_wrap(err, "learn the vm's size");
     remember(m, now.added_bytes, now.vcpus);
@@ -275,6 +276,24 @@ int machine_set_cpuset(struct machine *m, const char *cpus, const char *mems, st
     }
     (void)pthread_mutex_unlock(&m->sizing);
     return ret;
+}
+
+int machine_pin_vcpus(struct machine *m, char *const *lists, size_t n, struct cancel *cancel,
+                      struct err *err)
+{
+    if (machine_on_host(m))
+        return 0;
+    if (lock_within(&m->sizing, cancel, "another change of the vm's size", err) < 0)
+        return -1;
+    int ret = 0;
+    if (lists != NULL || m->vcpus_pinned) {
+        m->vcpus_pinned = true;
+        ret = m->ops->pin(m->hv, lists, n, cancel, err);
+        if (ret == 0)
+            m->vcpus_pinned = lists != NULL;
+    }
+    (void)pthread_mutex_unlock(&m->sizing);
+    return ret < 0 ? err_wrap(err, "cpusets of the vcpus") : 0;
 }
 
 /* As much of a growth as the host has room for. What gets none stops complaining, so that its own

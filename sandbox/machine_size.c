@@ -18,6 +18,8 @@ struct machine_size machine_spec_size(const struct machine_factory *f,
     struct machine_size s = machine_size_for(&f->config, f->host_memory_bytes, f->host_vcpus,
                                              memory, spec->cpu_quota, spec->cpu_period);
     s.memory_bytes += spec->huge_bytes;
+    if (s.vcpus < spec->min_vcpus)
+        s.vcpus = spec->min_vcpus < s.max_vcpus ? spec->min_vcpus : s.max_vcpus;
     return s;
 }
 
