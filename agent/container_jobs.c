@@ -3,6 +3,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mount.h>
@@ -409,6 +410,7 @@ static int exec_in(const struct exec_job *job, const char *pid_file, const char 
     auto_free char *config = bundle_path(&job->at, "/config.json");
     auto_free char *state_root = job_state_root(job->at.state_dir);
     auto_close int listener = -1;
+    int64_t oom_score_adj = 0;
     size_t len = 0;
     struct spec_exec exec = {.args = req->args,
                              .n_args = req->n_args,
@@ -417,12 +419,15 @@ static int exec_in(const struct exec_job *job, const char *pid_file, const char 
                              .cwd = req->cwd,
                              .tty = req->tty,
                              .rows = req->tty_rows,
-                             .cols = req->tty_cols};
+                             .cols = req->tty_cols,
+                             .oom_score_adj = &oom_score_adj};
     auto_free char *json = fs_read(config, LIMIT_RPC_MESSAGE * 2, &len, err);
     auto_free char *spec = json != NULL ? spec_for_exec(json, len, &exec, err) : NULL;
 
     if (spec == NULL || (req->tty && (listener = console_listen(console, err)) < 0))
         return -1;
+    auto_free char *adj = fs_format("%" PRId64, oom_score_adj);
+    (void)fs_write_str("/proc/self/oom_score_adj", adj, NULL); /* inherited */
     struct crun_ctx ctx = {.state_root = state_root,
                            .id = job->at.id,
                            .bundle = bundle,

@@ -10,6 +10,7 @@
 #include "agent/container_cgroup.h"
 #include "agent/container_table.h"
 #include "agent/limits_v1.h"
+#include "agent/oom_score.h"
 #include "agent/pod_cgroup.h"
 #include "base/cleanup.h"
 #include "base/fs.h"
@@ -103,6 +104,17 @@ static int set_all(const Aspis__Agent__V1__SetLimitsRequest *req, struct err *er
     return ret;
 }
 
+static int set_oom_score(const struct containers *t, const Aspis__Agent__V1__SetLimitsRequest *req,
+                         struct err *err)
+{
+    if (req->oom_score == NULL || *req->container_id == '\0')
+        return 0;
+    if (req->oom_score->adj < -1000 || req->oom_score->adj > 1000)
+        return err_set(err, ERR_INVALID, "oom_score_adj %d", (int)req->oom_score->adj);
+    auto_free char *config = fs_format("%s/%s/config.json", t->state_dir, req->container_id);
+    return oom_score_set(req->container_id, config, req->oom_score->adj, err);
+}
+
 void handle_set_limits(struct rpc_call *call, const ProtobufCMessage *request, void *arg)
 {
     struct containers *t = arg;
@@ -114,7 +126,7 @@ void handle_set_limits(struct rpc_call *call, const ProtobufCMessage *request, v
         fail_call(call, ERR_NOT_FOUND, "no such container");
         return;
     }
-    if (check(req, &err) < 0 || set_all(req, &err) < 0) {
+    if (check(req, &err) < 0 || set_all(req, &err) < 0 || set_oom_score(t, req, &err) < 0) {
         rpc_fail(call, &err);
         return;
     }
@@ -130,6 +142,7 @@ void handle_set_limits(struct rpc_call *call, const ProtobufCMessage *request, v
     }
     reply.n_limits = req->n_limits;
     reply.limits = list;
+    reply.oom_score = req->oom_score != NULL;
     rpc_reply(call, &reply.base);
     for (size_t i = 0; i < req->n_limits; i++)
         free(rows[i].value);

@@ -362,5 +362,20 @@ char *spec_for_exec(const char *json, size_t len, const struct spec_exec *x, str
         return NULL;
     if (set_terminal(process, x->tty, x->rows, x->cols, err) < 0)
         return NULL;
+    if (x->oom_score_adj != NULL)
+        *x->oom_score_adj = json_integer_value(json_object_get(process, "oomScoreAdj"));
+    return dump(root, err);
+}
+
+char *spec_set_oom_score(const char *json, size_t len, int32_t adj, int64_t *before,
+                         struct err *err)
+{
+    auto_json json_t *root = parse(json, len, err);
+    json_t *process = root != NULL ? sub_object(root, "process", err) : NULL;
+    if (process == NULL)
+        return NULL;
+    *before = json_integer_value(json_object_get(process, "oomScoreAdj"));
+    if (set(process, "oomScoreAdj", json_integer(adj), err) < 0)
+        return NULL;
     return dump(root, err);
 }

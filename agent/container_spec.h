@@ -42,6 +42,10 @@ struct spec_changes {
 char *spec_for_create(const void *json, size_t len, const struct spec_changes *changes,
                       struct err *err);
 
+/* Of what spec_for_create() made: the same with this oom_score_adj; *before is what it had. */
+char *spec_set_oom_score(const char *json, size_t len, int32_t adj, int64_t *before,
+                         struct err *err);
+
 struct spec_exec {
     char *const *args;
     size_t n_args;
@@ -51,6 +55,7 @@ struct spec_exec {
     bool tty;
     uint32_t rows;
     uint32_t cols;
+    int64_t *oom_score_adj; /* gets the container's, which libcrun does not set here; or NULL */
 };
 
 /* json: what spec_for_create() made. Returns the same spec with `process` being the new process:

@@ -115,7 +115,7 @@ static int confine(struct container *c, struct machine *m, const struct cpu_map 
     strv_add(&keys, "cpuset.cpus");
     strv_add(&values, list);
     /* an agent that cannot has not done it under an earlier daemon either */
-    if (resources_set_limits(m, c->rec.id, &keys, &values, cancel, &why) < 0 &&
+    if (resources_set_limits(m, c->rec.id, &keys, &values, NULL, cancel, &why) < 0 &&
         (!all || why.code != ERR_UNIMPLEMENTED)) {
         (void)err_wrap(&why, "cpuset of container %.12s", c->rec.id);
         return err_move(err, &why);

@@ -71,6 +71,8 @@ Resources *resource_limits_merge(const Resources *old, const Resources *by)
         r->memory_limit_in_bytes = by->memory_limit_in_bytes;
     if (by->memory_swap_limit_in_bytes != 0)
         r->memory_swap_limit_in_bytes = by->memory_swap_limit_in_bytes;
+    if (by->oom_score_adj != 0)
+        r->oom_score_adj = by->oom_score_adj;
     take_string(&r->cpuset_cpus, by->cpuset_cpus);
     take_string(&r->cpuset_mems, by->cpuset_mems);
     merge_unified(r, by);

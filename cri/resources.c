@@ -36,16 +36,17 @@ static Resources *copy(const Resources *r)
 /* --- limits of the guest --- */
 
 int resources_set_limits(struct machine *m, const char *id, const struct strv *keys,
-                         const struct strv *values, struct cancel *cancel, struct err *err)
+                         const struct strv *values, const int64_t *oom_score_adj,
+                         struct cancel *cancel, struct err *err)
 {
-    if (keys->n == 0)
+    if (keys->n == 0 && oom_score_adj == NULL)
         return 0;
     auto_arena struct arena *a = arena_new(LIMIT_CALL_ARENA);
     auto_cancel struct cancel *limit = cancel_child(cancel, mono_ns() + AGENT_NS, err);
     Aspis__Agent__V1__SetLimitsRequest req;
     aspis__agent__v1__set_limits_request__init(&req);
     if (a == NULL || limit == NULL ||
-        (req.limits = arena_alloc(a, keys->n * sizeof(void *))) == NULL)
+        (req.limits = arena_alloc(a, (keys->n + 1) * sizeof(void *))) == NULL)
         return limit == NULL ? -1 : err_sys(err, ENOMEM, "limits");
     req.container_id = arena_strdup(a, id);
     for (size_t i = 0; i < keys->n; i++) {
@@ -59,12 +60,23 @@ int resources_set_limits(struct machine *m, const char *id, const struct strv *k
     }
     if (req.container_id == NULL)
         return err_sys(err, ENOMEM, "limits");
+    Aspis__Agent__V1__OomScore score;
+    aspis__agent__v1__oom_score__init(&score);
+    if (oom_score_adj != NULL) {
+        int64_t adj = *oom_score_adj;
+        score.adj = (int32_t)(adj < -1000 ? -1000 : adj > 1000 ? 1000 : adj);
+        req.oom_score = &score;
+    }
     const Aspis__Agent__V1__SetLimitsResponse *reply =
         (const Aspis__Agent__V1__SetLimitsResponse *)(const void *)link_call(
             machine_link(m), "SetLimits", &req.base,
             &aspis__agent__v1__set_limits_response__descriptor, a, limit, err);
     if (reply == NULL)
         return -1;
+    if (oom_score_adj != NULL && !reply->oom_score)
+        return err_set(err, ERR_PRECONDITION,
+                       "the pod was started by an older release, whose agent cannot change "
+                       "oom_score_adj");
     for (size_t i = 0; i < keys->n; i++) {
         const char *have = i < reply->n_limits ? reply->limits[i]->value : "";
         if (!resource_limits_as_written(keys->v[i], values->v[i], have))
@@ -75,7 +87,7 @@ int resources_set_limits(struct machine *m, const char *id, const struct strv *k
 }
 
 static int set_in_guest(struct machine *m, const char *id, const Resources *r,
-                        struct cancel *cancel, struct err *err)
+                        const Resources *before, struct cancel *cancel, struct err *err)
 {
     auto_strv struct strv keys = {0};
     auto_strv struct strv values = {0};
@@ -84,7 +96,9 @@ static int set_in_guest(struct machine *m, const char *id, const Resources *r,
     huge_pages_files(r, backend, &keys, &values);
     if (backend == BACKEND_HOST) /* in a VM it is not so simple (confine.h) */
         resource_limits_cpusets(r, &keys, &values);
-    return resources_set_limits(m, id, &keys, &values, cancel, err);
+    bool other = r->oom_score_adj != (before != NULL ? before->oom_score_adj : 0);
+    return resources_set_limits(m, id, &keys, &values, other ? &r->oom_score_adj : NULL, cancel,
+                                err);
 }
 
 /* --- the pod as a whole --- */
@@ -301,11 +315,12 @@ static int apply(struct container *c, Resources *merged, struct cancel *cancel, 
         return -1;
     (void)pthread_mutex_lock(&c->rt->lock);
     Resources *before = c->resources;
+    const Resources *old = container_resources(c); /* stays while c->op is held */
     c->resources = merged;
     (void)pthread_mutex_unlock(&c->rt->lock);
     int ret = resources_fit(c->sandbox, m, cancel, err);
     if (ret == 0 && (ret = FAILPOINT("container.limits", err)) == 0)
-        ret = set_in_guest(m, c->rec.id, merged, cancel, err);
+        ret = set_in_guest(m, c->rec.id, merged, old, cancel, err);
     (void)pthread_mutex_lock(&c->rt->lock);
     c->resources = before;
     (void)pthread_mutex_unlock(&c->rt->lock);

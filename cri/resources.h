@@ -28,9 +28,10 @@ int sandbox_update_resources(struct sandbox *s,
                              struct cancel *cancel, struct err *err);
 
 /* Writes limits of a container (files of cgroup v2) in the guest, all or none, and looks what they
- * have become. */
+ * have become. oom_score_adj: the new one of its processes too, unless NULL. */
 int resources_set_limits(struct machine *m, const char *id, const struct strv *keys,
-                         const struct strv *values, struct cancel *cancel, struct err *err);
+                         const struct strv *values, const int64_t *oom_score_adj,
+                         struct cancel *cancel, struct err *err);
 /* Thousandths of a CPU of the quota; 0: none. */
 uint64_t resources_cpu_milli(const Runtime__V1__LinuxContainerResources *r);
 

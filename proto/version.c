@@ -20,6 +20,7 @@ const struct protocol_addition protocol_additions[] = {
     {"Resize", NULL, 2},
     {"Resize", "huge_bytes", 2},
     {"SetLimits", NULL, 2},
+    {"SetLimits", "oom_score", 2},
     {"Stats", NULL, 2},
     {"SyncVolume", NULL, 2},
     {"DropVolume", NULL, 2},

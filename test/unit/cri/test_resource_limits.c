@@ -111,7 +111,7 @@ static void merging(void **state)
     assert_int_equal(m->cpu_shares, 10);
     assert_int_equal(m->cpu_quota, 20);
     assert_int_equal(m->memory_limit_in_bytes, 21);
-    assert_int_equal(m->oom_score_adj, 5);
+    assert_int_equal(m->oom_score_adj, 6);
     assert_string_equal(m->cpuset_cpus, "0");
     assert_string_equal(m->cpuset_mems, "1");
     assert_int_equal(m->n_unified, 2);
