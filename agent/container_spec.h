@@ -4,7 +4,8 @@
  * Changed: root, process.user, process.terminal and console size, HOME when the environment has
  * none, the pid namespace's path, cgroupsPath, devices and user namespace of the request, and mount
  * sources "aspis:<name>". Refused: what is
- * no valid JSON object, hooks (they would run in the guest's own namespaces), an empty command.
+ * no valid JSON object, hooks but startContainer (they would run in the guest's own namespaces), an
+ * empty command.
  * Annotations "run.oci.*" steer libcrun and are dropped.
  *
  * No state; strings returned are the caller's to free.

@@ -102,8 +102,11 @@ static bool bidirectional(const Runtime__V1__Mount *m)
     return m->propagation == RUNTIME__V1__MOUNT_PROPAGATION__PROPAGATION_BIDIRECTIONAL;
 }
 
-static int check_vm(const Runtime__V1__ContainerConfig *c, struct err *err)
+int backend_check_mounts(enum backend backend, const Runtime__V1__ContainerConfig *c,
+                         struct err *err)
 {
+    if (backend != BACKEND_VM)
+        return 0;
     for (size_t i = 0; i < c->n_mounts; i++) {
         if (bidirectional(c->mounts[i]))
             return err_set(err, ERR_PRECONDITION,
@@ -146,5 +149,5 @@ int backend_check_container(enum backend backend, const Runtime__V1__ContainerCo
         return err_set(err, ERR_PRECONDITION, "no privileged container allowed in sandbox");
     if (s != NULL && check_namespaces(s->namespace_options, backend_namespaces(pod), err) < 0)
         return -1;
-    return backend == BACKEND_VM ? check_vm(c, err) : 0;
+    return backend_check_mounts(backend, c, err);
 }

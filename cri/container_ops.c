@@ -23,6 +23,7 @@
 #include "cri/resources.h"
 #include "cri/sandbox_ops.h"
 #include "cri/spec.h"
+#include "cri/spec_cdi.h"
 
 /* How long a killed container may take to disappear before StopContainer gives up. */
 #define KILL_NS (30LL * 1000000000)
@@ -232,6 +233,13 @@ static int check_target(const struct container *c, const char *id, struct err *e
     return 0;
 }
 
+static void free_config(Runtime__V1__ContainerConfig **config)
+{
+    if (*config != NULL)
+        protobuf_c_message_free_unpacked(&(*config)->base, NULL);
+}
+#define auto_config __attribute__((cleanup(free_config)))
+
 static int create_in_guest(struct container *c, struct machine *m, struct image *image,
                            struct cancel *cancel, struct err *err)
 {
@@ -239,13 +247,16 @@ static int create_in_guest(struct container *c, struct machine *m, struct image 
     if (a == NULL)
         return err_sys(err, ENOMEM, "create in guest");
     size_t n_volumes = 0;
-    auto_free struct machine_volume *volumes = spec_volumes(c->config, &n_volumes);
+    auto_config Runtime__V1__ContainerConfig *config = spec_cdi_apply(c->config, err);
+    if (config == NULL)
+        return -1;
+    auto_free struct machine_volume *volumes = spec_volumes(config, &n_volumes);
     auto_strv struct strv disks = {0};
     char serial[21];
     if (machine_add_volumes(m, c->rec.id, volumes, n_volumes, cancel, err) < 0)
         return err_wrap(err, "volumes");
-    auto_free char *plain = spec_make(c->config, c->sandbox->config, &image->config, volumes, err);
-    auto_free char *spec = plain != NULL ? spec_adapt(plain, c->config, c->sandbox->config, volumes,
+    auto_free char *plain = spec_make(config, c->sandbox->config, &image->config, volumes, err);
+    auto_free char *spec = plain != NULL ? spec_adapt(plain, config, c->sandbox->config, volumes,
                                                       n_volumes, c->sandbox->backend.backend, err)
                                          : NULL;
     if (spec == NULL)
@@ -256,7 +267,7 @@ static int create_in_guest(struct container *c, struct machine *m, struct image 
         return -1;
     Aspis__Agent__V1__User user;
     aspis__agent__v1__user__init(&user);
-    if (spec_user(c->config, &image->config, &user, err) < 0)
+    if (spec_user(config, &image->config, &user, err) < 0)
         return -1;
     Aspis__Agent__V1__CreateContainerRequest req;
     aspis__agent__v1__create_container_request__init(&req);
@@ -357,7 +368,7 @@ static int build(struct container *c, struct image *image, struct timeline *t,
 /* Once the guest has let go of them. */
 static int drop_volumes(struct container *c, struct cancel *cancel, struct err *err)
 {
-    if (c->config->n_mounts == 0)
+    if (c->config->n_mounts == 0 && c->config->n_cdi_devices == 0)
         return 0;
     struct machine *m = sandbox_use_machine(c->sandbox, NULL);
     if (m == NULL)
