@@ -70,17 +70,18 @@ static void reserving(void **state)
     uint64_t ours = 0;
     put(dir, "nr_hugepages", "5\n");
     put(dir, "surplus_hugepages", "2\n");
-    assert_int_equal(huge_pages_reserve_in(dir, &ours, MiB(7)), MiB(4)); /* 2 of the 7 are surplus */
+    assert_int_equal(huge_pages_reserve_in(dir, &ours, MiB(7)),
+                     MiB(4)); /* 2 of the 7 are surplus */
     put(dir, "surplus_hugepages", "0\n");
     auto_free char *path = fs_format("%s/nr_hugepages", dir);
     auto_free char *text = fs_read(path, 16, NULL, NULL);
-    assert_string_equal(text, "7"); /* 3 of others */
+    assert_string_equal(text, "7\n"); /* 3 of others */
     assert_int_equal(ours, MiB(4));
     ours = MiB(8);
     assert_int_equal(huge_pages_reserve_in(dir, &ours, MiB(8)), MiB(8));
     assert_int_equal(huge_pages_reserve_in(dir, &ours, 0), 0);
     auto_free char *after = fs_read(path, 16, NULL, NULL);
-    assert_string_equal(after, "3");
+    assert_string_equal(after, "3\n");
     assert_int_equal(huge_pages_reserve_in("/nowhere", &ours, MiB(2)), 0);
     assert_return_code(fs_rm_rf(dir, NULL), 0);
 }
