@@ -150,6 +150,9 @@ int confine_apply(struct sandbox *s, struct machine *m, struct cancel *cancel, s
     for (size_t i = 0; i < w.n; i++) {
         enum container_phase phase = container_phase(w.list[i]);
         bool there = phase == CONTAINER_CREATED || phase == CONTAINER_RUNNING;
+        /* nobody has a set, and an earlier daemon left no other behind */
+        if (!w.any && w.list[i]->guest_cpus == NULL)
+            continue;
         if (there && !container_start_is_doomed(w.list[i]) &&
             confine(w.list[i], m, &map, i, cancel, err) < 0)
             return -1;
