@@ -23,7 +23,7 @@ int spec_check_container(const Container *c, const Pod *pod, enum backend backen
     Container *full = spec_cdi_apply(c, err);
     int rc = full == NULL ? -1 : spec_check_mounts(full, err);
     if (rc == 0)
-        rc = backend_check_mounts(backend, full, err);
+        rc = backend_check_mounts(backend, full, pod, err);
     if (full != NULL)
         protobuf_c_message_free_unpacked(&full->base, NULL);
     if (rc < 0)
