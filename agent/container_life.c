@@ -11,6 +11,7 @@
 #include "agent/container_jobs.h"
 #include "agent/container_table.h"
 #include "agent/crun.h"
+#include "agent/huge_pages.h"
 #include "agent/userns.h"
 #include "base/cancel.h"
 #include "base/cleanup.h"
@@ -20,8 +21,8 @@
 
 /* Until a removal kills the operations that are in its way. */
 #define PATIENCE_NS INT64_C(5000000000)
-/* The highest field number of CreateContainerRequest. */
-#define KNOWS 105
+/* The highest field number of CreateContainerRequest, and of its Volume. */
+#define KNOWS 940
 
 static struct job_paths paths_of(const struct container *c)
 {
@@ -150,6 +151,11 @@ static int mount_volumes(struct container *c, struct err *err)
     for (size_t i = 0; i < req->n_volumes; i++) {
         if (req->volumes[i]->mirrored)
             continue;
+        if (req->volumes[i]->huge != NULL) {
+            if (huge_pages_mount(t->state_dir, req->volumes[i]->huge, err) < 0)
+                return -1;
+            continue;
+        }
         auto_free char *path = job_volume_path(t->state_dir, c->id, req->volumes[i]->id);
         if (volumes_mount(t->volumes, c->id, req->volumes[i]->id, req->volumes[i]->file, path,
                           err) < 0)

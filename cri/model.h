@@ -64,8 +64,9 @@ struct container {
     struct oplock input_turn;  /* guards input */
     struct stream *input;      /* its stdin (container_input.h) */
     int exited_fd;             /* eventfd: readable once EXITED is visible */
-    bool stopping; /* a StopContainer was asked for: tells a kill from a crash in the log */
-    uint32_t pid;  /* of its init in the guest; 0: not known */
+    bool stopping;    /* a StopContainer was asked for: tells a kill from a crash in the log */
+    char *guest_cpus; /* its cpuset in the guest (confine.h), under sandbox->fit; NULL: not known */
+    uint32_t pid;     /* of its init in the guest; 0: not known */
     bool starting, told_started; /* StartContainer was sent; GetContainerEvents said so */
     bool disks_left;             /* it uses its images' disks no more (container_images.h) */
     /* the end, put together from the exit event and the log's completion */
@@ -89,6 +90,7 @@ struct sandbox {
     struct sandbox_record rec;
     struct oplock op;
     struct oplock disks; /* one change to the VM's image disks at a time; innermost but for lock */
+    struct oplock fit;   /* one change to the VM's size and CPUs at a time; innermost as disks */
     char *idle_image;    /* under disks: id of one that stays plugged in though nobody uses it */
     pthread_mutex_t save;
     bool deleted; /* under save: the record is gone and stays gone */

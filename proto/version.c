@@ -16,8 +16,11 @@ const struct protocol_addition protocol_additions[] = {
     {"CreateContainer", "gids", 2},
     {"CreateContainer", "raw_disks", 2},
     {"CreateContainer", "Volume.mirrored", 2}, /* only of what SyncVolume has made */
+    {"CreateContainer", "Volume.huge", 2},
     {"Resize", NULL, 2},
+    {"Resize", "huge_bytes", 2},
     {"SetLimits", NULL, 2},
+    {"SetLimits", "oom_score", 2},
     {"Stats", NULL, 2},
     {"SyncVolume", NULL, 2},
     {"DropVolume", NULL, 2},

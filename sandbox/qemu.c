@@ -497,6 +497,7 @@ const struct hv_ops qemu_hv = {
     .remove_disk = qemu_remove_disk,
     .resize = qemu_resize,
     .size = qemu_size,
+    .pin = qemu_pin_vcpus,
     .save = qemu_save,
     .used = qemu_used,
     .checkpoint = qemu_checkpoint,

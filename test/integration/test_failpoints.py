@@ -46,7 +46,7 @@ STEPS = {
     "machine.attach.name": "create",
     "container.fit": "create",
     "machine.room": "growth",
-    "container.limits": "update", "machine.resize": "update",
+    "container.limits": "update", "machine.resize": "update", "machine.pin": "update",
     "container.start": "start",
     "container.remove": "remove container",
     "image.resolve": "pull", "image.blob": "pull", "image.layer": "pull", "image.tree": "pull", "image.record": "pull",
@@ -715,8 +715,13 @@ def test_a_pod_never_fails_because_of_a_template(images, name):
 @pytest.mark.parametrize("name", of_step("update"))
 def test_failed_updates_change_nothing(d, name, image):
     """An error and a crash in the middle of a change of limits: the container has what it had."""
-    pod = d.run_pod(sandbox_config("updates"))
-    config = container_config("c", image, ["sleep", "1000"], resources=dict(memory_limit_in_bytes=100 << 20))
+    two = pb.LinuxPodSandboxConfig(resources=pb.LinuxContainerResources(cpu_quota=200000, cpu_period=100000))
+    pod = d.run_pod(sandbox_config("updates", linux=two))
+    limits = dict(memory_limit_in_bytes=100 << 20)
+    if name == "machine.pin":  # another container has no cpuset, so the vCPUs are pinned apart
+        limits["cpuset_cpus"] = "0"
+        d.create(pod, container_config("other", image, ["sleep", "1000"]), sandbox_config("updates"))
+    config = container_config("c", image, ["sleep", "1000"], resources=limits)
     c = d.create(pod, config, sandbox_config("updates"))
     d.client.StartContainer(container_id=c)
     more = dict(container_id=c, linux=pb.LinuxContainerResources(memory_limit_in_bytes=400 << 20))
