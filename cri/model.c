@@ -424,6 +424,7 @@ void container_unref(struct container *c)
         return;
     free_message(c->config);
     free_message(c->resources);
+    free(c->start_error);
     container_record_clear(&c->rec);
     oplock_destroy(&c->op);
     oplock_destroy(&c->input_turn);

@@ -67,6 +67,7 @@ struct container {
     bool stopping; /* a StopContainer was asked for: tells a kill from a crash in the log */
     uint32_t pid;  /* of its init in the guest; 0: not known */
     bool starting, told_started; /* StartContainer was sent; GetContainerEvents said so */
+    bool start_unsure; /* the call was given up and the guest has not said yet what became of it */
     bool disks_left;             /* it uses its images' disks no more (container_images.h) */
     /* the end, put together from the exit event and the log's completion */
     bool exit_seen, log_done, finishing;
@@ -74,6 +75,7 @@ struct container {
     uint64_t exit_seq;
     uint32_t exit_code;
     bool oom_killed;
+    char *start_error; /* its command was never executed; NULL: it was */
     int64_t exited_at;
     UT_hash_handle hh;
     TAILQ_ENTRY(container) link; /* in sandbox->containers */

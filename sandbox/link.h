@@ -84,6 +84,9 @@ const ProtobufCMessage *link_call(struct link *l, const char *method,
  * probe will want answered. Never blocks. */
 bool link_probe(struct link *l);
 
+/* Guest text made fit for messages: bounded, printable. The caller frees it. */
+char *link_guest_text(const void *text, size_t len);
+
 /* How often an agent was connected to again, all links of this process together. */
 uint64_t link_reconnects(void);
 

@@ -127,8 +127,6 @@ void link_mem_ref(struct link *l);
 void link_mem_unref(struct link *l);
 /* The guest broke the protocol: ends the link for good. On a loop of the link. */
 void link_broken(struct link *l, const char *reason);
-/* Guest text made fit for messages: bounded, printable. The caller frees it. */
-char *link_guest_text(const void *text, size_t len);
 
 /* --- link_dial.c --- */
 /* Like link_dial(), but a vsock connection may still be in progress (*connecting). */
