@@ -95,7 +95,7 @@ int cache_write(const char *dir, const struct cache_entry *e, struct err *err)
     if (text == NULL)
         return err_set(err, ERR_EXHAUSTED, "cache %s: does not fit in memory", file);
     if (fs_mkdir_p(results, 0700, err) < 0 ||
-        fs_write_atomic(file, text, strlen(text), 0600, true, err) < 0)
+        fs_write_atomic(file, text, strlen(text), 0600, e->result != NULL, err) < 0)
         return err_wrap(err, "cache of CNI results");
     return 0;
 }
