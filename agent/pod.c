@@ -109,6 +109,11 @@ void pod_use_host(struct pod *p, bool host_net, bool host_ipc, bool host_uts)
     disks_use_trees(p->disks);
 }
 
+bool pod_on_host(const struct pod *p)
+{
+    return p->host;
+}
+
 bool pod_has_host_network(const struct pod *p)
 {
     return p->host_net;

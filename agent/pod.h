@@ -24,6 +24,7 @@ void pod_use_dir(struct pod *p, const char *dir);
  * shares with the host is not configured; neither are clock, entropy and disks. Before the first
  * pod_configure(). */
 void pod_use_host(struct pod *p, bool host_net, bool host_ipc, bool host_uts);
+bool pod_on_host(const struct pod *p);
 bool pod_has_host_network(const struct pod *p);
 void pod_free(struct pod *p);
 

@@ -149,8 +149,7 @@ static void container_ended(struct sandbox *s, uint64_t seq, const Aspis__Agent_
             break;
     }
     /* an end that is on record already only wants its acknowledgement */
-    bool open =
-        c != NULL && c->rec.phase != CONTAINER_EXITED && c->rec.phase != CONTAINER_REMOVING;
+    bool open = c != NULL && c->rec.phase != CONTAINER_EXITED && c->rec.phase != CONTAINER_REMOVING;
     if (open && c->exit_seen && c->exit_seq == 0)
         c->exit_seq = seq;
     if (open && !c->exit_seen) {

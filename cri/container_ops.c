@@ -488,8 +488,7 @@ int container_start(struct container *c, struct cancel *cancel, struct err *err)
     auto_err struct err why = ERR_INIT;
     if (start_locked(c, cancel, &why) == 0)
         return 0;
-    bool cut =
-        why.code == ERR_CANCELLED || why.code == ERR_DEADLINE || why.code == ERR_UNAVAILABLE;
+    bool cut = why.code == ERR_CANCELLED || why.code == ERR_DEADLINE || why.code == ERR_UNAVAILABLE;
     auto_err struct err unsettled = ERR_INIT;
     /* what failed for good is shown as containerd does: EXITED, 128, StartError. A start that never
      * reached the guest may be tried again. */

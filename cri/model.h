@@ -68,7 +68,7 @@ struct container {
     uint32_t pid;  /* of its init in the guest; 0: not known */
     bool starting, told_started; /* StartContainer was sent; GetContainerEvents said so */
     bool start_unsure; /* the call was given up and the guest has not said yet what became of it */
-    bool disks_left;             /* it uses its images' disks no more (container_images.h) */
+    bool disks_left;   /* it uses its images' disks no more (container_images.h) */
     /* the end, put together from the exit event and the log's completion */
     bool exit_seen, log_done, finishing;
     struct loop_source *late; /* worker loop: the log takes too long to complete */

@@ -31,8 +31,8 @@ struct cache_entry {
 void cache_entry_clear(struct cache_entry *e);
 #define auto_cache_entry __attribute__((cleanup(cache_entry_clear)))
 
-/* Writes e (all but e->file, which is derived); without a result, which is before the ADD, not as far
- * as the disk. */
+/* Writes e (all but e->file, which is derived); without a result, which is before the ADD, not as
+ * far as the disk. */
 int cache_write(const char *dir, const struct cache_entry *e, struct err *err);
 /* Removes what cache_write() wrote of e. */
 int cache_forget(const char *dir, const struct cache_entry *e, struct err *err);

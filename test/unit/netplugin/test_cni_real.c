@@ -444,9 +444,10 @@ static void a_lease_of_a_killed_daemon_is_given_back(void **state)
         assert_true(mono_ns() < end && poll(NULL, 0, 5) == 0);
     assert_int_equal(kill(child, SIGKILL), 0);
     assert_int_equal(waitpid(child, NULL, 0), child);
-    free(sh("for p in $(ls /proc); do grep -qs %s /proc/$p/environ && grep -qs sleep /proc/$p/comm && "
-            "kill -9 $p; done",
-            w->id));
+    free(sh(
+        "for p in $(ls /proc); do grep -qs %s /proc/$p/environ && grep -qs sleep /proc/$p/comm && "
+        "kill -9 $p; done",
+        w->id));
     cni_free(w->cni);
     fx_write(w->f->conf, "10-real.conflist",
              "{\"cniVersion\":\"1.0.0\",\"name\":\"other\",\"plugins\":[{\"type\":\"loopback\"}]}");
