@@ -14,11 +14,11 @@ struct order {
 static int obey(const struct order *o)
 {
     struct timex t = {
-        .modes = ADJ_SETOFFSET | ADJ_NANO,
-        .time = {.tv_sec = o->add_ns / 1000000000, .tv_usec = o->add_ns % 1000000000}};
+        .modes = ADJ_SETOFFSET,
+        .time = {.tv_sec = o->add_ns / 1000 / 1000000, .tv_usec = o->add_ns / 1000 % 1000000}};
     if (t.time.tv_usec < 0) {
         t.time.tv_sec--;
-        t.time.tv_usec += 1000000000;
+        t.time.tv_usec += 1000000;
     }
     if (o->add_ns != 0 && adjtimex(&t) < 0)
         return -1;

@@ -88,13 +88,13 @@ def test_a_guest_that_was_set_is_set_back(clock, by):
 
 # as the kernel has it: the fields before are modes, offset, freq, maxerror, esterror, status, constant, precision, tolerance
 class Timex(ctypes.Structure):
-    _fields_ = [("modes", ctypes.c_uint), ("before", ctypes.c_long * 8), ("sec", ctypes.c_long), ("nsec", ctypes.c_long),
+    _fields_ = [("modes", ctypes.c_uint), ("before", ctypes.c_long * 8), ("sec", ctypes.c_long), ("usec", ctypes.c_long),
                 ("after", ctypes.c_long * 20)]
 
 
-def set_host(ns):
-    """The host's clock by a nanosecond, which is all it takes for the kernel to say that it was set."""
-    t = Timex(modes=0x0100 | 0x2000, sec=-1 if ns < 0 else 0, nsec=ns % 10 ** 9)
+def set_host(us):
+    """The host's clock by a microsecond, which is all it takes for the kernel to say that it was set."""
+    t = Timex(modes=0x0100, sec=-1 if us < 0 else 0, usec=us % 10 ** 6)
     assert ctypes.CDLL(None, use_errno=True).adjtimex(ctypes.byref(t)) >= 0, ctypes.get_errno()
 
 
