@@ -201,6 +201,7 @@ static int complete(struct config *c, struct err *err)
 {
     c->machine.run_root = c->run_root;
     c->machine.state_root = c->state_root;
+    c->machine.image_root = c->images.root;
     c->machine.accel = (enum accel)c->accel;
     c->machine.transport = (enum transport)c->transport;
     c->images.jail_helper = c->machine.jail_helper;
