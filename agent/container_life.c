@@ -365,7 +365,7 @@ void handle_start(struct rpc_call *call, const ProtobufCMessage *request, void *
     }
 }
 
-static void exit_event(struct container *c, const struct process *p)
+static void exit_event(struct container *c, struct process *p)
 {
     Aspis__Agent__V1__Exit ev;
     aspis__agent__v1__exit__init(&ev);
@@ -376,6 +376,9 @@ static void exit_event(struct container *c, const struct process *p)
     ev.signal = p->signal;
     ev.oom_killed = p->oom_killed;
     ev.exited_at_ns = (uint64_t)p->exited_at_ns;
+    auto_free char *why = p->silent ? xstrdup(process_trace_text(p)) : NULL;
+    if (why != NULL)
+        ev.start_error = why;
     (void)events_exit(c->table->events, &ev);
 }
 
@@ -387,7 +390,7 @@ static void init_ended(struct process *p, void *arg)
         p->exit_code = 128; /* never ran its command: as the daemon reports a start error */
     if (c->phase < CONTAINER_ENDED)
         c->phase = CONTAINER_ENDED;
-    if (!p->silent)
+    if (!p->silent || c->told_running)
         exit_event(c, p);
     container_progress(c);
 }

@@ -18,6 +18,7 @@
 #include "cri/container_end.h"
 #include "cri/container_images.h"
 #include "cri/container_input.h"
+#include "cri/container_settle.h"
 #include "cri/events.h"
 #include "cri/inspect.h"
 #include "cri/resources.h"
@@ -457,6 +458,13 @@ struct container *container_create(struct sandbox *s, const Runtime__V1__Contain
 
 static int start_locked(struct container *c, struct cancel *cancel, struct err *err)
 {
+    (void)pthread_mutex_lock(&c->rt->lock);
+    bool unsure = c->start_unsure;
+    (void)pthread_mutex_unlock(&c->rt->lock);
+    if (unsure && container_settle(c, err) < 0) {
+        err->code = ERR_UNAVAILABLE;
+        return -1;
+    }
     if (container_phase(c) != CONTAINER_CREATED)
         return err_set(err, ERR_PRECONDITION, "it is not in state CREATED");
     if (container_start_is_doomed(c))
@@ -477,6 +485,7 @@ static int start_locked(struct container *c, struct cancel *cancel, struct err *
             : link_call(machine_link(m), "StartContainer", &req.base,
                         &aspis__agent__v1__start_container_response__descriptor, a, cancel, err);
     sandbox_release_machine(c->sandbox);
+    (void)FAILPOINT("container.started", NULL);
     if (reply == NULL)
         return -1;
     (void)pthread_mutex_lock(&c->rt->lock);
@@ -500,12 +509,15 @@ int container_start(struct container *c, struct cancel *cancel, struct err *err)
     auto_err struct err why = ERR_INIT;
     if (start_locked(c, cancel, &why) == 0)
         return 0;
-    /* what failed for good is shown as containerd does: EXITED, 128, StartError. A start that was
-     * cancelled or never reached the guest may be tried again. */
-    bool final = why.code != ERR_PRECONDITION && why.code != ERR_CANCELLED &&
-                 why.code != ERR_DEADLINE && why.code != ERR_UNAVAILABLE;
-    if (final)
+    bool cut = why.code == ERR_CANCELLED || why.code == ERR_DEADLINE || why.code == ERR_UNAVAILABLE;
+    auto_err struct err unsettled = ERR_INIT;
+    /* what failed for good is shown as containerd does: EXITED, 128, StartError. A start that never
+     * reached the guest may be tried again. */
+    if (!cut && why.code != ERR_PRECONDITION)
         container_finish_start_error(c, err_msg(&why));
+    else if (cut && container_settle(c, &unsettled) < 0)
+        log_warn("a start was cut", LOG_STR("container", c->rec.id),
+                 LOG_STR("error", err_msg(&unsettled)));
     (void)err_move(err, &why);
     return err_wrap(err, "start %s", container_title(c, title));
 }

@@ -426,6 +426,7 @@ void container_unref(struct container *c)
         return;
     free_message(c->config);
     free_message(c->resources);
+    free(c->start_error);
     container_record_clear(&c->rec);
     free(c->guest_cpus);
     oplock_destroy(&c->op);

@@ -29,6 +29,7 @@ const struct protocol_addition protocol_additions[] = {
     {"BecomePod", NULL, 2},
     {"PrepareTemplate", NULL, 2},
     {"NameDisk", NULL, 2},
+    {"Clock", NULL, 2},
 };
 const size_t n_protocol_additions = ARRAY_LEN(protocol_additions);
 

@@ -47,7 +47,7 @@ STEPS = {
     "container.fit": "create",
     "machine.room": "growth",
     "container.limits": "update", "machine.resize": "update", "machine.pin": "update",
-    "container.start": "start",
+    "container.start": "start", "container.started": "started",
     "container.remove": "remove container",
     "image.resolve": "pull", "image.blob": "pull", "image.layer": "pull", "image.tree": "pull", "image.record": "pull",
     "image.sweep": "collect",
@@ -329,7 +329,7 @@ def test_start_fails(d, pod, image, name):
     lives(d, pod, "c", image)
 
 
-@pytest.mark.parametrize("name", of_step("start"))
+@pytest.mark.parametrize("name", of_step("start", "started"))
 def test_daemon_dies_in_start(d, pod, image, name):
     i, config = pod
     c = d.create(i, container_config("c", image, ["sh", "-c", "exit 3"]), config)
@@ -339,6 +339,21 @@ def test_daemon_dies_in_start(d, pod, image, name):
     assert d.wait_state(c, pb.CONTAINER_EXITED).exit_code == 3
     d.client.RemoveContainer(container_id=c)
     lives(d, pod, "c", image)
+
+
+def test_daemon_dies_in_a_start_that_fails(d, image):
+    """Nobody heard why; the guest still knows."""
+    config = config_of(d, "doomed")
+    i = d.run_pod(config)
+    where = d.base / "volume"
+    where.mkdir(exist_ok=True)
+    (where / "bad").write_bytes(b"\0no program\n")
+    (where / "bad").chmod(0o755)
+    c = d.create(i, container_config("c", image, ["/data/bad"], mounts=volumes(d)), config)
+    dies(d, "container.started", d.client.StartContainer, container_id=c)
+    s = d.wait_state(c, pb.CONTAINER_EXITED)
+    assert (s.exit_code, s.reason) == (128, "StartError") and "agent: " in s.message, s
+    remove(d, i)
 
 
 @pytest.mark.parametrize("how", ["error", "crash"])
