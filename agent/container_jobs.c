@@ -116,6 +116,33 @@ static int map_upper(const struct create_job *job, const char *upper, struct err
     return 0;
 }
 
+/* The container's user namespace: the pod's, or a new one with the same ids. */
+static int open_userns(const struct create_job *job, struct err *err)
+{
+    const char *of_pod = pod_userns(job->pod);
+    if (of_pod == NULL)
+        return userns_open(job->req, err);
+    int fd = open(of_pod, O_RDONLY | O_CLOEXEC);
+    return fd < 0 ? err_sys(err, errno, "the pod's user namespace") : fd;
+}
+
+/* What the pod's containers share belongs to their root. */
+static int own_pod_files(const struct create_job *job, struct err *err)
+{
+    static const char *const names[] = {"resolv.conf", "hosts", "hostname", "shm"};
+    const Aspis__Agent__V1__CreateContainerRequest *req = job->req;
+    uint32_t uid = 0;
+    uint32_t gid = 0;
+    (void)userns_id(req->uids, req->n_uids, 0, &uid);
+    (void)userns_id(req->gids, req->n_gids, 0, &gid);
+    for (size_t i = 0; i < ARRAY_LEN(names); i++) {
+        const char *path = pod_file(job->pod, names[i]);
+        if (lchown(path, uid, gid) < 0)
+            return err_sys(err, errno, "%s", path);
+    }
+    return 0;
+}
+
 /* In a user namespace the image is mounted with its ids, the overlay, which cannot be, on top of
  * that; what is written keeps the ids it has outside. */
 static int mount_mapped(const struct create_job *job, const char *scratch, const char *upper,
@@ -124,8 +151,9 @@ static int mount_mapped(const struct create_job *job, const char *scratch, const
     auto_free char *lower = bundle_path(&job->at, "/lower");
     auto_free char *bundle = bundle_path(&job->at, "");
     auto_free char *above = fs_format("%s/..", job->at.state_dir);
-    auto_close int userns = userns_open(job->req, err);
-    if (userns < 0 || fs_mkdir_p(lower, 0700, err) < 0 || map_upper(job, upper, err) < 0)
+    auto_close int userns = open_userns(job, err);
+    if (userns < 0 || fs_mkdir_p(lower, 0700, err) < 0 || map_upper(job, upper, err) < 0 ||
+        own_pod_files(job, err) < 0)
         return -1;
     /* The namespace's root has to reach its root file system, and has no power over these. */
     if (chmod(above, 0711) < 0 || chmod(job->at.state_dir, 0711) < 0 || chmod(bundle, 0711) < 0)
@@ -198,7 +226,7 @@ static int resolve_user(const struct create_job *job, const char *rootfs, struct
 static int map_image_dir(struct create_job *job, struct err *err)
 {
     auto_free char *plain = take(job->volume_path);
-    auto_close int userns = userns_open(job->req, err);
+    auto_close int userns = open_userns(job, err);
 
     job->volume_path = fs_format("%s-mapped", plain);
     if (userns < 0 || fs_mkdir_p(job->volume_path, 0755, err) < 0)
@@ -368,6 +396,7 @@ int create_job_run(void *arg, struct op_result *res, int *fd_out, struct err *er
                                    .cols = req->tty_cols,
                                    .pidns = job->pidns,
                                    .cgroups_path = cgroup,
+                                   .userns = pod_userns(job->pod),
                                    .request = req,
                                    .mqueue = mqueue,
                                    .pod_file = source_of,

@@ -248,15 +248,16 @@ static json_t *id_list(Aspis__Agent__V1__IdMapping *const *map, size_t n)
     return list;
 }
 
+/* One that is joined has its ids; libcrun wants to know them all the same. */
 static int set_userns(json_t *linux_object, const Aspis__Agent__V1__CreateContainerRequest *req,
-                      struct err *err)
+                      const char *path, struct err *err)
 {
     json_t *list = json_object_get(linux_object, "namespaces");
     if (req->n_uids == 0)
         return 0;
     if (!json_is_array(list))
         return err_set(err, ERR_INVALID, "oci spec: linux.namespaces is not a list");
-    if (json_array_append_new(list, json_pack("{s:s}", "type", "user")) < 0)
+    if (json_array_append_new(list, json_pack("{s:s, s:s*}", "type", "user", "path", path)) < 0)
         return out_of_memory(err);
     return set(linux_object, "uidMappings", id_list(req->uids, req->n_uids), err) < 0
                ? -1
@@ -264,7 +265,7 @@ static int set_userns(json_t *linux_object, const Aspis__Agent__V1__CreateContai
 }
 
 static int set_request(json_t *linux_object, const Aspis__Agent__V1__CreateContainerRequest *req,
-                       struct err *err)
+                       const char *userns, struct err *err)
 {
     if (req == NULL)
         return 0;
@@ -274,7 +275,7 @@ static int set_request(json_t *linux_object, const Aspis__Agent__V1__CreateConta
         if (spec_add_device(linux_object, req->devices[i], err) < 0)
             return -1;
     }
-    return set_userns(linux_object, req, err);
+    return set_userns(linux_object, req, userns, err);
 }
 
 static void drop_annotations(json_t *root)
@@ -312,7 +313,7 @@ char *spec_for_create(const void *json, size_t len, const struct spec_changes *c
         set_terminal(process, c->tty, c->rows, c->cols, err) < 0 ||
         (c->pidns != NULL && set_pidns(linux_object, c->pidns, err) < 0) ||
         set(linux_object, "cgroupsPath", json_string(c->cgroups_path), err) < 0 ||
-        set_request(linux_object, c->request, err) < 0 || set_mounts(root, c, err) < 0)
+        set_request(linux_object, c->request, c->userns, err) < 0 || set_mounts(root, c, err) < 0)
         return NULL;
     drop_annotations(root);
     return dump(root, err);

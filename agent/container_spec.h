@@ -29,6 +29,7 @@ struct spec_changes {
     uint32_t cols;
     const char *pidns;        /* path of the namespace to join; NULL: as the spec says */
     const char *cgroups_path; /* "/pod/<id>" */
+    const char *userns;       /* path of the user namespace to join; NULL: a new one */
     /* The request's devices and user namespace; NULL: none. */
     const Aspis__Agent__V1__CreateContainerRequest *request;
     /* Where the pod's message queues are mounted, for a user namespace; else NULL. */

@@ -3,10 +3,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <libcrun/container.h>
@@ -16,6 +19,7 @@
 #include "base/cleanup.h"
 #include "base/fs.h"
 #include "base/str.h"
+#include "proto/host_agent.h"
 
 /* libcrun's constructor calls this to re-execute the program from a copy of itself, so that a
  * container cannot write to the runtime's binary through /proc/self/exe. The agent needs no copy: a
@@ -38,6 +42,26 @@ int __wrap_setrlimit(int resource, const struct rlimit *limit)
     int r = __real_setrlimit(resource, limit);
     bool lifted = limit->rlim_cur == RLIM_INFINITY && limit->rlim_max == RLIM_INFINITY;
     return r < 0 && errno == EPERM && resource == RLIMIT_MEMLOCK && lifted ? 0 : r;
+}
+
+/* libcrun gives a container in a user namespace copies of what is bound into it, made before it
+ * enters, but forgets what is mounted below (open_tree() without AT_RECURSIVE also where the spec
+ * says rbind), which would show what those mounts hide. Volumes are copied whole (the linker again;
+ * syscall(2) reads as many arguments whatever the call has). */
+long __real_syscall(long number, ...);
+long __wrap_syscall(long number, ...);
+long __wrap_syscall(long number, ...)
+{
+    long a[6];
+    va_list args;
+    va_start(args, number);
+    for (size_t i = 0; i < ARRAY_LEN(a); i++)
+        a[i] = va_arg(args, long);
+    va_end(args);
+    if (number == SYS_open_tree && (a[2] & OPEN_TREE_CLONE) != 0 &&
+        str_starts(__extension__(const char *) a[1], HOST_DIR_VOLUMES "/"))
+        a[2] |= AT_RECURSIVE;
+    return __real_syscall(number, a[0], a[1], a[2], a[3], a[4], a[5]);
 }
 
 /* Warnings are about things the agent decided on purpose. */

@@ -17,6 +17,7 @@
 
 #include "base/cleanup.h"
 #include "base/fs.h"
+#include "base/idmap.h"
 #include "base/str.h"
 #include "proto/host_agent.h"
 
@@ -33,23 +34,28 @@ static int join_cgroups(const struct host_options *o, struct err *err)
     return 0;
 }
 
-static int enter_netns(const char *path, struct err *err)
+/* The network of a pod with a user namespace is that namespace's; so it is found again. */
+static int enter_netns(struct host_options *o, struct err *err)
 {
-    auto_close int fd = open(path, O_RDONLY | O_CLOEXEC);
+    auto_close int fd = open(o->netns, O_RDONLY | O_CLOEXEC);
+    auto_err struct err why = ERR_INIT;
     if (fd < 0 || setns(fd, CLONE_NEWNET) < 0)
-        return err_sys(err, errno, "enter network namespace %s", path);
-    return 0;
+        return err_sys(err, errno, "enter network namespace %s", o->netns);
+    o->userns = idmap_owner(fd, &why);
+    return why.code != ERR_OK ? err_move(err, &why) : 0;
 }
 
 static int make_namespaces(const struct host_options *o, struct err *err)
 {
     int flags = CLONE_NEWNS;
-    if (!o->host_ipc)
-        flags |= CLONE_NEWIPC;
-    if (!o->host_uts)
-        flags |= CLONE_NEWUTS;
-    if (unshare(flags) < 0)
+    int of_pod = (o->host_ipc ? 0 : CLONE_NEWIPC) | (o->host_uts ? 0 : CLONE_NEWUTS);
+    if (unshare(o->userns < 0 ? flags | of_pod : flags) < 0)
         return err_sys(err, errno, "make namespaces");
+    for (int flag = o->userns < 0 ? 0 : of_pod; flag != 0; flag &= flag - 1) {
+        auto_close int fd = idmap_namespace(o->userns, flag & -flag, err);
+        if (fd < 0 || setns(fd, flag & -flag) < 0)
+            return fd < 0 ? -1 : err_sys(err, errno, "enter a namespace of the pod");
+    }
     return 0;
 }
 
@@ -160,14 +166,14 @@ static int make_root(const struct host_options *o, struct err *err)
     return change_root(root, err);
 }
 
-int host_enter(const struct host_options *o, struct err *err)
+int host_enter(struct host_options *o, struct err *err)
 {
     /* named after a descriptor until now */
     (void)prctl(PR_SET_NAME, HOST_AGENT_NAME);
     (void)close(HOST_FD_PROGRAM); /* what runs keeps its mount */
     (void)setsid();
     (void)umask(022);
-    if (join_cgroups(o, err) < 0 || (o->netns != NULL && enter_netns(o->netns, err) < 0) ||
+    if (join_cgroups(o, err) < 0 || (o->netns != NULL && enter_netns(o, err) < 0) ||
         make_namespaces(o, err) < 0 || make_root(o, err) < 0)
         return err_wrap(err, "pod on the host");
 

@@ -26,9 +26,10 @@ struct host_options {
     size_t n_join;
     const char *netns; /* NULL: the host's */
     bool host_net, host_ipc, host_uts;
+    int userns; /* filled in: the pod's user namespace, to which its network belongs; -1: none */
 };
 
 /* From here on nothing of the host's files can be reached by name but /proc, /sys and /dev. */
-int host_enter(const struct host_options *o, struct err *err);
+int host_enter(struct host_options *o, struct err *err);
 
 #endif

@@ -167,7 +167,7 @@ static int set_up(struct agent *a, struct err *err)
     if (a->test_dir != NULL)
         pod_use_dir(a->pod, a->test_dir);
     else if (!a->guest)
-        pod_use_host(a->pod, a->host.host_net, a->host.host_ipc, a->host.host_uts);
+        pod_use_host(a->pod, a->host.host_net, a->host.host_ipc, a->host.host_uts, a->host.userns);
     a->io = stdio_new(a->loop, err);
     if (a->io == NULL)
         return -1;
@@ -337,7 +337,7 @@ int main(int argc, char **argv)
     if (argc > 0 && strcmp(argv[0], PIDNS_INIT_NAME) == 0)
         pidns_init_main();
 
-    struct agent a = {.signal_fd = -1};
+    struct agent a = {.signal_fd = -1, .host.userns = -1};
     a.guest = getpid() == 1;
     if (a.guest) {
         /* Arguments of init are words of the kernel's command line that the kernel did not know. */

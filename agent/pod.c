@@ -16,6 +16,7 @@
 #include "agent/pidns.h"
 #include "base/cleanup.h"
 #include "base/fs.h"
+#include "base/idmap.h"
 #include "base/limits.h"
 #include "base/log.h"
 #include "base/str.h"
@@ -32,6 +33,8 @@ struct pod {
     bool guest; /* we are this machine's init, so the machine is ours */
     bool host;  /* a pod on the host: the namespaces are ours, but for: */
     bool host_net, host_ipc, host_uts;
+    int userns; /* to which these belong; -1: ours */
+    char *userns_path;
     char *id;
     char *file_resolv, *file_hosts, *file_hostname, *dir_shm, *dir_scratch, *dir_images;
     uint64_t shm_bytes; /* 0: not mounted */
@@ -81,6 +84,7 @@ struct pod *pod_new(struct loop *loop, struct err *err)
     struct pod *p = xcalloc(1, sizeof(*p));
     p->loop = loop;
     p->guest = true;
+    p->userns = -1;
     p->id = xstrdup("");
     timeline_begin(&p->timeline);
     p->deadline = loop_add_timer(loop, -1, deadline_passed, p, err);
@@ -99,14 +103,22 @@ void pod_use_dir(struct pod *p, const char *dir)
     set_dirs(p, dir);
 }
 
-void pod_use_host(struct pod *p, bool host_net, bool host_ipc, bool host_uts)
+void pod_use_host(struct pod *p, bool host_net, bool host_ipc, bool host_uts, int userns)
 {
     p->guest = false;
     p->host = true;
     p->host_net = host_net;
     p->host_ipc = host_ipc;
     p->host_uts = host_uts;
+    p->userns = userns;
+    if (userns >= 0) /* for children, too, which close what they do not know */
+        p->userns_path = fs_format("/proc/%d/fd/%d", (int)getpid(), userns);
     disks_use_trees(p->disks);
+}
+
+const char *pod_userns(const struct pod *p)
+{
+    return p->userns_path;
 }
 
 bool pod_has_host_network(const struct pod *p)
@@ -137,6 +149,7 @@ void pod_free(struct pod *p)
     free(p->id);
     free(p->scratch_serial);
     free(p->pidns_path);
+    free(p->userns_path);
     free(p);
 }
 
@@ -320,13 +333,27 @@ static bool sysctl_is_pods(const struct pod *p, const char *key)
     return false;
 }
 
+static int set_one(void *arg, struct err *err)
+{
+    const Aspis__Agent__V1__KeyValue *kv = arg;
+    return identity_set_sysctl(kv->key, kv->value, err);
+}
+
+/* Those of an ipc namespace may be written by the root of its user namespace only, not by the
+ * host's. */
+static int set_host_sysctl(const struct pod *p, Aspis__Agent__V1__KeyValue *kv, struct err *err)
+{
+    bool net = str_starts(kv->key, "net.") || str_starts(kv->key, "net/");
+    return p->userns >= 0 && !net ? idmap_run(p->userns, set_one, kv, err) : set_one(kv, err);
+}
+
 static int set_host_sysctls(const struct pod *p, const request *req, struct err *err)
 {
     for (size_t i = 0; i < req->n_sysctls; i++) {
         const char *key = req->sysctls[i]->key;
         if (!sysctl_is_pods(p, key))
             return err_set(err, ERR_INVALID, "sysctl %.100s is the host's, not the pod's", key);
-        if (identity_set_sysctl(key, req->sysctls[i]->value, err) < 0)
+        if (set_host_sysctl(p, req->sysctls[i], err) < 0)
             return -1;
     }
     return 0;

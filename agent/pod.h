@@ -21,9 +21,12 @@ struct pod *pod_new(struct loop *loop, struct err *err);
  * pod_configure(). */
 void pod_use_dir(struct pod *p, const char *dir);
 /* A pod on the host, whose namespaces are those of this process: host_enter() made them. What it
- * shares with the host is not configured; neither are clock, entropy and disks. Before the first
- * pod_configure(). */
-void pod_use_host(struct pod *p, bool host_net, bool host_ipc, bool host_uts);
+ * shares with the host is not configured; neither are clock, entropy and disks. userns: borrowed,
+ * -1: none. Before the first pod_configure(). */
+void pod_use_host(struct pod *p, bool host_net, bool host_ipc, bool host_uts, int userns);
+/* On the host: path of the user namespace that the pod's others belong to and its containers join;
+ * NULL: none. */
+const char *pod_userns(const struct pod *p);
 bool pod_has_host_network(const struct pod *p);
 void pod_free(struct pod *p);
 

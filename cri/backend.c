@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "base/str.h"
+#include "cri/userns.h"
 
 #define VM_HANDLER "aspis-vm"
 #define HOST_HANDLER "aspis-host"
@@ -87,19 +88,34 @@ int backend_choose(const Runtime__V1__PodSandboxConfig *pod, const char *handler
     } else {
         *out = (struct backend_choice){BACKEND_VM, "it needs nothing of the host"};
     }
-    const Runtime__V1__NamespaceOption *n = backend_namespaces(pod);
-    if (out->backend == BACKEND_HOST && n != NULL && n->userns_options != NULL &&
-        n->userns_options->mode == RUNTIME__V1__NAMESPACE_MODE__POD)
-        return err_set(err, ERR_UNIMPLEMENTED,
-                       "a user namespace is asked for; pods on the host have none (this one is on "
-                       "the host because of %s)",
-                       out->why);
+    /* as kubelet has it; such a namespace would be nobody's that the container's root is */
+    if (ns != NULL && userns_wanted(backend_namespaces(pod)))
+        return err_set(
+            err, ERR_PRECONDITION,
+            "a user namespace is asked for, and the host's %s namespace: one without the "
+            "other",
+            ns->name);
     return 0;
 }
 
 static bool bidirectional(const Runtime__V1__Mount *m)
 {
     return m->propagation == RUNTIME__V1__MOUNT_PROPAGATION__PROPAGATION_BIDIRECTIONAL;
+}
+
+static int check_host(const Runtime__V1__ContainerConfig *c,
+                      const Runtime__V1__PodSandboxConfig *pod, struct err *err)
+{
+    bool userns = userns_wanted(backend_namespaces(pod));
+    for (size_t i = 0; userns && i < c->n_mounts; i++) {
+        if (bidirectional(c->mounts[i]))
+            return err_set(
+                err, ERR_PRECONDITION,
+                "mount of %.200s at %.200s: propagation BIDIRECTIONAL is asked for; what "
+                "is mounted in a user namespace does not appear on the host",
+                c->mounts[i]->host_path, c->mounts[i]->container_path);
+    }
+    return 0;
 }
 
 static int check_vm(const Runtime__V1__ContainerConfig *c, struct err *err)
@@ -146,5 +162,5 @@ int backend_check_container(enum backend backend, const Runtime__V1__ContainerCo
         return err_set(err, ERR_PRECONDITION, "no privileged container allowed in sandbox");
     if (s != NULL && check_namespaces(s->namespace_options, backend_namespaces(pod), err) < 0)
         return -1;
-    return backend == BACKEND_VM ? check_vm(c, err) : 0;
+    return backend == BACKEND_VM ? check_vm(c, err) : check_host(c, pod, err);
 }

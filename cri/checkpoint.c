@@ -43,25 +43,10 @@ static void work_clear(struct work *w)
     arena_free(w->arena);
 }
 
-static int check_mounts(const struct container *c, struct err *err)
-{
-    for (size_t i = 0; i < c->config->n_mounts; i++) {
-        const Runtime__V1__Mount *m = c->config->mounts[i];
-        if (!spec_is_image_volume(m))
-            return err_set(err, ERR_PRECONDITION,
-                           "container %.64s mounts %.200s of the host at %.200s: a pod with "
-                           "volumes of the host cannot be saved",
-                           c->config->metadata->name, m->host_path, m->container_path);
-    }
-    return 0;
-}
-
 /* 1: it is saved; 0: it is left out. */
 static int check_container(struct container *c, struct err *err)
 {
     enum container_phase phase = container_phase(c);
-    if (check_mounts(c, err) < 0)
-        return -1;
     switch (phase) {
     case CONTAINER_RUNNING:
         return 1;
@@ -230,6 +215,25 @@ static int describe_disks(struct work *w, struct err *err)
     return 0;
 }
 
+/* What the guest calls the volumes of a container. Two in one place could not be told apart when
+ * the pod is restored. */
+static int describe_volumes(struct work *w, size_t i, struct machine *m, struct err *err)
+{
+    const struct container *c = w->saved[i];
+    struct checkpoint_container *out = &w->c.containers[i];
+    auto_free struct machine_volume *v = spec_volumes(c->config, &out->n_volumes);
+    if (checkpoint_check_places(c->config, err) < 0 ||
+        machine_find_volumes(m, c->rec.id, v, out->n_volumes, err) < 0)
+        return err_wrap(err, "container %.64s", c->config->metadata->name);
+    out->volumes = arena_alloc(w->arena, (out->n_volumes + 1) * sizeof(*out->volumes));
+    if (out->volumes == NULL)
+        return err_sys(err, ENOMEM, "checkpoint");
+    for (size_t k = 0; k < out->n_volumes; k++)
+        out->volumes[k] =
+            (struct checkpoint_volume){.id = v[k].id, .mirrored = v[k].mirrored, .file = v[k].file};
+    return 0;
+}
+
 /* The record of a container, and the limits that it has by now. Under its op lock. */
 static void describe_container(struct work *w, size_t i)
 {
@@ -274,7 +278,7 @@ static void undescribe(struct work *w)
     w->c.n_containers = 0;
 }
 
-static int describe(struct work *w, struct err *err)
+static int describe(struct work *w, struct machine *m, struct err *err)
 {
     struct sandbox *s = w->s;
     w->arena = arena_new(MiB(16));
@@ -290,6 +294,8 @@ static int describe(struct work *w, struct err *err)
     for (size_t i = 0; i < w->n_saved; i++) {
         describe_container(w, i);
         w->c.n_containers++;
+        if (describe_volumes(w, i, m, err) < 0)
+            return -1;
     }
     return 0;
 }
@@ -347,6 +353,7 @@ static int write_down(struct work *w, struct checkpoint_dir *d, struct cancel *c
 {
     if (checkpoint_file_describe(d->state, &w->c.state, cancel, err) < 0 ||
         checkpoint_file_describe(d->scratch, &w->c.scratch, cancel, err) < 0 ||
+        checkpoint_file_describe(d->volumes, &w->c.volumes, cancel, err) < 0 ||
         describe_disks(w, err) < 0)
         return -1;
     auto_free char *text = checkpoint_encode(&w->c, err);
@@ -365,10 +372,11 @@ static int save(struct work *w, struct machine *m, const struct checkpoint_optio
     if (checkpoint_dir_create(o->path, w->s->rt->deps.state_root, w->s->rec.id, &d, err) < 0)
         return -1;
     auto_err struct err e = ERR_INIT;
+    const struct machine_files files = {d.state, d.scratch, d.volumes};
     int64_t begin = mono_ns();
     int rc = freeze(w->s, cancel, &e);
     if (rc == 0)
-        rc = machine_checkpoint(m, d.state, d.scratch, &w->c.machine, note_logs, w, cancel, &e);
+        rc = machine_checkpoint(m, &files, &w->c.machine, note_logs, w, cancel, &e);
     bool thawed = rc < 0 || o->leave_running;
     auto_err struct err undo = ERR_INIT;
     if (thawed && thaw(w->s, &undo) < 0)
@@ -399,7 +407,7 @@ static int checkpoint_locked(struct sandbox *s, const struct checkpoint_options 
                  : take_containers(&w, cancel, err);
     if (rc == 0 && (check_pod(&w, err) < 0 || check_named(&w, o, err) < 0 ||
                     (m = sandbox_use_machine(s, err)) == NULL ||
-                    machine_checkpoint_check(m, err) < 0 || describe(&w, err) < 0))
+                    machine_checkpoint_check(m, err) < 0 || describe(&w, m, err) < 0))
         rc = -1;
     if (rc == 0)
         rc = save(&w, m, o, cancel, err);

@@ -48,6 +48,23 @@ void checkpoint_recover(struct runtime *rt);
 int checkpoint_layout(struct runtime *rt, const char *image_id, char out[DIGEST_MAX],
                       struct err *err);
 
+/* PRECONDITION: two of its volumes are in one place. */
+int checkpoint_check_places(const Runtime__V1__ContainerConfig *c, struct err *err);
+
+/* The volumes of a pod that is being restored. */
+struct restore_volumes {
+    struct machine_owned_volume *list; /* owner: not yet */
+    size_t *container;                 /* whose: its place in the checkpoint */
+    size_t n;
+};
+/* restore_volumes.c: finds where the volumes of the saved container i are now, and adds them.
+ * PRECONDITION, by name: one that is not there, or not of its kind. wanted: borrowed as long as the
+ * list. */
+int restore_volumes_find(const struct checkpoint *c, size_t i,
+                         const Runtime__V1__ContainerConfig *wanted, struct restore_volumes *out,
+                         struct err *err);
+void restore_volumes_clear(struct restore_volumes *v);
+
 /* restore_config.c: PRECONDITION when one of them says what the saved processes do not know. */
 int restore_check_pod(const Runtime__V1__PodSandboxConfig *saved,
                       const Runtime__V1__PodSandboxConfig *wanted, struct err *err);

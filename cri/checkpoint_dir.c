@@ -18,12 +18,13 @@
 
 #define STATE "vm"
 #define SCRATCH "scratch"
+#define VOLUMES "volumes"
 #define MANIFEST "manifest.json"
 #define MANIFEST_NEW "manifest.json.new"
 #define NOTES "checkpoints"
 #define BLOCK KiB(64)
 
-static const char *const parts[] = {MANIFEST_NEW, STATE, SCRATCH};
+static const char *const parts[] = {MANIFEST_NEW, STATE, SCRATCH, VOLUMES};
 
 /* --- the directory --- */
 
@@ -109,7 +110,8 @@ int checkpoint_dir_create(const char *path, const char *state_root, const char *
     if (d.made && (d.fd = open_dir(path, err)) < 0)
         return -1;
     if (FAILPOINT("checkpoint.files", err) < 0 || (d.state = make_file(d.fd, STATE, err)) < 0 ||
-        (d.scratch = make_file(d.fd, SCRATCH, err)) < 0)
+        (d.scratch = make_file(d.fd, SCRATCH, err)) < 0 ||
+        (d.volumes = make_file(d.fd, VOLUMES, err)) < 0)
         return err_wrap(err, "checkpoint directory %.200s", path);
     *out = d;
     d = (struct checkpoint_dir)CHECKPOINT_DIR_INIT;
@@ -120,7 +122,7 @@ int checkpoint_dir_finish(struct checkpoint_dir *d, const char *manifest, struct
 {
     if (FAILPOINT("checkpoint.sync", err) < 0)
         return -1;
-    if (fsync(d->state) < 0 || fsync(d->scratch) < 0)
+    if (fsync(d->state) < 0 || fsync(d->scratch) < 0 || fsync(d->volumes) < 0)
         return err_sys(err, errno, "checkpoint directory %.200s: write", d->path);
     auto_close int fd = make_file(d->fd, MANIFEST_NEW, err);
     if (fd < 0 || fs_write_fd(fd, manifest, strlen(manifest), err) < 0)
@@ -154,6 +156,7 @@ void checkpoint_dir_clear(struct checkpoint_dir *d)
         (void)unlink(d->note);
     cleanup_closep(&d->state);
     cleanup_closep(&d->scratch);
+    cleanup_closep(&d->volumes);
     cleanup_closep(&d->fd);
     free(take(d->path));
     free(take(d->note));
@@ -193,6 +196,12 @@ int checkpoint_dir_open(const char *path, struct checkpoint_dir *out, char **man
     if (fd < 0 || (d.state = open_part(d.fd, STATE, err)) < 0 ||
         (d.scratch = open_part(d.fd, SCRATCH, err)) < 0)
         return err_wrap(err, "checkpoint %.200s", path);
+    auto_err struct err why = ERR_INIT;
+    d.volumes = open_part(d.fd, VOLUMES, &why);
+    if (d.volumes < 0 && why.code != ERR_NOT_FOUND) {
+        (void)err_wrap(&why, "checkpoint %.200s", path);
+        return err_move(err, &why);
+    }
     *manifest = fs_read_fd(fd, LIMIT_CHECKPOINT_MANIFEST, len, err);
     if (*manifest == NULL)
         return err_wrap(err, "checkpoint %.200s: manifest", path);

@@ -1,6 +1,7 @@
 /*
  * checkpoint_dir - the directory of a checkpoint: "vm" (RAM and devices), "scratch" (the pod's
- * disk, sparse) and "manifest.json", which comes last and by rename: without it there is no
+ * disk, sparse), "volumes" (what the guest knows of the host's files, sparse; empty if it has none)
+ * and "manifest.json", which comes last and by rename: without it there is no
  * checkpoint.
  *
  * What is in it is a pod's memory, so the files are root's alone. Both ways the directory must be a
@@ -24,12 +25,13 @@ struct checkpoint_dir {
     char *path, *note;
     int fd;
     int state, scratch; /* files */
+    int volumes;        /* likewise; -1 in one that an older daemon wrote */
     bool made;          /* the directory is ours */
     bool finished;
 };
 #define CHECKPOINT_DIR_INIT                                                                        \
     {                                                                                              \
-        NULL, NULL, -1, -1, -1, false, false                                                       \
+        NULL, NULL, -1, -1, -1, -1, false, false                                                   \
     }
 
 /* path: absolute; empty, or missing in a directory that exists. sandbox_id: who is noted. */

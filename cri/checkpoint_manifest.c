@@ -10,6 +10,7 @@
 #include "base/str.h"
 #include "cri/image/image.h"
 #include "cri/message.h"
+#include "cri/spec.h"
 
 #define FORMAT "aspis-pod-checkpoint"
 #define ID_LENGTH 64
@@ -52,24 +53,35 @@ static json_t *machine_json(const struct checkpoint *c)
 {
     const struct machine_image *m = &c->machine;
     const struct hv_shape *s = &m->shape;
-    return json_pack("{s:s,s:s,s:s,s:s,s:s,s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:o}", "qemu", m->qemu,
-                     "cpu", m->cpu, "accel", m->accel, "transport", m->transport, "mac", c->mac,
-                     "ram", s->ram_id, "boot_bytes", (json_int_t)s->boot_bytes, "max_bytes",
+    return json_pack("{s:s,s:s,s:s,s:s,s:s,s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:o}", "qemu",
+                     m->qemu, "cpu", m->cpu, "accel", m->accel, "transport", m->transport, "mac",
+                     c->mac, "ram", s->ram_id, "boot_bytes", (json_int_t)s->boot_bytes, "max_bytes",
                      (json_int_t)s->max_bytes, "added_bytes", (json_int_t)s->added_bytes,
                      "boot_vcpus", (json_int_t)s->boot_vcpus, "vcpus", (json_int_t)s->vcpus,
                      "max_vcpus", (json_int_t)s->max_vcpus, "scratch_bytes",
-                     (json_int_t)m->scratch_bytes, "disks", disks_json(c));
+                     (json_int_t)m->scratch_bytes, "last_volume", (json_int_t)m->last_volume,
+                     "last_mirror", (json_int_t)m->last_mirror, "disks", disks_json(c));
+}
+
+static json_t *volumes_json(const struct checkpoint_container *c)
+{
+    json_t *list = json_array();
+    for (size_t i = 0; i < c->n_volumes; i++)
+        (void)json_array_append_new(
+            list, json_pack("{s:I,s:b,s:b}", "id", (json_int_t)c->volumes[i].id, "mirrored",
+                            c->volumes[i].mirrored, "file", c->volumes[i].file));
+    return list;
 }
 
 static json_t *container_json(const struct checkpoint_container *c)
 {
-    return json_pack("{s:s,s:s,s:s,s:s,s:s,s:s,s:I,s:I,s:[I,I,I],s:[I,I],s:o}", "name",
+    return json_pack("{s:s,s:s,s:s,s:s,s:s,s:s,s:I,s:I,s:[I,I,I],s:[I,I],s:o,s:o}", "name",
                      c->config->metadata->name, "id", c->id, "image", c->image_id, "image_ref",
                      c->image_ref, "stop_signal", c->stop_signal, "groups", c->groups, "uid",
                      (json_int_t)c->uid, "gid", (json_int_t)c->gid, "streams",
                      (json_int_t)c->stdin_id, (json_int_t)c->stdout_id, (json_int_t)c->stderr_id,
-                     "logged", (json_int_t)c->offset[0], (json_int_t)c->offset[1], "config",
-                     packed(&c->config->base));
+                     "logged", (json_int_t)c->offset[0], (json_int_t)c->offset[1], "volumes",
+                     volumes_json(c), "config", packed(&c->config->base));
 }
 
 char *checkpoint_encode(const struct checkpoint *c, struct err *err)
@@ -78,11 +90,11 @@ char *checkpoint_encode(const struct checkpoint *c, struct err *err)
     for (size_t i = 0; i < c->n_containers; i++)
         (void)json_array_append_new(containers, container_json(&c->containers[i]));
     json_auto_t *j =
-        json_pack("{s:s,s:i,s:s,s:I,s:s,s:o,s:O,s:o,s:o,s:o}", "format", FORMAT, "version",
+        json_pack("{s:s,s:i,s:s,s:I,s:s,s:o,s:O,s:o,s:o,s:o,s:o}", "format", FORMAT, "version",
                   CHECKPOINT_VERSION, "aspis", c->aspis, "created_at", (json_int_t)c->created_at,
                   "sandbox_id", c->sandbox_id, "pod", packed(&c->pod->base), "containers",
                   containers, "machine", machine_json(c), "state", file_json(&c->state), "scratch",
-                  file_json(&c->scratch));
+                  file_json(&c->scratch), "volumes", file_json(&c->volumes));
     char *text = j != NULL && json_array_size(containers) == c->n_containers
                      ? json_dumps(j, JSON_INDENT(1))
                      : NULL;
@@ -96,6 +108,7 @@ char *checkpoint_encode(const struct checkpoint *c, struct err *err)
 struct reader {
     struct arena *arena;
     struct err *err;
+    uint64_t version;
 };
 
 static int bad(const struct reader *r, const char *what)
@@ -254,6 +267,10 @@ static int get_machine(const struct reader *r, const json_t *j, struct checkpoin
         get_number(r, m, "scratch_bytes", INT64_MAX, &i->scratch_bytes) < 0 ||
         get_disks(r, m, out) < 0)
         return -1;
+    i->last_mirror = MACHINE_MIRROR_FIRST;
+    if (r->version > 1 && (get_u32(r, m, "last_volume", &i->last_volume) < 0 ||
+                           get_u32(r, m, "last_mirror", &i->last_mirror) < 0))
+        return -1;
     if (!mac_ok(out->mac))
         return bad(r, "mac");
     return machine_image_check(i, r->err) < 0 ? err_wrap(r->err, "manifest") : 0;
@@ -272,7 +289,50 @@ static int get_numbers(const struct reader *r, const json_t *from, const char *k
     return 0;
 }
 
-static int get_container(const struct reader *r, const json_t *j, struct checkpoint_container *c)
+/* Has an earlier volume that id, of those that the file server has? */
+static bool is_taken(const struct checkpoint *c, const struct checkpoint_container *own,
+                     uint32_t id)
+{
+    for (size_t i = 0; i <= c->n_containers; i++) {
+        const struct checkpoint_container *o = i < c->n_containers ? &c->containers[i] : own;
+        for (size_t k = 0; k < o->n_volumes; k++) {
+            if (o->volumes[k].id == id)
+                return true;
+        }
+    }
+    return false;
+}
+
+static int get_volumes(const struct reader *r, const json_t *list, const struct checkpoint *all,
+                       struct checkpoint_container *c)
+{
+    const struct machine_image *m = &all->machine;
+    size_t n = 0;
+    for (size_t i = 0; i < c->config->n_mounts; i++)
+        n += !spec_is_image_volume(c->config->mounts[i]);
+    if (c->config->n_mounts > LIMIT_FS_VOLUMES || json_array_size(list) != n ||
+        (!json_is_array(list) && r->version > 1))
+        return bad(r, "volumes");
+    c->volumes = arena_alloc(r->arena, (n + 1) * sizeof(*c->volumes));
+    if (c->volumes == NULL)
+        return err_set(r->err, ERR_EXHAUSTED, "manifest: too large");
+    for (size_t i = 0; i < n; i++) {
+        const json_t *j = json_array_get(list, i);
+        struct checkpoint_volume v = {.mirrored = json_is_true(json_object_get(j, "mirrored")),
+                                      .file = json_is_true(json_object_get(j, "file"))};
+        if (get_u32(r, j, "id", &v.id) < 0)
+            return -1;
+        bool good = v.mirrored ? v.id > MACHINE_MIRROR_FIRST && v.id <= m->last_mirror && !v.file
+                               : v.id > 0 && v.id <= m->last_volume && !is_taken(all, c, v.id);
+        if (!good)
+            return bad(r, "volumes");
+        c->volumes[c->n_volumes++] = v;
+    }
+    return 0;
+}
+
+static int get_container(const struct reader *r, const json_t *j, const struct checkpoint *all,
+                         struct checkpoint_container *c)
 {
     const void *config;
     uint64_t streams[3];
@@ -286,6 +346,7 @@ static int get_container(const struct reader *r, const json_t *j, struct checkpo
         get_message(r, j, "config", &runtime__v1__container_config__descriptor, &config) < 0)
         return -1;
     c->config = config;
+    c->n_volumes = 0;
     c->stdin_id = (uint32_t)streams[0];
     c->stdout_id = (uint32_t)streams[1];
     c->stderr_id = (uint32_t)streams[2];
@@ -294,7 +355,7 @@ static int get_container(const struct reader *r, const json_t *j, struct checkpo
         strspn(c->groups, "0123456789 ") != strlen(c->groups) ||
         strspn(c->stop_signal, "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+-") != strlen(c->stop_signal))
         return bad(r, "a container");
-    return 0;
+    return get_volumes(r, json_object_get(j, "volumes"), all, c);
 }
 
 static int get_containers(const struct reader *r, const json_t *j, struct checkpoint *out)
@@ -307,7 +368,7 @@ static int get_containers(const struct reader *r, const json_t *j, struct checkp
     if (out->containers == NULL)
         return err_set(r->err, ERR_EXHAUSTED, "manifest: too large");
     for (size_t i = 0; i < n; i++) {
-        if (get_container(r, json_array_get(list, i), &out->containers[i]) < 0)
+        if (get_container(r, json_array_get(list, i), out, &out->containers[i]) < 0)
             return -1;
         for (size_t k = 0; k < i; k++) {
             if (strcmp(out->containers[k].id, out->containers[i].id) == 0 ||
@@ -323,7 +384,7 @@ static int get_containers(const struct reader *r, const json_t *j, struct checkp
 int checkpoint_decode(const char *text, size_t len, struct arena *arena, struct checkpoint *out,
                       struct err *err)
 {
-    struct reader r = {arena, err};
+    struct reader r = {arena, err, 0};
     json_error_t je;
     const void *pod;
     *out = (struct checkpoint){0};
@@ -335,7 +396,8 @@ int checkpoint_decode(const char *text, size_t len, struct arena *arena, struct 
     uint64_t created;
     if (get_number(&r, j, "version", UINT32_MAX, &version) < 0)
         return -1;
-    if (version != CHECKPOINT_VERSION)
+    r.version = version;
+    if (version < 1 || version > CHECKPOINT_VERSION)
         return err_set(err, ERR_PRECONDITION,
                        "the checkpoint is of version %" PRIu64 ", this daemon knows %d", version,
                        CHECKPOINT_VERSION);
@@ -344,7 +406,9 @@ int checkpoint_decode(const char *text, size_t len, struct arena *arena, struct 
         get_id(&r, j, "sandbox_id", &out->sandbox_id) < 0 ||
         get_message(&r, j, "pod", &runtime__v1__pod_sandbox_config__descriptor, &pod) < 0 ||
         get_machine(&r, j, out) < 0 || get_file(&r, j, "state", &out->state) < 0 ||
-        get_file(&r, j, "scratch", &out->scratch) < 0 || get_containers(&r, j, out) < 0)
+        get_file(&r, j, "scratch", &out->scratch) < 0 ||
+        (version > 1 && get_file(&r, j, "volumes", &out->volumes) < 0) ||
+        get_containers(&r, j, out) < 0)
         return -1;
     out->created_at = (int64_t)created;
     out->pod = pod;

@@ -14,7 +14,7 @@
 #include "proto/cri/v1/api.pb-c.h"
 #include "sandbox/checkpoint.h"
 
-#define CHECKPOINT_VERSION 1
+#define CHECKPOINT_VERSION 2 /* 1 had no volumes */
 
 /* A file beside the manifest. */
 struct checkpoint_file {
@@ -30,6 +30,12 @@ struct checkpoint_disk {
     char layout[DIGEST_MAX];
 };
 
+/* Where a container's volume of the host is: machine_volume's fields of these names. */
+struct checkpoint_volume {
+    uint32_t id;
+    bool mirrored, file;
+};
+
 /* A container that ran. */
 struct checkpoint_container {
     const char *id;
@@ -37,7 +43,9 @@ struct checkpoint_container {
     const char *image_id, *image_ref, *stop_signal, *groups;
     uint32_t uid, gid;
     uint32_t stdin_id, stdout_id, stderr_id;
-    uint64_t offset[2]; /* of stdout and stderr: what its log has */
+    uint64_t offset[2];                /* of stdout and stderr: what its log has */
+    struct checkpoint_volume *volumes; /* one for each of spec_volumes(), in its order */
+    size_t n_volumes;
 };
 
 /* Everything that is pointed at is borrowed, or, after decoding, in the arena. */
@@ -50,6 +58,7 @@ struct checkpoint {
     struct machine_image machine;
     struct checkpoint_disk disks[HV_MAX_DISKS];
     struct checkpoint_file state, scratch;
+    struct checkpoint_file volumes; /* what the guest knows of them; no bytes: there are none */
     struct checkpoint_container *containers;
     size_t n_containers;
 };

@@ -45,15 +45,15 @@ static const struct key keys[] = {
      .names = {"auto", "journal", "stderr"}},
 
     {"machine", "qemu", PATH, AT(machine.qemu), .text = "/usr/bin/qemu-system-x86_64"},
-    {"machine", "kernel", PATH, AT(machine.kernel), .text = "/usr/lib/aspis/vmlinuz"},
-    {"machine", "initrd", PATH, AT(machine.initrd), .text = "/usr/lib/aspis/initrd"},
+    {"machine", "kernel", PATH, AT(machine.kernel), .text = ASPIS_LIBDIR "/vmlinuz"},
+    {"machine", "initrd", PATH, AT(machine.initrd), .text = ASPIS_LIBDIR "/aspis-initrd.cpio"},
     {"machine", "jail_helper", PATH, AT(machine.jail_helper),
-     .text = "/usr/libexec/aspis/aspis-jail"},
+     .text = ASPIS_LIBEXECDIR "/aspis-jail"},
     {"machine", "share_helper", PATH, AT(machine.share_helper),
-     .text = "/usr/libexec/aspis/aspis-share"},
-    {"machine", "agent", PATH, AT(machine.agent), .text = "/usr/libexec/aspis/aspis-agent"},
+     .text = ASPIS_LIBEXECDIR "/aspis-share"},
+    {"machine", "agent", PATH, AT(machine.agent), .text = ASPIS_LIBEXECDIR "/aspis-agent"},
     {"machine", "vsock_helper", PATH, AT(machine.vsock_helper),
-     .text = "/usr/libexec/aspis/aspis-vsock"},
+     .text = ASPIS_LIBEXECDIR "/aspis-vsock"},
     {"machine", "accelerator", CHOICE, AT(accel), .text = "auto", .names = {"auto", "kvm", "tcg"}},
     {"machine", "transport", CHOICE, AT(transport), .text = "auto",
      .names = {"auto", "virtio-serial", "vsock", "user-vsock"}},
@@ -89,7 +89,7 @@ static const struct key keys[] = {
     {"machine", "cgroup_root", PATH, AT(machine.cgroup_root), .text = "/aspis"},
 
     {"images", "root", PATH, AT(images.root), .text = "/var/lib/aspis/images"},
-    {"images", "unpacker", PATH, AT(images.unpacker), .text = "/usr/libexec/aspis/aspis-unpack"},
+    {"images", "unpacker", PATH, AT(images.unpacker), .text = ASPIS_LIBEXECDIR "/aspis-unpack"},
     {"images", "unpack_uid", NUMBER, AT(images.unpack_uid), .number = 1899999999, .min = 1000,
      .max = 4000000000},
     {"images", "hosts_dir", PATH, AT(images.hosts_dir), .text = "/etc/aspis/certs.d"},
@@ -201,6 +201,7 @@ static int complete(struct config *c, struct err *err)
 {
     c->machine.run_root = c->run_root;
     c->machine.state_root = c->state_root;
+    c->machine.image_root = c->images.root;
     c->machine.accel = (enum accel)c->accel;
     c->machine.transport = (enum transport)c->transport;
     c->images.jail_helper = c->machine.jail_helper;

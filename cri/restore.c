@@ -15,6 +15,8 @@
 #include "cri/container_ops.h"
 #include "cri/sandbox_net.h"
 #include "cri/sandbox_ops.h"
+#include "cri/service_runtime.h"
+#include "cri/spec.h"
 #include "cri/telemetry.h"
 
 #define AGENT_NS (20LL * 1000000000)
@@ -31,6 +33,7 @@ struct work {
     struct image_disk disks[HV_MAX_DISKS];
     size_t n_disks; /* opened */
     struct strv held;
+    struct restore_volumes volumes;
 
     struct sandbox *s;
     struct container **containers; /* in the model */
@@ -48,6 +51,7 @@ static void work_clear(struct work *w)
     for (size_t i = 0; i < w->held.n; i++)
         image_unhold(w->rt->deps.images, w->held.v[i]);
     strv_clear(&w->held);
+    restore_volumes_clear(&w->volumes);
     for (size_t i = 0; i < w->n_containers; i++)
         container_unref(w->containers[i]);
     free(w->containers);
@@ -109,6 +113,10 @@ static int find_images(struct work *w, const struct restore_options *o, struct e
             copy->image = spec;
             config = copy;
         }
+        /* a saved one is as little to be believed as a client's */
+        if (cri_check_container_config(config, err) < 0 ||
+            spec_check_container(config, w->pod, BACKEND_VM, err) < 0)
+            return err_wrap(err, "container %.64s", c->config->metadata->name);
         if (container_images_find(w->rt->deps.images, config, &w->images[i], &why) < 0) {
             if (why.code != ERR_NOT_FOUND)
                 return err_move(err, &why);
@@ -120,7 +128,8 @@ static int find_images(struct work *w, const struct restore_options *o, struct e
         if (strcmp(w->images[i].own->id, c->image_id) != 0)
             return err_set(err, ERR_PRECONDITION, "container %.64s: its image was %.80s, not %.80s",
                            c->config->metadata->name, c->image_id, w->images[i].own->id);
-        if (restore_check_container(c->config, w->images[i].config, err) < 0)
+        if (restore_check_container(c->config, w->images[i].config, err) < 0 ||
+            restore_volumes_find(&w->c, i, w->images[i].config, &w->volumes, err) < 0)
             return -1;
     }
     return 0;
@@ -160,6 +169,8 @@ static int prepare(struct work *w, const struct restore_options *o, struct cance
         return -1;
     w->pod = o->pod != NULL ? o->pod : w->c.pod;
     struct backend_choice backend;
+    if (cri_check_sandbox_config(w->pod, err) < 0)
+        return -1;
     if (restore_check_pod(w->c.pod, w->pod, err) < 0 ||
         backend_choose(w->pod, o->handler, w->rt->deps.privileged_on_host, &backend, err) < 0)
         return -1;
@@ -168,6 +179,11 @@ static int prepare(struct work *w, const struct restore_options *o, struct cance
     if (machine_decide_accel(w->rt->deps.factory, cancel, err) < 0 ||
         machine_restore_check(w->rt->deps.factory, &w->c.machine, err) < 0 ||
         find_images(w, o, err) < 0 || open_disks(w, err) < 0)
+        return -1;
+    if (w->dir.volumes < 0 && w->c.volumes.bytes > 0)
+        return err_set(err, ERR_NOT_FOUND, "it has no file volumes");
+    if (w->dir.volumes >= 0 &&
+        checkpoint_file_check(w->dir.volumes, &w->c.volumes, "volumes", cancel, err) < 0)
         return -1;
     return checkpoint_file_check(w->dir.state, &w->c.state, "vm", cancel, err) < 0 ||
                    checkpoint_file_check(w->dir.scratch, &w->c.scratch, "scratch", cancel, err) < 0
@@ -237,6 +253,15 @@ static int become(struct work *w, struct cancel *cancel, struct err *err)
         agent_tell(w->s, "BecomePod", &req.base, AGENT_NS, cancel, err) < 0)
         return err_wrap(err, "make the saved VM this pod");
     return 0;
+}
+
+static int attach_volumes(struct work *w, struct cancel *cancel, struct err *err)
+{
+    struct restore_volumes *v = &w->volumes;
+    for (size_t i = 0; i < v->n; i++)
+        v->list[i].owner = w->containers[v->container[i]]->rec.id;
+    return machine_restore_volumes(w->s->machine, &w->c.machine, w->dir.volumes, v->list, v->n,
+                                   cancel, err);
 }
 
 /* --- the containers --- */
@@ -359,7 +384,8 @@ static int build(struct work *w, struct cancel *cancel, struct err *err)
         if (add_container(w, i, err) < 0)
             return -1;
     }
-    if (become(w, cancel, err) < 0 || FAILPOINT("restore.configure", err) < 0 ||
+    if (become(w, cancel, err) < 0 || attach_volumes(w, cancel, err) < 0 ||
+        FAILPOINT("restore.configure", err) < 0 ||
         sandbox_configure_pod(s, s->machine, cancel, err) < 0 || take_stock(w, cancel, err) < 0)
         return -1;
     for (size_t i = 0; i < w->n_containers; i++) {

@@ -42,17 +42,39 @@ static bool same_devices(const Runtime__V1__ContainerConfig *a,
     return same;
 }
 
+static bool same_ids(Runtime__V1__IDMapping *const *a, size_t n_a, Runtime__V1__IDMapping *const *b,
+                     size_t n_b)
+{
+    bool same = n_a == n_b;
+    for (size_t i = 0; same && i < n_a; i++)
+        same = same_message(&a[i]->base, &b[i]->base);
+    return same;
+}
+
+/* What the guest has mounted there. Only where it comes from on the host may be another place. */
+static bool same_mount(const Runtime__V1__Mount *x, const Runtime__V1__Mount *y)
+{
+    bool image = spec_is_image_volume(x);
+    return image == spec_is_image_volume(y) && strcmp(x->container_path, y->container_path) == 0 &&
+           (!image || strcmp(x->image->image, y->image->image) == 0) &&
+           strcmp(x->image_sub_path, y->image_sub_path) == 0 && x->readonly == y->readonly &&
+           x->recursive_read_only == y->recursive_read_only && x->propagation == y->propagation &&
+           same_strings(x->mount_options, x->n_mount_options, y->mount_options,
+                        y->n_mount_options) &&
+           same_ids(x->uidmappings, x->n_uidmappings, y->uidmappings, y->n_uidmappings) &&
+           same_ids(x->gidmappings, x->n_gidmappings, y->gidmappings, y->n_gidmappings);
+}
+
+/* In any order; no two are in one place (checkpoint_check_places()). */
 static bool same_mounts(const Runtime__V1__ContainerConfig *a,
                         const Runtime__V1__ContainerConfig *b)
 {
     bool same = a->n_mounts == b->n_mounts;
     for (size_t i = 0; same && i < a->n_mounts; i++) {
-        const Runtime__V1__Mount *x = a->mounts[i];
-        const Runtime__V1__Mount *y = b->mounts[i];
-        same = spec_is_image_volume(x) && spec_is_image_volume(y) &&
-               strcmp(x->container_path, y->container_path) == 0 &&
-               strcmp(x->image->image, y->image->image) == 0 &&
-               strcmp(x->image_sub_path, y->image_sub_path) == 0;
+        bool found = false;
+        for (size_t k = 0; k < b->n_mounts && !found; k++)
+            found = same_mount(a->mounts[i], b->mounts[k]);
+        same = found;
     }
     return same;
 }

@@ -136,7 +136,7 @@ static void put_sysctl(Aspis__Agent__V1__ConfigurePodRequest *req, const char *k
     req->sysctls[req->n_sysctls++] = kv;
 }
 
-/* The root of a user namespace has no power over the guest's network, which is all the pod's:
+/* The root of a user namespace has no power over a guest's network, which is all the pod's:
  * low ports and pings are for everybody then. The pod's own sysctls come after these. */
 static void put_userns_sysctls(Aspis__Agent__V1__ConfigurePodRequest *req, struct arena *a)
 {
@@ -145,13 +145,14 @@ static void put_userns_sysctls(Aspis__Agent__V1__ConfigurePodRequest *req, struc
 }
 
 static int put_sysctls(Aspis__Agent__V1__ConfigurePodRequest *req,
-                       const Runtime__V1__LinuxPodSandboxConfig *l, struct arena *a,
-                       struct err *err)
+                       const Runtime__V1__LinuxPodSandboxConfig *l, enum backend backend,
+                       struct arena *a, struct err *err)
 {
     if (l == NULL)
         return 0;
     req->sysctls = arena_alloc(a, (l->n_sysctls + 2) * sizeof(void *));
-    if (userns_wanted(l->security_context != NULL ? l->security_context->namespace_options : NULL))
+    if (backend == BACKEND_VM &&
+        userns_wanted(l->security_context != NULL ? l->security_context->namespace_options : NULL))
         put_userns_sysctls(req, a);
     for (size_t i = 0; i < l->n_sysctls; i++)
         put_sysctl(req, l->sysctls[i]->key, l->sysctls[i]->value, a);
@@ -187,7 +188,7 @@ int sandbox_configure_pod(struct sandbox *s, struct machine *m, struct cancel *c
     req.scratch_disk = text_or_empty(scratch);
     /* on the host the network is as CNI made it */
     if ((vm && put_network(&req, &s->net, machine_guest_mac(m), a, err) < 0) ||
-        put_sysctls(&req, s->config->linux, a, err) < 0)
+        put_sysctls(&req, s->config->linux, s->backend.backend, a, err) < 0)
         return -1;
     req.wall_clock_ns = (uint64_t)wall_ns();
     if (link_call(machine_link(m), "ConfigurePod", &req.base, &aspis__agent__v1__empty__descriptor,

@@ -3,10 +3,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/cleanup.h"
 #include "base/failpoint.h"
 #include "base/fs.h"
+#include "base/idmap.h"
 #include "base/str.h"
 #include "cri/sandbox_ops.h"
+#include "cri/userns.h"
 #include "netplugin/cni.h"
 #include "netplugin/netns.h"
 
@@ -110,6 +113,23 @@ static void attachment_fill(struct attachment *x, const struct sandbox *s)
     }
 }
 
+/* On the host a user namespace of the pod owns its network namespace, as with other runtimes; it
+ * lives as long as that. In a VM the pod's namespaces are the guest's. */
+static int make_netns(const struct sandbox *s, const char *name, char **path, struct err *err)
+{
+    const Runtime__V1__NamespaceOption *n = backend_namespaces(s->config);
+    if (s->backend.backend != BACKEND_HOST || !userns_wanted(n))
+        return netns_create(name, path, err);
+    const Runtime__V1__IDMapping *u = n->userns_options->uids[0];
+    const Runtime__V1__IDMapping *g = n->userns_options->gids[0];
+    const struct idmap_range uids = {u->container_id, u->host_id, u->length};
+    const struct idmap_range gids = {g->container_id, g->host_id, g->length};
+    if (machine_host_userns(s->rt->deps.factory, err) < 0)
+        return -1;
+    auto_close int userns = idmap_userns(&uids, 1, &gids, 1, err);
+    return userns < 0 ? -1 : netns_create_in(name, userns, path, err);
+}
+
 /* The namespace with a tap in it, which is the caller's. */
 int sandbox_namespace_up(struct sandbox *s, int *tap, struct err *err)
 {
@@ -127,7 +147,7 @@ int sandbox_namespace_up(struct sandbox *s, int *tap, struct err *err)
         FAILPOINT("sandbox.netns", err) < 0)
         return -1;
     auto_free char *path = NULL;
-    if (netns_create(name, &path, err) < 0)
+    if (make_netns(s, name, &path, err) < 0)
         return err_wrap(err, "create network namespace");
     sandbox_set_text(s, &s->rec.netns, take(path));
     if (s->backend.backend == BACKEND_HOST)

@@ -76,18 +76,22 @@ static char *verbose_info(const struct daemon *d)
 {
     auto_free char *cni = cni_info(d->cni);
     json_auto_t *network = cni != NULL ? json_loads(cni, 0, NULL) : NULL;
-    json_auto_t *j = json_pack("{s:s, s:s, s:s, s:s, s:s, s:s*, s:s*, s:s*, s:O}", "version",
-                               ASPIS_VERSION, "accelerator", accel_name(facts.accel),
-                               "acceleratorReason", facts.accel_reason ? facts.accel_reason : "",
-                               "transport", transport_name(facts.transport), "transportReason",
-                               facts.transport_reason ? facts.transport_reason : "", "qemu",
-                               facts.qemu_version, "guestKernel", facts.kernel_release, "templates",
-                               facts.templates, "cni", network != NULL ? network : json_null());
+    auto_err struct err why = ERR_INIT;
+    bool userns = machine_host_userns(d->factory, &why) == 0;
+    json_auto_t *j = json_pack(
+        "{s:s, s:s, s:s, s:s, s:s, s:s*, s:s*, s:s*, s:s, s:O}", "version", ASPIS_VERSION,
+        "accelerator", accel_name(facts.accel), "acceleratorReason",
+        facts.accel_reason ? facts.accel_reason : "", "transport", transport_name(facts.transport),
+        "transportReason", facts.transport_reason ? facts.transport_reason : "", "qemu",
+        facts.qemu_version, "guestKernel", facts.kernel_release, "templates", facts.templates,
+        "hostUserNamespaces", userns ? "ready" : err_msg(&why), "cni",
+        network != NULL ? network : json_null());
     return j != NULL ? json_dumps(j, JSON_INDENT(2)) : NULL;
 }
 
 static int add_handlers(struct call *call, Runtime__V1__StatusResponse *r, struct err *err)
 {
+    const struct daemon *d = call->daemon;
     size_t n = 0;
     while (BACKEND_HANDLERS[n] != NULL)
         n++;
@@ -103,8 +107,9 @@ static int add_handlers(struct call *call, Runtime__V1__StatusResponse *r, struc
         if (features == NULL)
             return -1;
         features->recursive_read_only_mounts = true; /* by the file server's mounts, or ours */
-        /* in the guest; the file server maps volumes */
-        features->user_namespaces = strcmp(BACKEND_HANDLERS[i], "aspis-host") != 0;
+        /* in the guest, where the file server maps volumes; on the host if it can */
+        features->user_namespaces = strcmp(BACKEND_HANDLERS[i], "aspis-host") != 0 ||
+                                    machine_host_userns(d->factory, NULL) == 0;
         h->features = features;
         r->runtime_handlers[r->n_runtime_handlers++] = h;
     }

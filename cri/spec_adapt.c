@@ -10,6 +10,7 @@
 #include "cri/backend.h"
 #include "cri/spec_host.h"
 #include "cri/spec_internal.h"
+#include "cri/userns.h"
 
 static json_t *member(json_t *object, const char *key, json_t *(*make)(void))
 {
@@ -65,7 +66,8 @@ static void make_privileged(json_t *spec)
 /* --- the host --- */
 
 /* Network, ipc and uts are the agent's, which has the pod's or the host's; a pid namespace that the
- * pod shares is filled in by the agent. */
+ * pod shares is filled in by the agent. In a user namespace only a cgroup namespace of its own lets
+ * a container mount its groups. */
 static void set_namespaces(json_t *lin, const Container *c, bool privileged)
 {
     const Runtime__V1__NamespaceOption *n = namespaces_of(c);
@@ -74,7 +76,7 @@ static void set_namespaces(json_t *lin, const Container *c, bool privileged)
         const char *type = json_string_value(json_object_get(json_array_get(list, i - 1), "type"));
         bool drop = (strcmp(type, "pid") == 0 && n != NULL &&
                      n->pid == RUNTIME__V1__NAMESPACE_MODE__NODE) ||
-                    (strcmp(type, "cgroup") == 0 && privileged);
+                    (strcmp(type, "cgroup") == 0 && privileged && !userns_wanted(n));
         if (drop)
             (void)json_array_remove(list, i - 1);
     }

@@ -4,6 +4,8 @@
 #include <limits.h>
 #include <linux/magic.h>
 #include <net/if.h>
+#include <sched.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/mount.h>
@@ -13,6 +15,7 @@
 #include "base/cleanup.h"
 #include "base/failpoint.h"
 #include "base/fs.h"
+#include "base/idmap.h"
 #include "base/limits.h"
 #include "base/str.h"
 #include "netplugin/conf.h"
@@ -60,7 +63,25 @@ static int pin(void *arg, struct err *err)
     return 0;
 }
 
+static int create(int userns, const char *path, struct err *err)
+{
+    char source[40];
+
+    if (userns < 0)
+        return nsthread_run(NULL, pin, __extension__(void *)(uintptr_t) path, err);
+    auto_close int fd = idmap_namespace(userns, CLONE_NEWNET, err);
+    if (fd < 0)
+        return -1;
+    (void)snprintf(source, sizeof(source), "/proc/self/fd/%d", fd);
+    return nsthread_run(source, pin, __extension__(void *)(uintptr_t) path, err);
+}
+
 int netns_create(const char *name, char **path, struct err *err)
+{
+    return netns_create_in(name, -1, path, err);
+}
+
+int netns_create_in(const char *name, int userns, char **path, struct err *err)
 {
     auto_free char *p = NULL;
     auto_close int fd = -1;
@@ -76,7 +97,7 @@ int netns_create(const char *name, char **path, struct err *err)
         return err_sys(err, errno, "netns: make %s", p);
     if (fs.f_type == NSFS_MAGIC)
         return err_set(err, ERR_EXISTS, "netns %s: there is one of that name", name);
-    if (nsthread_run(NULL, pin, p, err) < 0) {
+    if (create(userns, p, err) < 0) {
         (void)unlink(p);
         return err_wrap(err, "netns %s", name);
     }

@@ -16,6 +16,9 @@
 
 /* Makes and pins a new namespace with lo up; *path is the caller's. name: "cni-<random>". */
 int netns_create(const char *name, char **path, struct err *err);
+/* The same, but the namespace belongs to the user namespace `userns` (base/idmap.h), whose root
+ * then has power over it. */
+int netns_create_in(const char *name, int userns, char **path, struct err *err);
 /* Unpins; missing is fine, also a leftover plain file. */
 int netns_remove(const char *path, struct err *err);
 

@@ -15,6 +15,7 @@
 #include "base/str.h"
 #include "sandbox/lock.h"
 #include "sandbox/machine_internal.h"
+#include "sandbox/mirror.h"
 
 #define LOAD_BYTES_PER_S MiB(20) /* the slowest that is put up with */
 #define MAX_MEMORY (GiB(1) * 1024 * 16)
@@ -62,9 +63,27 @@ int machine_checkpoint_check(struct machine *m, struct err *err)
     return 0;
 }
 
+int machine_find_volumes(struct machine *m, const char *owner, struct machine_volume *v, size_t n,
+                         struct err *err)
+{
+    for (size_t i = 0; i < n; i++) {
+        uint32_t nth = (uint32_t)i;
+        v[i].nth = nth;
+        v[i].file = false;
+        v[i].mirrored = mirror_find(m->mirror, owner, nth, &v[i].id);
+        if (!v[i].mirrored &&
+            (m->share == NULL || !share_find(m->share, owner, nth, &v[i].id, &v[i].file)))
+            return err_set(err, ERR_PRECONDITION,
+                           "%.200s: an older daemon added it, which did not note where",
+                           v[i].source);
+    }
+    return 0;
+}
+
 struct saving {
     struct machine *m;
-    int scratch_fd;
+    const struct machine_files *fd;
+    struct cancel *cancel;
     struct machine_image *out;
     int (*paused)(void *arg, struct err *err);
     void *arg;
@@ -83,8 +102,12 @@ static int save_scratch(void *arg, struct err *err)
     if (from < 0 || fstat(from, &st) < 0)
         return err_sys(err, errno, "open %s", path);
     s->out->scratch_bytes = (uint64_t)st.st_size;
-    if (fs_copy_sparse(from, s->scratch_fd, err) < 0)
+    if (fs_copy_sparse(from, s->fd->scratch, err) < 0)
         return err_wrap(err, "copy the scratch disk");
+    s->out->last_mirror = mirror_last_id(s->m->mirror);
+    if (s->m->share != NULL &&
+        share_save(s->m->share, s->fd->volumes, &s->out->last_volume, s->cancel, err) < 0)
+        return -1;
     return s->paused != NULL ? s->paused(s->arg, err) : 0;
 }
 
@@ -102,18 +125,19 @@ static int describe(struct machine *m, struct machine_image *out, struct cancel 
     return 0;
 }
 
-int machine_checkpoint(struct machine *m, int state_fd, int scratch_fd, struct machine_image *out,
+int machine_checkpoint(struct machine *m, const struct machine_files *fd, struct machine_image *out,
                        int (*paused)(void *arg, struct err *err), void *arg, struct cancel *cancel,
                        struct err *err)
 {
-    struct saving s = {.m = m, .scratch_fd = scratch_fd, .out = out, .paused = paused, .arg = arg};
+    struct saving s = {
+        .m = m, .fd = fd, .cancel = cancel, .out = out, .paused = paused, .arg = arg};
     *out = (struct machine_image){0};
     if (machine_checkpoint_check(m, err) < 0 || describe(m, out, cancel, err) < 0)
         return -1;
     /* it neither grows nor shrinks meanwhile */
     if (lock_within(&m->sizing, cancel, "a change of the vm's size", err) < 0)
         return -1;
-    int ret = m->ops->checkpoint(m->hv, state_fd, &out->shape, save_scratch, &s, cancel, err);
+    int ret = m->ops->checkpoint(m->hv, fd->state, &out->shape, save_scratch, &s, cancel, err);
     (void)pthread_mutex_unlock(&m->sizing);
     return ret < 0 ? err_wrap(err, "save the vm") : 0;
 }
@@ -162,6 +186,9 @@ int machine_image_check(const struct machine_image *i, struct err *err)
         return err_set(err, ERR_INVALID, "the VM has an impossible number of vcpus");
     if (i->scratch_bytes == 0 || i->scratch_bytes % 512 != 0 || i->scratch_bytes > INT64_MAX / 2)
         return err_set(err, ERR_INVALID, "the scratch disk has an impossible size");
+    if (i->last_volume >= MACHINE_MIRROR_FIRST || i->last_mirror < MACHINE_MIRROR_FIRST ||
+        i->last_mirror == UINT32_MAX)
+        return err_set(err, ERR_INVALID, "the VM's volumes have impossible ids");
     return check_disks(s, err);
 }
 
@@ -231,4 +258,28 @@ struct machine *machine_restore(struct machine_factory *f, const struct machine_
     if (m == NULL)
         (void)err_wrap(err, "restore machine");
     return m;
+}
+
+int machine_check_mirror(const char *source, struct err *err)
+{
+    return mirror_check_source(source, err);
+}
+
+int machine_restore_volumes(struct machine *m, const struct machine_image *image, int volumes_fd,
+                            const struct machine_owned_volume *list, size_t n,
+                            struct cancel *cancel, struct err *err)
+{
+    bool shared = false;
+    for (size_t i = 0; i < n; i++)
+        shared = shared || !list[i].v.mirrored;
+    if (m->share == NULL && shared)
+        return err_set(err, ERR_UNIMPLEMENTED, "no file server is configured");
+    if (FAILPOINT("restore.volumes", err) < 0)
+        return -1;
+    if (m->share != NULL &&
+        share_restore(m->share, volumes_fd, image->last_volume, list, n, cancel, err) < 0)
+        return err_wrap(err, "volumes");
+    if (mirror_restore(m->mirror, image->last_mirror, list, n, cancel, err) < 0)
+        return err_wrap(err, "volumes");
+    return FAILPOINT("restore.mirrored", err);
 }

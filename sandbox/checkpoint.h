@@ -1,6 +1,6 @@
 /*
- * checkpoint - a machine's VM as files: its RAM and device state, and its scratch disk; and a new
- * machine that goes on from there.
+ * checkpoint - a machine's VM as files: its RAM and device state, its scratch disk, and what its
+ * guest knows of the host's files; and a new machine that goes on from there.
  *
  * The VM stands still while it is copied and goes on afterwards. What a copy must be made alike is
  * in struct machine_image, for the caller to keep; who reads one back from outside checks it with
@@ -9,6 +9,9 @@
  *
  * A copy has its original's entropy, clock, MAC and names until the agent has been told otherwise
  * (BecomePod, ConfigurePod): its processes must have been frozen before the original was saved.
+ *
+ * Volumes are not copied. The guest's files in them are those of the same names in the volumes that
+ * the new machine is given; what is missing there is stale to the guest, alone.
  *
  * Threads: as machine.h.
  */
@@ -25,13 +28,24 @@ struct machine_image {
     char transport[16];
     struct hv_shape shape;
     uint64_t scratch_bytes; /* virtual size of the disk */
+    /* ids of volumes that the guest may have seen: up to here, and beyond MACHINE_MIRROR_FIRST for
+     * those that are copied into it */
+    uint32_t last_volume, last_mirror;
 };
+
+#define MACHINE_MIRROR_FIRST UINT32_C(0x80000000)
 
 /* The pod cannot be saved as it is (PRECONDITION), whatever runs in it. */
 int machine_checkpoint_check(struct machine *m, struct err *err);
-/* Fills the two empty files. `paused` (NULL: none) is called while the VM stands still; an error of
- * its own fails the whole. */
-int machine_checkpoint(struct machine *m, int state_fd, int scratch_fd, struct machine_image *out,
+/* What the guest calls the n volumes of an owner: fills in id, mirrored and file of each. */
+int machine_find_volumes(struct machine *m, const char *owner, struct machine_volume *v, size_t n,
+                         struct err *err);
+/* Fills the empty files; the last stays empty when there are no volumes. `paused` (NULL: none) is
+ * called while the VM stands still; an error of its own fails the whole. */
+struct machine_files {
+    int state, scratch, volumes;
+};
+int machine_checkpoint(struct machine *m, const struct machine_files *fd, struct machine_image *out,
                        int (*paused)(void *arg, struct err *err), void *arg, struct cancel *cancel,
                        struct err *err);
 
@@ -51,5 +65,15 @@ struct machine_restore {
 struct machine *machine_restore(struct machine_factory *f, const struct machine_spec *spec,
                                 const struct machine_restore *r, const struct machine_callbacks *cb,
                                 struct cancel *cancel, struct err *err);
+
+/* Can the source take the place of a saved volume that was a copy in the guest? PRECONDITION,
+ * NOT_FOUND. */
+int machine_check_mirror(const char *source, struct err *err);
+/* Into a machine that was restored, before any other volume: ids, mirrored and file are as in the
+ * saved one. volumes_fd: what machine_checkpoint() wrote there, at its beginning. On failure the
+ * machine is to be ended. */
+int machine_restore_volumes(struct machine *m, const struct machine_image *image, int volumes_fd,
+                            const struct machine_owned_volume *list, size_t n,
+                            struct cancel *cancel, struct err *err);
 
 #endif

@@ -15,6 +15,7 @@
 #include "base/cleanup.h"
 #include "base/failpoint.h"
 #include "base/fs.h"
+#include "base/idmap.h"
 #include "base/limits.h"
 #include "base/str.h"
 #include "proto/host_agent.h"
@@ -162,12 +163,36 @@ static int set_attributes(int tree, const struct machine_volume *v, struct err *
     return ns_mount_set(tree, v->shared ? NULL : &all, v->readonly, v->recursive, err);
 }
 
+/* What is mounted below gets the ids too, when all of it can have them; else it stays as it is, and
+ * its files are nobody's in the container. */
+static int set_ids(int tree, const struct volume_ids *ids, struct err *err)
+{
+    const struct idmap_range uids = {0, ids->uid, ids->n_uids};
+    const struct idmap_range gids = {0, ids->gid, ids->n_gids};
+    if (ids->n_uids == 0)
+        return 0;
+    auto_close int userns = idmap_userns(&uids, 1, &gids, 1, err);
+    if (userns < 0)
+        return -1;
+    if (idmap_set(tree, userns, true) == 0)
+        return 0;
+    int e = idmap_set(tree, userns, false);
+    if (e == 0)
+        return 0;
+    char type[NS_MOUNT_TYPE];
+    ns_mount_type(tree, type);
+    return err_set(err, ERR_PRECONDITION,
+                   "its file system (%s) cannot be mounted with the ids of a user namespace: %s",
+                   type, strerror(e));
+}
+
 static int attach_volume(pid_t agent, uint64_t start_time, const char *owner,
                          struct machine_volume *v, struct err *err)
 {
     struct stat st;
     auto_close int tree = open_source(v->source, &st, err);
-    if (tree < 0 || check_propagation(v, err) < 0 || set_attributes(tree, v, err) < 0)
+    if (tree < 0 || check_propagation(v, err) < 0 || set_attributes(tree, v, err) < 0 ||
+        set_ids(tree, &v->ids, err) < 0)
         return -1;
     v->file = !S_ISDIR(st.st_mode);
     v->all_readonly = v->readonly && v->recursive;

@@ -57,6 +57,7 @@ struct machine_config {
     const char *vsock_helper; /* aspis-vsock */
     const char *run_root;     /* "/run/aspis" */
     const char *state_root;   /* "/var/lib/aspis" */
+    const char *image_root;   /* where image trees of pods without a VM are; NULL: none */
     enum accel accel;
     enum transport transport;
     uint32_t uid_base,
@@ -94,6 +95,9 @@ struct machine_facts {
 };
 int machine_facts(struct machine_factory *f, struct machine_facts *facts, struct err *err);
 void machine_facts_clear(struct machine_facts *facts);
+/* Can pods without a VM have user namespaces of their own here? 0, or -1 with the reason. Tried
+ * once (userns_probe.h), and again until it works. */
+int machine_host_userns(struct machine_factory *f, struct err *err);
 /* Decides ACCEL_AUTO by booting a VM to its agent under KVM within the deadline; remembered.
  * machine_start() does it on first use; the daemon calls it in the background at start. */
 int machine_decide_accel(struct machine_factory *f, struct cancel *cancel, struct err *err);
@@ -235,10 +239,15 @@ struct machine_volume {
     bool shared;    /* and what the container mounts shows up there: BACKEND_HOST only */
     struct volume_ids ids;
     /* filled in */
+    uint32_t nth;      /* in its owner's list */
     uint32_t id;       /* what the agent calls it */
     bool mirrored;     /* a copy in the guest's memory */
     bool file;         /* no directory */
     bool all_readonly; /* nothing below it can be written to */
+};
+struct machine_owned_volume {
+    const char *owner;
+    struct machine_volume v;
 };
 /* All or none. `owner` names them for machine_remove_volumes(): a container's id. */
 int machine_add_volumes(struct machine *m, const char *owner, struct machine_volume *v, size_t n,

@@ -15,6 +15,7 @@
 #include "base/str.h"
 #include "sandbox/machine_internal.h"
 #include "sandbox/template.h"
+#include "sandbox/userns_probe.h"
 
 #define VHOST_VSOCK "/dev/vhost-vsock"
 #define MAX_UIDS 65536
@@ -225,6 +226,7 @@ struct machine_factory *machine_factory_new(const struct machine_config *config,
     f->config.vsock_helper = xstrdup(config->vsock_helper);
     f->config.run_root = xstrdup(config->run_root);
     f->config.state_root = xstrdup(config->state_root);
+    f->config.image_root = xstrdup(config->image_root);
     f->config.cgroup_root = xstrdup(config->cgroup_root);
     /* beside it, not below: the whole group is to get what others leave */
     f->spare_cgroup_root = fs_format("%s-spare", config->cgroup_root);
@@ -288,6 +290,7 @@ void machine_factory_free(struct machine_factory *f)
     free_string(f->config.vsock_helper);
     free_string(f->config.run_root);
     free_string(f->config.state_root);
+    free_string(f->config.image_root);
     free_string(f->config.cgroup_root);
     free(f->spare_cgroup_root);
     free(f->uids);
@@ -355,6 +358,18 @@ int machine_facts(struct machine_factory *f, struct machine_facts *facts, struct
     (void)pthread_mutex_unlock(&f->lock);
     facts->not_ready_reason = why_not(f, facts, &e);
     facts->ready = facts->not_ready_reason == NULL;
+    return 0;
+}
+
+int machine_host_userns(struct machine_factory *f, struct err *err)
+{
+    if (atomic_load(&f->host_userns))
+        return 0;
+    if (f->config.agent == NULL || f->config.image_root == NULL)
+        return err_set(err, ERR_UNIMPLEMENTED, "no pods without a VM are configured");
+    if (userns_probe(f->config.image_root, f->config.state_root, err) < 0)
+        return err_wrap(err, "user namespaces of pods on the host");
+    atomic_store(&f->host_userns, true);
     return 0;
 }
 

@@ -40,6 +40,7 @@ struct machine_factory {
     char *accel_undecided_text; /* what it was before: others may still show it */
     pthread_mutex_t deciding;   /* held by who probes */
 
+    atomic_bool host_userns;         /* works: tried */
     struct template_pool *templates; /* NULL: none are wanted */
     struct mirror_watch *mirror_watch;
     char *spare_cgroup_root; /* of the VMs that have no pod yet */

@@ -94,9 +94,7 @@ static ssize_t mirror_some(struct machine *m, const char *owner, struct machine_
 {
     size_t k = 0;
     for (size_t i = 0; i < n; i++) {
-        int r = v[i].readonly && !v[i].slave
-                    ? mirror_add(m->mirror, owner, v[i].source, &v[i].ids, &v[i].id, cancel, err)
-                    : 0;
+        int r = v[i].readonly && !v[i].slave ? mirror_add(m->mirror, owner, &v[i], cancel, err) : 0;
         if (r < 0)
             return -1;
         v[i].mirrored = v[i].all_readonly = r == 1;
@@ -113,6 +111,8 @@ int machine_add_volumes(struct machine *m, const char *owner, struct machine_vol
 {
     if (n == 0)
         return 0;
+    for (size_t i = 0; i < n; i++)
+        v[i].nth = (uint32_t)i;
     if (machine_check_alive(m, err) < 0)
         return -1;
     if (machine_on_host(m))

@@ -15,12 +15,13 @@
 #include "base/str.h"
 #include "proto/agent.pb-c.h"
 #include "proto/arena.h"
+#include "sandbox/checkpoint.h"
 #include "sandbox/lock.h"
 #include "sandbox/mirror_scan.h"
 #include "sandbox/volume_ids.h"
 
 #define STATE_FILE "mirror.json"
-#define FIRST_ID UINT32_C(0x80000000) /* those below are the file share's */
+#define FIRST_ID MACHINE_MIRROR_FIRST /* those below are the file share's */
 #define CALL_NS INT64_C(10000000000)
 #define RETRY_FIRST_MS 100
 #define RETRY_MAX_MS 5000
@@ -34,7 +35,8 @@ struct entry {
     char *source;
     struct volume_ids ids;
     struct strv owners;
-    size_t bytes; /* when it was added */
+    struct strv places; /* "N OWNER" for the owner's Nth volume; an older daemon noted none */
+    size_t bytes;       /* when it was added */
     bool dirty;
     /* under `turn` */
     struct mirror_dir *root, *data;
@@ -59,20 +61,38 @@ struct mirror {
 
 /* --- the record --- */
 
+static json_t *texts(const struct strv *v)
+{
+    json_t *list = json_array();
+    for (size_t i = 0; i < v->n; i++)
+        (void)json_array_append_new(list, json_string(v->v[i]));
+    return list;
+}
+
+static void put_texts(struct strv *v, const json_t *list)
+{
+    size_t i;
+    const json_t *item;
+    json_array_foreach(list, i, item)
+    {
+        if (json_string_value(item) != NULL)
+            strv_add(v, json_string_value(item));
+    }
+}
+
 static int save_locked(struct mirror *m, struct err *err)
 {
     json_auto_t *list = json_array();
     struct entry *e;
     LIST_FOREACH(e, &m->entries, link)
     {
-        json_t *owners = json_array();
-        for (size_t i = 0; i < e->owners.n; i++)
-            (void)json_array_append_new(owners, json_string(e->owners.v[i]));
-        if (json_array_append_new(
-                list, json_pack("{s:I, s:s, s:I, s:o, s:[I, I, I, I]}", "id", (json_int_t)e->id,
-                                "source", e->source, "bytes", (json_int_t)e->bytes, "owners",
-                                owners, "ids", (json_int_t)e->ids.uid, (json_int_t)e->ids.n_uids,
-                                (json_int_t)e->ids.gid, (json_int_t)e->ids.n_gids)) < 0)
+        if (json_array_append_new(list,
+                                  json_pack("{s:I, s:s, s:I, s:o, s:o, s:[I, I, I, I]}", "id",
+                                            (json_int_t)e->id, "source", e->source, "bytes",
+                                            (json_int_t)e->bytes, "owners", texts(&e->owners),
+                                            "places", texts(&e->places), "ids",
+                                            (json_int_t)e->ids.uid, (json_int_t)e->ids.n_uids,
+                                            (json_int_t)e->ids.gid, (json_int_t)e->ids.n_gids)) < 0)
             return err_set(err, ERR_INVALID, "volume path is not valid UTF-8");
     }
     json_auto_t *v = json_pack("{s:I, s:O}", "last_id", (json_int_t)m->last_id, "volumes", list);
@@ -106,17 +126,12 @@ static bool load_entry(struct mirror *m, const json_t *v)
         return false;
     struct volume_ids ids;
     uint32_t *numbers[] = {&ids.uid, &ids.n_uids, &ids.gid, &ids.n_gids};
-    size_t i;
-    const json_t *item;
     /* an older daemon's has none: as they are */
-    for (i = 0; i < ARRAY_LEN(numbers); i++)
+    for (size_t i = 0; i < ARRAY_LEN(numbers); i++)
         *numbers[i] = (uint32_t)json_integer_value(json_array_get(json_object_get(v, "ids"), i));
     struct entry *e = entry_new(m, (uint32_t)id, source, &ids, (size_t)bytes);
-    json_array_foreach(owners, i, item)
-    {
-        if (json_string_value(item) != NULL)
-            strv_add(&e->owners, json_string_value(item));
-    }
+    put_texts(&e->owners, owners);
+    put_texts(&e->places, json_object_get(v, "places"));
     e->dirty = true;
     return true;
 }
@@ -153,6 +168,7 @@ static void entry_free(struct entry *e)
     mirror_watch_remove(e->all->watch, e->root);
     mirror_watch_remove(e->all->watch, e->data);
     strv_clear(&e->owners);
+    strv_clear(&e->places);
     free(e->data_name);
     free(e->source);
     free(e);
@@ -353,12 +369,26 @@ static int start_thread(struct mirror *m, struct err *err)
 
 /* --- owners --- */
 
-static bool owns(const struct entry *e, const char *owner)
+static bool has(const struct strv *v, const char *text)
 {
-    for (size_t i = 0; i < e->owners.n; i++)
-        if (strcmp(e->owners.v[i], owner) == 0)
+    for (size_t i = 0; i < v->n; i++)
+        if (strcmp(v->v[i], text) == 0)
             return true;
     return false;
+}
+
+static bool owns(const struct entry *e, const char *owner)
+{
+    return has(&e->owners, owner);
+}
+
+static void own(struct entry *e, const char *owner, uint32_t nth)
+{
+    auto_free char *place = fs_format("%u %s", nth, owner);
+    if (!owns(e, owner))
+        strv_add(&e->owners, owner);
+    if (!has(&e->places, place))
+        strv_add(&e->places, place);
 }
 
 static void disown(struct entry *e, const char *owner)
@@ -369,12 +399,21 @@ static void disown(struct entry *e, const char *owner)
             strv_add(&left, e->owners.v[i]);
     strv_clear(&e->owners);
     e->owners = left;
+    left = (struct strv){0};
+    for (size_t i = 0; i < e->places.n; i++) {
+        const char *space = strchr(e->places.v[i], ' ');
+        if (space == NULL || strcmp(space + 1, owner) != 0)
+            strv_add(&left, e->places.v[i]);
+    }
+    strv_clear(&e->places);
+    e->places = left;
 }
 
 /* The source's entry, made if there is none. NULL: no room for it. */
 static struct entry *claim_locked(struct mirror *m, const char *owner, const char *source,
-                                  const struct volume_ids *ids, size_t bytes, struct err *err)
+                                  const struct machine_volume *v, size_t bytes, struct err *err)
 {
+    const struct volume_ids *ids = &v->ids;
     struct entry *e;
     struct entry *same = NULL;
     size_t n = 0;
@@ -394,8 +433,7 @@ static struct entry *claim_locked(struct mirror *m, const char *owner, const cha
         return NULL;
     if (same == NULL)
         same = entry_new(m, ++m->last_id, source, ids, bytes);
-    if (!owns(same, owner))
-        strv_add(&same->owners, owner);
+    own(same, owner, v->nth);
     if (save_locked(m, err) == 0)
         return same;
     disown(same, owner);
@@ -404,16 +442,16 @@ static struct entry *claim_locked(struct mirror *m, const char *owner, const cha
 }
 
 static int add_in_turn(struct mirror *m, const char *owner, const char *source,
-                       const struct volume_ids *ids, size_t bytes, uint32_t *id,
-                       struct cancel *cancel, struct err *err)
+                       struct machine_volume *v, size_t bytes, struct cancel *cancel,
+                       struct err *err)
 {
     (void)pthread_mutex_lock(&m->lock);
-    struct entry *e = claim_locked(m, owner, source, ids, bytes, err);
+    struct entry *e = claim_locked(m, owner, source, v, bytes, err);
     (void)pthread_mutex_unlock(&m->lock);
     if (e == NULL)
         return -1;
     if (sync_entry(e, LIMIT_MIRROR_BYTES, cancel, err) == 0) {
-        *id = e->id;
+        v->id = e->id;
         return 0;
     }
     (void)pthread_mutex_lock(&m->lock);
@@ -424,35 +462,41 @@ static int add_in_turn(struct mirror *m, const char *owner, const char *source,
     return -1;
 }
 
-/* Is it worth trying? Most volumes are something else, and known to be after one look. */
-static bool fits(const char *path, size_t *bytes)
+static int measure(const char *path, size_t max, size_t *bytes, struct err *err)
 {
     Aspis__Agent__V1__SyncVolumeRequest req;
     for (int i = 0; i < TRIES; i++) {
-        auto_err struct err why = ERR_INIT;
-        auto_arena struct arena *a = arena_new(LIMIT_MIRROR_FIRST + MiB(1));
+        auto_arena struct arena *a = arena_new(max + MiB(1));
+        err_clear(err);
         aspis__agent__v1__sync_volume_request__init(&req);
         if (a == NULL)
-            return false;
-        if (mirror_scan(path, LIMIT_MIRROR_FIRST, a, &req, bytes, &why) == 0)
-            return true;
-        if (why.code != ERR_NOT_FOUND)
-            return false;
+            return err_sys(err, ENOMEM, "copy of a volume");
+        if (mirror_scan(path, max, a, &req, bytes, err) == 0)
+            return 0;
+        if (err->code != ERR_NOT_FOUND)
+            return -1;
     }
-    return false;
+    return -1;
 }
 
-int mirror_add(struct mirror *m, const char *owner, const char *source,
-               const struct volume_ids *ids, uint32_t *id, struct cancel *cancel, struct err *err)
+/* Is it worth trying? Most volumes are something else, and known to be after one look. */
+static bool fits(const char *path, size_t *bytes)
 {
     auto_err struct err why = ERR_INIT;
-    auto_free char *path = realpath(source, NULL);
+    return measure(path, LIMIT_MIRROR_FIRST, bytes, &why) == 0;
+}
+
+int mirror_add(struct mirror *m, const char *owner, struct machine_volume *v, struct cancel *cancel,
+               struct err *err)
+{
+    auto_err struct err why = ERR_INIT;
+    auto_free char *path = realpath(v->source, NULL);
     size_t bytes = 0;
     if (path == NULL || !fits(path, &bytes))
         return 0;
     if (lock_within(&m->turn, cancel, "the pod's mirrored volumes", err) < 0)
         return -1;
-    int r = add_in_turn(m, owner, path, ids, bytes, id, cancel, &why);
+    int r = add_in_turn(m, owner, path, v, bytes, cancel, &why);
     (void)pthread_mutex_unlock(&m->turn);
     if (r < 0)
         log_info("a volume is shared, not mirrored", LOG_STR("source", path),
@@ -476,6 +520,99 @@ void mirror_remove(struct mirror *m, const char *owner)
         (void)save_locked(m, NULL);
     (void)pthread_cond_signal(&m->news);
     (void)pthread_mutex_unlock(&m->lock);
+}
+
+/* --- saved pods --- */
+
+int mirror_check_source(const char *source, struct err *err)
+{
+    size_t bytes = 0;
+    auto_free char *path = realpath(source, NULL);
+    return path != NULL ? measure(path, LIMIT_MIRROR_BYTES, &bytes, err)
+                        : err_sys(err, errno, "%s", source);
+}
+
+bool mirror_find(struct mirror *m, const char *owner, uint32_t nth, uint32_t *id)
+{
+    auto_free char *place = fs_format("%u %s", nth, owner);
+    const struct entry *e;
+    bool found = false;
+    (void)pthread_mutex_lock(&m->lock);
+    LIST_FOREACH(e, &m->entries, link)
+    {
+        if (!has(&e->places, place))
+            continue;
+        *id = e->id;
+        found = true;
+    }
+    (void)pthread_mutex_unlock(&m->lock);
+    return found;
+}
+
+uint32_t mirror_last_id(struct mirror *m)
+{
+    (void)pthread_mutex_lock(&m->lock);
+    uint32_t last = m->last_id;
+    (void)pthread_mutex_unlock(&m->lock);
+    return last;
+}
+
+/* What was one copy for two users can only be one volume. */
+static int restore_entry(struct mirror *m, const struct machine_owned_volume *o, struct err *err)
+{
+    auto_free char *path = realpath(o->v.source, NULL);
+    size_t bytes = 0;
+    size_t n = 0;
+    size_t all = 0;
+    struct entry *e;
+    struct entry *same = NULL;
+    if (path == NULL)
+        return err_sys(err, errno, "%s", o->v.source);
+    if (measure(path, LIMIT_MIRROR_BYTES, &bytes, err) < 0)
+        return -1;
+    LIST_FOREACH(e, &m->entries, link)
+    {
+        n++;
+        all += e->bytes;
+        if (e->id == o->v.id)
+            same = e;
+    }
+    if (same != NULL &&
+        (strcmp(same->source, path) != 0 || memcmp(&same->ids, &o->v.ids, sizeof(o->v.ids)) != 0))
+        return err_set(err, ERR_PRECONDITION, "%s and %s were one volume when the pod was saved",
+                       same->source, path);
+    if (same == NULL && (n >= LIMIT_MIRROR_VOLUMES || all + bytes > LIMIT_MIRROR_POD))
+        return err_set(err, ERR_EXHAUSTED, "%s: too much of such volumes in one pod", path);
+    if (same == NULL)
+        same = entry_new(m, o->v.id, path, &o->v.ids, bytes);
+    own(same, o->owner, o->v.nth);
+    return 0;
+}
+
+int mirror_restore(struct mirror *m, uint32_t last_id, const struct machine_owned_volume *list,
+                   size_t n, struct cancel *cancel, struct err *err)
+{
+    struct entry *e;
+    int r = 0;
+    if (lock_within(&m->turn, cancel, "the pod's mirrored volumes", err) < 0)
+        return -1;
+    (void)pthread_mutex_lock(&m->lock);
+    m->last_id = last_id;
+    for (size_t i = 0; i < n && r == 0; i++)
+        r = list[i].v.mirrored ? restore_entry(m, &list[i], err) : 0;
+    if (r == 0)
+        r = save_locked(m, err);
+    if (r == 0 && !LIST_EMPTY(&m->entries))
+        r = start_thread(m, err);
+    (void)pthread_mutex_unlock(&m->lock);
+    /* `turn` keeps them all there */
+    for (e = LIST_FIRST(&m->entries); e != NULL && r == 0; e = LIST_NEXT(e, link)) {
+        r = sync_entry(e, LIMIT_MIRROR_BYTES, cancel, err);
+        if (r < 0)
+            (void)err_wrap(err, "%s", e->source);
+    }
+    (void)pthread_mutex_unlock(&m->turn);
+    return r;
 }
 
 /* --- making and freeing --- */

@@ -29,12 +29,23 @@ struct mirror;
  */
 struct mirror *mirror_new(const char *run_dir, struct mirror_watch *watch, struct link *link,
                           struct err *err);
-/* Has the volume copied for one owner, a container's id. 1: done, *id is what the agent calls it;
+/* Has the volume copied for one owner, a container's id. 1: done, v->id is what the agent calls it;
  * 0: it is none of that kind, or too large, or cannot be copied now. -1: cancelled. */
-int mirror_add(struct mirror *m, const char *owner, const char *source,
-               const struct volume_ids *ids, uint32_t *id, struct cancel *cancel, struct err *err);
+int mirror_add(struct mirror *m, const char *owner, struct machine_volume *v, struct cancel *cancel,
+               struct err *err);
 /* The guest gives back what nobody else uses, when it gets round to it. */
 void mirror_remove(struct mirror *m, const char *owner);
+/* Can a volume be one of these? PRECONDITION or NOT_FOUND when it has not their shape. */
+int mirror_check_source(const char *source, struct err *err);
+/* As share_find(). */
+bool mirror_find(struct mirror *m, const char *owner, uint32_t nth, uint32_t *id);
+/* The last that was given out. */
+uint32_t mirror_last_id(struct mirror *m);
+/* In a VM made from a saved one, before the first: the guest's copies, those of the list that are
+ * mirrored, become what the sources hold now before it returns. After a failure the machine is to
+ * be stopped. */
+int mirror_restore(struct mirror *m, uint32_t last_id, const struct machine_owned_volume *list,
+                   size_t n, struct cancel *cancel, struct err *err);
 /* Ends its thread; the guest keeps what it has. Idempotent; NULL is fine. */
 void mirror_stop(struct mirror *m);
 void mirror_free(struct mirror *m);

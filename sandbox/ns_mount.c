@@ -4,11 +4,17 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
+#include <stdio.h>
+#include <string.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/fs.h"
+#include "base/limits.h"
+#include "base/str.h"
 
 struct job {
     int pidfd;
@@ -54,6 +60,28 @@ void ns_mount_detach(const char *path)
     (void)umount2(path, MNT_DETACH | UMOUNT_NOFOLLOW);
     if (rmdir(path) < 0)
         (void)unlink(path);
+}
+
+/* A line of mountinfo names the device third and the type behind " - " (proc_pid_mountinfo(5)). */
+void ns_mount_type(int fd, char out[NS_MOUNT_TYPE])
+{
+    struct statx st;
+    char device[40];
+    auto_free char *text = fs_read("/proc/self/mountinfo", MiB(16), NULL, NULL);
+    char *save = NULL;
+    (void)snprintf(out, NS_MOUNT_TYPE, "unknown");
+    if (text == NULL || statx(fd, "", AT_EMPTY_PATH, STATX_TYPE, &st) < 0)
+        return;
+    (void)snprintf(device, sizeof(device), " %u:%u ", st.stx_dev_major, st.stx_dev_minor);
+    for (char *line = strtok_r(text, "\n", &save); line != NULL;
+         line = strtok_r(NULL, "\n", &save)) {
+        const char *type = strstr(line, " - ");
+        if (type == NULL || strstr(line, device) == NULL)
+            continue;
+        type += strlen(" - ");
+        (void)snprintf(out, NS_MOUNT_TYPE, "%.*s", (int)strcspn(type, " "), type);
+        return;
+    }
 }
 
 int ns_mount_set(int tree, struct mount_attr *all, bool readonly, bool recursive, struct err *err)

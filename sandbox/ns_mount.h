@@ -2,7 +2,7 @@
  * ns_mount - steps that host_ns and share_ns both take to put a mount of the host into another
  * process's mount namespace.
  *
- * Threads: any. Needs root. Private to host_ns.c and share_ns.c.
+ * Threads: any. Needs root. Private to host_ns.c, share_ns.c and userns_probe.c.
  */
 #ifndef ASPIS_SANDBOX_NS_MOUNT_H
 #define ASPIS_SANDBOX_NS_MOUNT_H
@@ -25,6 +25,11 @@ int ns_mount_make_file(const char *path);
 int ns_mount_attach(int tree, const char *path);
 /* Takes out what is mounted there, and the mount point. None is fine. */
 void ns_mount_detach(const char *path);
+
+/* The name of the file system that a descriptor is on, cut off at NS_MOUNT_TYPE - 1 characters;
+ * "unknown" when the kernel does not tell. */
+#define NS_MOUNT_TYPE 32
+void ns_mount_type(int fd, char out[NS_MOUNT_TYPE]);
 
 /* Of a tree that hangs nowhere: read-only with or without what is mounted below; before that, to
  * all of it, the attributes and propagation in *all, NULL for none. */

@@ -26,11 +26,11 @@
 #include "sandbox/hypervisor.h"
 #include "sandbox/jail.h"
 #include "sandbox/lock.h"
+#include "sandbox/share_internal.h"
 #include "sandbox/share_ns.h"
 
 #define STATE_FILE "share.json"
 #define LOG_FILE "share.log"
-#define NODES_FILE "share.nodes" /* one server's to the next: share_state.h */
 #define START_NS INT64_C(10000000000)
 #define RETRY_FIRST_MS 20
 #define RETRY_MAX_MS 5000
@@ -38,34 +38,7 @@
 #define TMP_BYTES MiB(1)
 #define SERVER_NOFILE 1048576 /* LIMIT_FS_INODES, and what of the host allows more */
 
-struct entry {
-    uint32_t id;
-    char *owner, *source;
-    bool readonly, recursive, slave;
-    struct volume_ids ids;
-    STAILQ_ENTRY(entry) link;
-};
-
-struct share {
-    char *server, *jail_helper, *run_dir, *cgroup, *state_path;
-    uint32_t uid;
-    struct link_transport transport;
-    int stop_fd; /* eventfd: the watcher is to end */
-    int wake_fd; /* eventfd: the watcher is to look anew */
-    bool watched;
-    pthread_t watcher;
-
-    pthread_mutex_t lock; /* guards the rest */
-    bool stopping;
-    pid_t pid; /* 0: no server */
-    uint64_t start_time;
-    int pidfd;
-    int64_t started_ns;
-    uint32_t last_id;
-    STAILQ_HEAD(, entry) entries;
-};
-
-static void entry_free(struct entry *e)
+static void entry_free(struct share_entry *e)
 {
     free(e->owner);
     free(e->source);
@@ -74,18 +47,19 @@ static void entry_free(struct entry *e)
 
 /* --- the record --- */
 
-static int save(struct share *s, struct err *err)
+int share_write_record(struct share *s, struct err *err)
 {
     json_auto_t *list = json_array();
-    struct entry *e;
+    struct share_entry *e;
     STAILQ_FOREACH(e, &s->entries, link)
     {
         if (json_array_append_new(
-                list, json_pack("{s:I, s:s, s:s, s:b, s:b, s:b, s:[I, I, I, I]}", "id",
-                                (json_int_t)e->id, "owner", e->owner, "source", e->source,
-                                "readonly", e->readonly, "recursive", e->recursive, "slave",
-                                e->slave, "ids", (json_int_t)e->ids.uid, (json_int_t)e->ids.n_uids,
-                                (json_int_t)e->ids.gid, (json_int_t)e->ids.n_gids)) < 0)
+                list, json_pack("{s:I, s:s, s:i, s:b, s:s, s:b, s:b, s:b, s:[I, I, I, I]}", "id",
+                                (json_int_t)e->id, "owner", e->owner, "nth", (int)e->nth, "file",
+                                e->file, "source", e->source, "readonly", e->readonly, "recursive",
+                                e->recursive, "slave", e->slave, "ids", (json_int_t)e->ids.uid,
+                                (json_int_t)e->ids.n_uids, (json_int_t)e->ids.gid,
+                                (json_int_t)e->ids.n_gids)) < 0)
             return err_set(err, ERR_INVALID, "volume path is not valid UTF-8");
     }
     json_auto_t *v =
@@ -109,10 +83,14 @@ static int load_entry(struct share *s, const json_t *v)
     const char *source = json_string_value(json_object_get(v, "source"));
     if (id <= 0 || id > UINT32_MAX || owner == NULL || source == NULL)
         return -1;
-    struct entry *e = xcalloc(1, sizeof(*e));
+    struct share_entry *e = xcalloc(1, sizeof(*e));
     e->id = (uint32_t)id;
     e->owner = xstrdup(owner);
     e->source = xstrdup(source);
+    json_int_t nth = json_integer_value(json_object_get(v, "nth"));
+    bool said = json_is_integer(json_object_get(v, "nth"));
+    e->nth = said && nth >= 0 && nth < INT32_MAX ? (int32_t)nth : -1;
+    e->file = yes(v, "file");
     e->readonly = yes(v, "readonly");
     e->recursive = yes(v, "recursive");
     e->slave = yes(v, "slave");
@@ -171,7 +149,7 @@ static void adopt(struct share *s)
         forget_server(s);
 }
 
-static void end_server(struct share *s)
+void share_end_server(struct share *s)
 {
     if (s->pidfd < 0)
         return;
@@ -181,29 +159,28 @@ static void end_server(struct share *s)
     forget_server(s);
 }
 
-static int spawn(struct share *s, int channel, int go, struct cancel *cancel, struct err *err)
+/* The program in its jail: argument, and fds from 3 on. */
+int share_spawn(struct share *s, const char *argument, const char *log, const int *fds,
+                size_t n_fds, struct spawn_proc *proc, struct cancel *cancel, struct err *err)
 {
     auto_strv struct strv cgroups = {0};
-    auto_free char *log_path = fs_format("%s/" LOG_FILE, s->run_dir);
-    auto_free char *name = fs_format("guest=%s", s->run_dir);
+    auto_free char *log_path = fs_format("%s/%s", s->run_dir, log);
     if (cgroup_create(s->cgroup, &cgroups, err) < 0)
         return -1;
     auto_close int out = open(log_path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
     if (out < 0)
         return err_sys(err, errno, "open %s", log_path);
-    auto_free char *nodes_path = fs_format("%s/" NODES_FILE, s->run_dir);
-    auto_close int nodes = open(nodes_path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-    if (nodes < 0)
-        return err_sys(err, errno, "open %s", nodes_path);
     struct jail_bind binds[8];
+    struct spawn_fd given[4] = {{2, out}};
     size_t n = 0;
     for (; n < JAIL_LIBRARIES_N; n++)
         binds[n] = JAIL_LIBRARIES[n];
     binds[n++] = (struct jail_bind){.src = s->server, .dst = "/aspis-share"};
+    for (size_t i = 0; i < n_fds; i++)
+        given[i + 1] = (struct spawn_fd){3 + (int)i, fds[i]};
     static const struct jail_rlimit limits[] = {{"nofile", SERVER_NOFILE}, {"core", 0}};
     static const char *const caps[] = {"chown", "dac_override", "fowner", "fsetid", NULL};
-    const char *argv[] = {"/aspis-share", name, NULL};
-    const struct spawn_fd fds[] = {{2, out}, {3, channel}, {4, go}, {5, nodes}};
+    const char *argv[] = {"/aspis-share", argument, NULL};
     struct jail_opts jail = {.helper = s->jail_helper,
                              .uid = s->uid,
                              .cgroups = (const char *const *)cgroups.v,
@@ -215,10 +192,21 @@ static int spawn(struct share *s, int channel, int go, struct cancel *cancel, st
                              .proc = true,
                              .tmp_bytes = TMP_BYTES,
                              .argv = argv,
-                             .fds = fds,
-                             .n_fds = ARRAY_LEN(fds)};
+                             .fds = given,
+                             .n_fds = n_fds + 1};
+    return jail_spawn(&jail, cancel, proc, err);
+}
+
+static int spawn(struct share *s, int channel, int go, struct cancel *cancel, struct err *err)
+{
     struct spawn_proc proc;
-    if (jail_spawn(&jail, cancel, &proc, err) < 0)
+    auto_free char *name = fs_format("guest=%s", s->run_dir);
+    auto_free char *nodes_path = fs_format("%s/" SHARE_NODES_FILE, s->run_dir);
+    auto_close int nodes = open(nodes_path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    if (nodes < 0)
+        return err_sys(err, errno, "open %s", nodes_path);
+    const int fds[] = {channel, go, nodes};
+    if (share_spawn(s, name, LOG_FILE, fds, ARRAY_LEN(fds), &proc, cancel, err) < 0)
         return -1;
     s->pid = proc.pid;
     s->pidfd = proc.pidfd;
@@ -227,23 +215,27 @@ static int spawn(struct share *s, int channel, int go, struct cancel *cancel, st
     return 0;
 }
 
-/* All that is on record into the new server. What is gone from the host meanwhile is missing in the
- * guest; the others go on. */
-static void attach_all(struct share *s)
+/* All that is on record into a server. Each is tried; 0 if none failed. */
+int share_attach_all(struct share *s, int pidfd, struct err *err)
 {
-    struct entry *e;
+    struct share_entry *e;
+    int r = 0;
     STAILQ_FOREACH(e, &s->entries, link)
     {
         auto_err struct err why = ERR_INIT;
         bool file;
-        if (share_ns_attach(s->pidfd, e->id, e->source, e->readonly, e->recursive, e->slave,
-                            &e->ids, &file, &why) < 0)
-            log_error("a volume is lost", LOG_STR("owner", e->owner),
-                      LOG_STR("error", err_msg(&why)));
+        if (share_ns_attach(pidfd, e->id, e->source, e->readonly, e->recursive, e->slave, &e->ids,
+                            &file, &why) == 0)
+            continue;
+        log_error("a volume is lost", LOG_STR("owner", e->owner), LOG_STR("error", err_msg(&why)));
+        r = r < 0 ? -1 : err_move(err, &why);
     }
+    return r;
 }
 
-static int start_server(struct share *s, struct cancel *cancel, struct err *err)
+/* What is gone from the host meanwhile is missing in the guest, and the others go on; but if `all`
+ * are needed. */
+int share_start_server(struct share *s, bool all, struct cancel *cancel, struct err *err)
 {
     int go[2];
     auto_close int channel = link_dial(&s->transport, LINK_FS, err);
@@ -256,14 +248,15 @@ static int start_server(struct share *s, struct cancel *cancel, struct err *err)
         r = spawn(s, channel, go[0], cancel, err);
     (void)close(go[0]);
     if (r == 0) {
-        attach_all(s);
-        r = save(s, err);
+        auto_err struct err why = ERR_INIT;
+        r = share_attach_all(s, s->pidfd, &why);
+        r = r < 0 && all ? err_move(err, &why) : share_write_record(s, err);
     }
     if (r == 0 && write(go[1], "g", 1) != 1)
         r = err_sys(err, errno, "let the file server go");
     (void)close(go[1]);
     if (r < 0)
-        end_server(s);
+        share_end_server(s);
     else
         (void)eventfd_write(s->wake_fd, 1);
     return r < 0 ? err_wrap(err, "start file server") : 0;
@@ -306,7 +299,7 @@ static int look_after(struct share *s, int wait_ms)
         next = RETRY_FIRST_MS;
     } else if (wanted) {
         auto_cancel struct cancel *c = cancel_new(mono_ns() + START_NS, NULL);
-        if (start_server(s, c, &why) == 0)
+        if (share_start_server(s, false, c, &why) == 0)
             log_info("file server started again", LOG_STR("dir", s->run_dir),
                      LOG_INT("pid", s->pid));
         else
@@ -334,7 +327,7 @@ static void *watch(void *arg)
     }
 }
 
-static int start_watcher(struct share *s, struct err *err)
+int share_start_watcher(struct share *s, struct err *err)
 {
     if (s->watched)
         return 0;
@@ -363,11 +356,11 @@ static void stop_watcher(struct share *s)
 /* Takes the owner's entries out. */
 static void drop_entries(struct share *s, const char *owner)
 {
-    struct entry *e = STAILQ_FIRST(&s->entries);
+    struct share_entry *e = STAILQ_FIRST(&s->entries);
     while (e != NULL) {
-        struct entry *next = STAILQ_NEXT(e, link);
+        struct share_entry *next = STAILQ_NEXT(e, link);
         if (strcmp(e->owner, owner) == 0) {
-            STAILQ_REMOVE(&s->entries, e, entry, link);
+            STAILQ_REMOVE(&s->entries, e, share_entry, link);
             if (s->pidfd >= 0)
                 share_ns_detach(s->pidfd, e->id);
             entry_free(e);
@@ -408,6 +401,24 @@ static bool has_submounts(const char *path)
     return false;
 }
 
+/* Takes the source. */
+void share_add_entry(struct share *s, const char *owner, char *source,
+                     const struct machine_volume *v)
+{
+    struct stat st;
+    struct share_entry *e = xcalloc(1, sizeof(*e));
+    *e = (struct share_entry){.id = v->id,
+                              .owner = xstrdup(owner),
+                              .nth = (int32_t)v->nth,
+                              .file = stat(source, &st) == 0 && !S_ISDIR(st.st_mode),
+                              .source = source,
+                              .readonly = v->readonly,
+                              .recursive = v->recursive,
+                              .slave = v->slave,
+                              .ids = v->ids};
+    STAILQ_INSERT_TAIL(&s->entries, e, link);
+}
+
 /* On record first: what a daemon attached that died before it said so would never be taken out. */
 static int add_entries(struct share *s, const char *owner, struct machine_volume *v, size_t n,
                        struct err *err)
@@ -416,25 +427,17 @@ static int add_entries(struct share *s, const char *owner, struct machine_volume
         char *source = resolve(v[i].source, err);
         if (source == NULL)
             return -1;
-        struct entry *e = xcalloc(1, sizeof(*e));
-        *e = (struct entry){.id = ++s->last_id,
-                            .owner = xstrdup(owner),
-                            .source = source,
-                            .readonly = v[i].readonly,
-                            .recursive = v[i].recursive,
-                            .slave = v[i].slave,
-                            .ids = v[i].ids};
-        STAILQ_INSERT_TAIL(&s->entries, e, link);
-        v[i].id = e->id;
+        v[i].id = ++s->last_id;
+        share_add_entry(s, owner, source, &v[i]);
         v[i].all_readonly =
             v[i].readonly && (v[i].recursive || (!v[i].slave && !has_submounts(source)));
     }
-    return save(s, err);
+    return share_write_record(s, err);
 }
 
 static int attach_entries(struct share *s, struct machine_volume *v, size_t n, struct err *err)
 {
-    struct entry *e;
+    struct share_entry *e;
     STAILQ_FOREACH(e, &s->entries, link)
     {
         for (size_t i = 0; i < n; i++) {
@@ -452,12 +455,13 @@ static int add_locked(struct share *s, const char *owner, struct machine_volume 
 {
     if (s->stopping)
         return err_set(err, ERR_UNAVAILABLE, "the machine is being stopped");
-    if (start_watcher(s, err) < 0 || (s->pidfd < 0 && start_server(s, cancel, err) < 0))
+    if (share_start_watcher(s, err) < 0 ||
+        (s->pidfd < 0 && share_start_server(s, false, cancel, err) < 0))
         return -1;
     if (add_entries(s, owner, v, n, err) == 0 && attach_entries(s, v, n, err) == 0)
         return 0;
     drop_entries(s, owner);
-    (void)save(s, NULL);
+    (void)share_write_record(s, NULL);
     return -1;
 }
 
@@ -475,12 +479,12 @@ int share_remove(struct share *s, const char *owner, struct cancel *cancel, stru
 {
     if (lock_within(&s->lock, cancel, "the pod's file server", err) < 0)
         return -1;
-    struct entry *e;
+    struct share_entry *e;
     bool any = false;
     STAILQ_FOREACH(e, &s->entries, link)
     any = any || strcmp(e->owner, owner) == 0;
     drop_entries(s, owner);
-    int r = any ? save(s, err) : 0;
+    int r = any ? share_write_record(s, err) : 0;
     (void)pthread_mutex_unlock(&s->lock);
     return r;
 }
@@ -515,7 +519,7 @@ struct share *share_new(const struct share_config *config, struct err *err)
     }
     adopt(s);
     if (!STAILQ_EMPTY(&s->entries)) {
-        if (start_watcher(s, err) < 0) {
+        if (share_start_watcher(s, err) < 0) {
             share_free(s);
             return NULL;
         }
@@ -540,7 +544,7 @@ void share_stop(struct share *s)
         return;
     stop_watcher(s);
     (void)pthread_mutex_lock(&s->lock);
-    end_server(s);
+    share_end_server(s);
     (void)pthread_mutex_unlock(&s->lock);
 }
 
@@ -552,7 +556,7 @@ void share_free(struct share *s)
     cleanup_closep(&s->pidfd);
     cleanup_closep(&s->stop_fd);
     cleanup_closep(&s->wake_fd);
-    struct entry *e;
+    struct share_entry *e;
     while ((e = STAILQ_FIRST(&s->entries)) != NULL) {
         STAILQ_REMOVE_HEAD(&s->entries, link);
         entry_free(e);

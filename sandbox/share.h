@@ -42,6 +42,20 @@ int share_add(struct share *s, const char *owner, struct machine_volume *v, size
               struct cancel *cancel, struct err *err);
 /* Unknown owner: success. The guest must have unmounted them. */
 int share_remove(struct share *s, const char *owner, struct cancel *cancel, struct err *err);
+/* Where a volume of the owner's is, by its place in the owner's list; false: nowhere, or an older
+ * daemon did not note it. */
+bool share_find(struct share *s, const char *owner, uint32_t nth, uint32_t *id, bool *file);
+/* While the VM stands still: what the guest knows of all volumes into an empty file, which stays
+ * empty if there are none; and the last id that was given out. The server is replaced by another
+ * one, as when it is killed. */
+int share_save(struct share *s, int fd, uint32_t *last_id, struct cancel *cancel, struct err *err);
+/* Before the first volume, in a VM made from a saved one: those of the list that are not mirrored
+ * get the ids that they say, and are served as that guest knows them. fd: what share_save() wrote,
+ * at its beginning. A source that is missing is an error. After a failure the machine is to be
+ * stopped. */
+int share_restore(struct share *s, int fd, uint32_t last_id,
+                  const struct machine_owned_volume *list, size_t n, struct cancel *cancel,
+                  struct err *err);
 /* Another cgroup, before the first volume. NULL is fine. */
 void share_move(struct share *s, const char *cgroup);
 /* Kills the server and waits for its end. Idempotent. */

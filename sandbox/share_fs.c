@@ -125,7 +125,7 @@ static struct handle *find_handle(fuse_req_t req, const struct fuse_file_info *f
     struct volume *v = volume_of(req);
     struct handle *h = fi != NULL ? table_handle(v->table, &v->root, fi->fh, type) : NULL;
     if (h == NULL)
-        (void)fuse_reply_err(req, EBADF);
+        (void)fuse_reply_err(req, fi != NULL ? errno : EBADF);
     return h;
 }
 

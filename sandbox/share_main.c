@@ -8,6 +8,10 @@
  * only shows in ps.
  *
  * It ends when the VM hangs up, or says no sense: then the daemon starts another one.
+ *
+ *     aspis-share save=NAME
+ * makes a copy of such a file, descriptor 3, one that another pod can go on from (share_move.h).
+ * Descriptor 4 is the same pipe, and the volumes are where they are.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -31,10 +35,11 @@
 #include "sandbox/lockdown.h"
 #include "sandbox/share_check.h"
 #include "sandbox/share_fs.h"
+#include "sandbox/share_move.h"
 #include "sandbox/share_ns.h"
 #include "sandbox/share_wire.h"
 
-enum { CHANNEL_FD = 3, GO_FD = 4, STATE_FD = 5 };
+enum { CHANNEL_FD = 3, COPY_FD = 3, GO_FD = 4, STATE_FD = 5 };
 
 struct mounted {
     uint32_t id;
@@ -99,7 +104,7 @@ static struct mounted *open_volume(struct server *s, uint32_t id, struct err *er
         (void)err_sys(err, ENFILE, "more than %d volumes", LIMIT_FS_VOLUMES);
         return NULL;
     }
-    (void)snprintf(path, sizeof(path), "/tmp/%u", id);
+    (void)snprintf(path, sizeof(path), SHARE_VOLUME, id);
     auto_close int fd = open(path, O_PATH | O_NOFOLLOW | O_CLOEXEC);
     if (fd < 0) {
         (void)err_sys(err, errno, "volume %u", id);
@@ -154,7 +159,7 @@ static bool volume_exists(uint32_t id)
 {
     char path[24];
     struct stat st;
-    (void)snprintf(path, sizeof(path), "/tmp/%u", id);
+    (void)snprintf(path, sizeof(path), SHARE_VOLUME, id);
     return lstat(path, &st) == 0;
 }
 
@@ -218,13 +223,58 @@ static bool told_to_go(void)
     return n == 1;
 }
 
+static int save_copy(struct err *err)
+{
+    struct share_state state;
+    if (fcntl(COPY_FD, F_SETFD, FD_CLOEXEC) < 0)
+        return err_sys(err, errno, "the copy");
+    if (share_state_open(&state, COPY_FD, err) < 0)
+        return -1;
+    int r = confine(err);
+    if (r == 0)
+        share_move_leave(&state);
+    share_state_close(&state);
+    return r;
+}
+
+/* Until the VM hangs up. */
+static int serve_guest(struct server *s, struct err *err)
+{
+    share_wire_init(&s->wire, CHANNEL_FD);
+    int state = fcntl(STATE_FD, F_SETFD, FD_CLOEXEC) == 0 ? STATE_FD : -1;
+    if (table_open(&s->table, state, err) < 0) {
+        share_wire_clear(&s->wire);
+        return -1;
+    }
+    int r = confine(err);
+    if (r == 0 && share_state_moved(&s->table.state))
+        share_move_arrive(&s->table.state);
+    if (r == 0)
+        r = table_take_over(&s->table, volume_exists, err);
+    deeds_open(&s->deeds, &s->table.state);
+    if (r == 0)
+        r = share_wire_sync(&s->wire, err);
+    if (r == 0)
+        r = serve(s, err);
+    struct mounted *m;
+    struct mounted *next;
+    HASH_ITER(hh, s->volumes, m, next) // NOLINT
+    close_volume(s, m);
+    deeds_close(&s->deeds);
+    table_close(&s->table);
+    share_wire_clear(&s->wire);
+    return r;
+}
+
 int main(int argc, char **argv)
 {
     auto_err struct err err = ERR_INIT;
     struct server s = {.lost = false};
-    (void)argv;
+    bool saves = argc == 2 && str_starts(argv[1], "save=");
     if (argc != 2 || fcntl(CHANNEL_FD, F_GETFD) < 0) {
-        (void)fputs("Usage: aspis-share guest=NAME\nPart of Aspis; started by aspisd.\n", stderr);
+        (void)fputs(
+            "Usage: aspis-share guest=NAME | save=NAME\nPart of Aspis; started by aspisd.\n",
+            stderr);
         return 2;
     }
     (void)prctl(PR_SET_DUMPABLE, 0);
@@ -232,28 +282,10 @@ int main(int argc, char **argv)
     (void)signal(SIGXFSZ, SIG_IGN); // NOLINT(cert-err33-c)
     (void)umask(0);                 /* modes come from the guest, its umask applied */
     if (!told_to_go())
-        return 0;
-    share_wire_init(&s.wire, CHANNEL_FD);
-    int state = fcntl(STATE_FD, F_SETFD, FD_CLOEXEC) == 0 ? STATE_FD : -1;
-    if (table_open(&s.table, state, volume_exists, &err) < 0) {
-        (void)fprintf(stderr, "%s\n", err_msg(&err));
-        return 1;
-    }
-    deeds_open(&s.deeds, &s.table.state);
-    int r = confine(&err);
-    if (r == 0)
-        r = share_wire_sync(&s.wire, &err);
-    if (r == 0)
-        r = serve(&s, &err);
+        return saves ? 1 : 0;
+    int r = saves ? save_copy(&err) : serve_guest(&s, &err);
     if (r < 0)
         (void)fprintf(stderr, "%s\n", err_msg(&err));
-    struct mounted *m;
-    struct mounted *next;
-    HASH_ITER(hh, s.volumes, m, next) // NOLINT
-    close_volume(&s, m);
-    deeds_close(&s.deeds);
-    table_close(&s.table);
-    share_wire_clear(&s.wire);
     (void)fflush(stderr);
     _exit(r < 0 ? 1 : 0); /* a leak checker has no /proc of ours to look into */
 }

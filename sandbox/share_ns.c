@@ -64,7 +64,7 @@ int share_ns_attach(int server, uint32_t id, const char *source, bool readonly, 
         return err_set(err, ERR_UNIMPLEMENTED, "%s is a device; devices are not volumes", source);
     *file = !S_ISDIR(st.st_mode);
     struct job j = {.tree = tree, .file = *file, .ids = ids};
-    (void)snprintf(j.path, sizeof(j.path), "/tmp/%u", id);
+    (void)snprintf(j.path, sizeof(j.path), SHARE_VOLUME, id);
     (void)snprintf(j.ids_path, sizeof(j.ids_path), SHARE_IDS_FILE, id);
     struct mount_attr all = {.attr_set = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC,
                              .propagation = slave ? MS_SLAVE : MS_PRIVATE};
@@ -76,7 +76,7 @@ int share_ns_attach(int server, uint32_t id, const char *source, bool readonly, 
 void share_ns_detach(int server, uint32_t id)
 {
     struct job j = {.tree = -1};
-    (void)snprintf(j.path, sizeof(j.path), "/tmp/%u", id);
+    (void)snprintf(j.path, sizeof(j.path), SHARE_VOLUME, id);
     (void)snprintf(j.ids_path, sizeof(j.ids_path), SHARE_IDS_FILE, id);
     (void)run_in_ns(server, &j, NULL);
 }

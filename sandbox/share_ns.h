@@ -17,6 +17,8 @@
 #include "base/err.h"
 #include "sandbox/machine.h"
 
+/* Where it finds a volume. */
+#define SHARE_VOLUME "/tmp/%u"
 /* What the server reads a volume's ids from, a text of four numbers; missing: as they are. */
 #define SHARE_IDS_FILE "/tmp/%u.ids"
 

@@ -22,13 +22,14 @@ struct state_head {
     uint32_t starts; /* since something was served */
     uint32_t n_nodes, n_handles;
     uint32_t next_deed;
+    uint32_t moved;
 };
 
 enum {
-    DEEDS_AT = KiB(4),
-    HANDLES_AT = DEEDS_AT + STATE_DEEDS * (int)sizeof(struct state_deed),
-    NODES_AT = HANDLES_AT + LIMIT_FS_HANDLES * (int)sizeof(struct state_handle),
-    END = NODES_AT + LIMIT_FS_INODES * (int)sizeof(struct state_node)
+    DEEDS_AT = STATE_DEEDS_AT,
+    HANDLES_AT = STATE_HANDLES_AT,
+    NODES_AT = STATE_NODES_AT,
+    END = STATE_BYTES
 };
 _Static_assert(HANDLES_AT % _Alignof(struct state_handle) == 0, "alignment");
 _Static_assert(NODES_AT % _Alignof(struct state_node) == 0, "alignment");
@@ -151,4 +152,24 @@ struct state_deed *share_state_next_deed(struct share_state *s)
 void share_state_good(struct share_state *s)
 {
     s->head->starts = 0;
+}
+
+bool share_state_moved(const struct share_state *s)
+{
+    return s->head->moved != 0;
+}
+
+void share_state_set_moved(struct share_state *s, bool moved)
+{
+    atomic_signal_fence(memory_order_seq_cst);
+    *(volatile uint32_t *)&s->head->moved = moved;
+    atomic_signal_fence(memory_order_seq_cst);
+}
+
+bool share_state_is_sound(const struct state_node *n, uint32_t n_nodes)
+{
+    return n->volume != 0 && n->lookups > 0 &&
+           (n->parent == ROOT_SLOT || (n->parent > ROOT_SLOT && n->parent < n_nodes)) &&
+           memchr(n->name, '\0', sizeof(n->name)) != NULL && strchr(n->name, '/') == NULL &&
+           strcmp(n->name, ".") != 0 && strcmp(n->name, "..") != 0;
 }

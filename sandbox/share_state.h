@@ -2,7 +2,8 @@
  * share_state - what a file server must know of the one before it, in a file that outlives both:
  * which files the guest knows by number, what it has open, and which changes were made lately or
  * were being made. Without it a new server would have to refuse the guest's numbers, and could do
- * twice what its predecessor had done already. Part of the program aspis-share only.
+ * twice what its predecessor had done already. Part of the program aspis-share; the daemon knows
+ * how large the file is, no more.
  *
  * The file is mapped, so what was written is there after a SIGKILL, in the order of the writes;
  * each record has one field that makes it valid and is written last. Room is allocated before it is
@@ -19,12 +20,16 @@
 
 #include <limits.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "base/err.h"
+#include "base/limits.h"
 
 /* More than a guest can leave unanswered at a time (LIMIT_FS_WAITING). */
 #define STATE_DEEDS 1024
+
+#define ROOT_SLOT 1 /* FUSE's number of a volume's root */
 
 /* A file or directory that the guest knows. */
 struct state_node {
@@ -64,6 +69,14 @@ struct state_deed {
     uint64_t size; /* of the file that is appended to, before */
 };
 
+enum {
+    STATE_DEEDS_AT = KiB(4),
+    STATE_HANDLES_AT = STATE_DEEDS_AT + STATE_DEEDS * (int)sizeof(struct state_deed),
+    STATE_NODES_AT = STATE_HANDLES_AT + LIMIT_FS_HANDLES * (int)sizeof(struct state_handle),
+    /* of the whole file, nearly all of which is a hole */
+    STATE_BYTES = STATE_NODES_AT + LIMIT_FS_INODES * (int)sizeof(struct state_node)
+};
+
 struct share_state {
     struct state_head *head;
     struct state_deed *deeds;
@@ -84,6 +97,11 @@ int64_t share_state_add_node(struct share_state *s);
 int64_t share_state_add_handle(struct share_state *s);
 /* The oldest record of a deed, to be written over. */
 struct state_deed *share_state_next_deed(struct share_state *s);
+/* Is it another pod's, whose volumes have other files (share_move.h)? */
+bool share_state_moved(const struct share_state *s);
+void share_state_set_moved(struct share_state *s, bool moved);
+/* Nothing in it leads anywhere but to a name in a directory. n_nodes: how many there are. */
+bool share_state_is_sound(const struct state_node *n, uint32_t n_nodes);
 /* Something was served: whatever this server dies of is not what it found in the file. */
 void share_state_good(struct share_state *s);
 

@@ -78,14 +78,6 @@ static int take_slot(struct table *t, uint32_t *slot)
 
 /* --- taking over --- */
 
-static bool is_sound(const struct state_node *n, uint32_t slots)
-{
-    return n->volume != 0 && n->lookups > 0 &&
-           (n->parent == ROOT_SLOT || (n->parent > ROOT_SLOT && n->parent < slots)) &&
-           memchr(n->name, '\0', sizeof(n->name)) != NULL && strchr(n->name, '/') == NULL &&
-           strcmp(n->name, ".") != 0 && strcmp(n->name, "..") != 0;
-}
-
 static struct inode *add_inode(struct table *t, const struct state_node *n, uint32_t slot)
 {
     struct inode *i = xcalloc(1, sizeof(*i));
@@ -120,6 +112,14 @@ static bool is_there(struct asked *a, uint32_t volume)
     return a->there;
 }
 
+/* The slot stays taken: the guest may still ask for it. */
+static void lose_node(struct state_node *n, uint32_t slot)
+{
+    n->name[0] = '\0';
+    n->dev = 0;
+    n->ino = slot;
+}
+
 static int take_over(struct table *t, bool (*exists)(uint32_t volume))
 {
     struct share_state *s = &t->state;
@@ -129,7 +129,13 @@ static int take_over(struct table *t, bool (*exists)(uint32_t volume))
         struct inode_key key = {.dev = n->dev, .ino = n->ino, .volume = n->volume};
         if (grow(t, slot) != 0)
             return -1;
-        if (is_sound(n, s->n_nodes) && is_there(&a, n->volume) && known(t, &key) == NULL) {
+        bool sound = share_state_is_sound(n, s->n_nodes) && is_there(&a, n->volume);
+        if (sound && known(t, &key) != NULL) {
+            /* two of the guest's files are one now: its second number leads nowhere */
+            lose_node(n, slot);
+            key = (struct inode_key){.ino = slot, .volume = n->volume};
+        }
+        if (sound && known(t, &key) == NULL) {
             (void)add_inode(t, n, slot);
         } else {
             publish(&n->volume, 0);
@@ -147,7 +153,7 @@ static int take_over(struct table *t, bool (*exists)(uint32_t volume))
     return 0;
 }
 
-int table_open(struct table *t, int state_fd, bool (*exists)(uint32_t volume), struct err *err)
+int table_open(struct table *t, int state_fd, struct err *err)
 {
     *t = (struct table){0};
     if (share_state_open(&t->state, state_fd, err) < 0)
@@ -155,11 +161,17 @@ int table_open(struct table *t, int state_fd, bool (*exists)(uint32_t volume), s
     /* slots 0 and 1 are never given out: 1 is the root's node id */
     while (t->state.n_nodes <= ROOT_SLOT && share_state_add_node(&t->state) >= 0)
         ;
-    if (t->state.n_nodes > ROOT_SLOT && grow(t, ROOT_SLOT) == 0 && take_over(t, exists) == 0)
+    if (t->state.n_nodes > ROOT_SLOT && grow(t, ROOT_SLOT) == 0)
         return 0;
-    (void)err_sys(err, errno, "take over from the last file server");
+    (void)err_sys(err, errno, "make the file server's tables");
     table_close(t);
     return -1;
+}
+
+int table_take_over(struct table *t, bool (*exists)(uint32_t volume), struct err *err)
+{
+    return take_over(t, exists) == 0 ? 0
+                                     : err_sys(err, errno, "take over from the last file server");
 }
 
 static void close_handle(struct handle *h)
@@ -409,7 +421,7 @@ struct handle *table_handle(struct table *t, struct inode *root, uint64_t fh, mo
     struct handle *h = record != NULL ? &t->handles[(uint32_t)fh] : NULL;
     if (h != NULL && (h->fd >= 0 || h->dir != NULL || open_again(t, root, record, h)))
         return h;
-    errno = EBADF;
+    errno = h != NULL ? ESTALE : EBADF;
     return NULL;
 }
 

@@ -22,8 +22,6 @@
 #include "base/err.h"
 #include "sandbox/share_state.h"
 
-#define ROOT_SLOT 1 /* FUSE's number of a volume's root */
-
 struct inode_key {
     uint64_t dev, ino, volume;
 };
@@ -54,9 +52,11 @@ struct table {
     uint32_t cap_handles, first_free;
 };
 
-/* state_fd: -1 or the state's file, taken also on failure. exists: is the volume still there? What
- * was known of others is forgotten. */
-int table_open(struct table *t, int state_fd, bool (*exists)(uint32_t volume), struct err *err);
+/* state_fd: -1 or the state's file, taken also on failure. */
+int table_open(struct table *t, int state_fd, struct err *err);
+/* Takes up what is in the state. exists: is the volume still there? What was known of others is
+ * forgotten. */
+int table_take_over(struct table *t, bool (*exists)(uint32_t volume), struct err *err);
 void table_close(struct table *t);
 
 /* A volume's root goes into the table too; it is the caller's. */
@@ -79,7 +79,7 @@ void table_moved(struct table *t, const struct inode *root, const struct file_id
 /* The descriptor or directory of h is taken. flags: to open it again with. errno, or 0. */
 int table_add_handle(struct table *t, const struct inode *root, const struct inode *i,
                      struct handle h, int flags, uint64_t *fh);
-/* type: S_IFREG or S_IFDIR. NULL with errno: EBADF. */
+/* type: S_IFREG or S_IFDIR. NULL with errno: EBADF, or ESTALE when the file is not found again. */
 struct handle *table_handle(struct table *t, struct inode *root, uint64_t fh, mode_t type);
 int table_handle_flags(const struct table *t, uint64_t fh);
 /* Need not be open, or known. */

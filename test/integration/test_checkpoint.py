@@ -306,11 +306,13 @@ def test_what_cannot_be_saved_is_refused(daemon, place, make_pod):
     refused("FAILED_PRECONDITION", "no directory", call, pod_sandbox_id=pod.id, output_path=str(place / "link"))
     full.chmod(0o777)
     refused("FAILED_PRECONDITION", "others than root", call, pod_sandbox_id=pod.id, output_path=str(full))
-    source = place / "volume"
-    source.mkdir()
-    mounts = [pb.Mount(container_path="/v", host_path=str(source))]
-    pod.start("three", "sleep", "1000", mounts=mounts)
-    refused("FAILED_PRECONDITION", f"container three mounts {source} of the host at /v", call, **where)
+    mounts = []
+    for name in ("a", "b"):
+        (place / name).mkdir()
+        mounts.append(pb.Mount(container_path="/v", host_path=str(place / name)))
+    three = pod.start("three", "sleep", "1000", mounts=mounts)
+    refused("FAILED_PRECONDITION", "container three: two volumes are at /v", call, **where)
+    daemon.client.StopContainer(container_id=three, timeout=0)
     refused("UNIMPLEMENTED", "", daemon.client.CheckpointContainer, container_id=two, location=str(place / "c.tar"))
     assert out(daemon, two, "echo", "well") == "well"
 
@@ -321,7 +323,7 @@ def test_an_empty_directory_is_filled(daemon, place, make_pod):
     c = pod.start("x", "sleep", "1000")
     (place / "one").mkdir()
     save(daemon, pod, place / "one", container_ids=[c])
-    assert sorted(p.name for p in (place / "one").iterdir()) == ["manifest.json", "scratch", "vm"]
+    assert sorted(p.name for p in (place / "one").iterdir()) == ["manifest.json", "scratch", "vm", "volumes"]
     for p in (place / "one").iterdir():
         assert p.stat().st_mode & 0o777 == 0o600
     assert (place / "one" / "scratch").stat().st_blocks * 512 < 64 << 20

@@ -39,7 +39,8 @@ STEPS = {
     "machine.claim": "spare", "spare.make": "spare", "spare.warm": "spare",
     "container.record": "create", "container.disk": "create", "container.agent": "create",
     "share.spawn": "create", "share.attached": "create",
-    # of the file server itself: test/unit/sandbox/test_share_restart.c
+    # of the file server itself: test/unit/sandbox/test_share_restart.c, test_share_move.c
+    "share.arriving": "arrival", "share.arrived": "arrival",
     "share.begun": "change", "share.made": "change", "share.acted": "change", "share.noted": "change", "share.said": "change",
     "machine.attach.fds": "create", "machine.attach.node": "create", "machine.attach.device": "create",
     "machine.attach.name": "create",
@@ -52,8 +53,9 @@ STEPS = {
     "image.sweep": "collect",
     "checkpoint.files": "checkpoint", "checkpoint.freeze": "checkpoint", "checkpoint.stopped": "checkpoint",
     "checkpoint.migrate": "checkpoint", "checkpoint.scratch": "checkpoint", "checkpoint.sync": "checkpoint",
-    "checkpoint.commit": "checkpoint",
+    "checkpoint.commit": "checkpoint", "checkpoint.volumes": "checkpoint",
     "checkpoint.disk": "restore", "checkpoint.load": "restore", "restore.record": "restore",
+    "restore.volumes": "restore", "restore.mirrored": "restore",
     "restore.machine": "restore", "restore.become": "restore", "restore.configure": "restore", "restore.ready": "restore",
     # of pods without a VM
     "host.sockets": "run", "host.spawn": "run", "host.adopt": "adopt",
@@ -363,7 +365,7 @@ def counting(d, pod, image):
     """A container that counts in its memory and says so, and where the pod is saved."""
     i, config = pod
     c = d.create(i, container_config("c", image, ["sh", "-c", "n=0; while :; do n=$((n+1)); echo $n > /new;"
-                                                  " mv /new /n; sleep 0.05; done"]), config)
+                                                  " mv /new /n; sleep 0.05; done"], mounts=volumes(d)), config)
     d.client.StartContainer(container_id=c)
     place = d.base / "saved"
     place.mkdir(mode=0o700)

@@ -15,6 +15,7 @@ import pytest
 
 import images as im
 from cri import container_config, pb, sandbox_config
+from test_security import MAPPED_MOUNTS
 from test_streaming import (  # noqa: F401  with this file's pod and box
     test_attach_many_and_the_log, test_exec_streams_and_codes, test_megabytes_both_ways, test_port_forward,
     test_terminal_resize_and_end)
@@ -192,14 +193,6 @@ def test_pid_target(daemon, make_pod):
     assert b"sleep 1234" in daemon.exec(b, "ps").stdout
 
 
-def test_user_namespaces_take_a_vm(daemon):
-    one = pb.IDMapping(host_id=100000, container_id=0, length=65536)
-    config = sandbox_config("u", linux=linux(userns_options=pb.UserNamespace(mode=POD, uids=[one], gids=[one])))
-    with pytest.raises(grpc.RpcError) as e:
-        daemon.run_pod(config, runtime_handler="aspis-host")
-    assert "user namespace" in e.value.details() and e.value.code() == grpc.StatusCode.UNIMPLEMENTED
-
-
 def test_security_context(daemon, host_net):
     st = host_net.run("c", "sh", "-c", "id -u; id -g; id -G; grep -E 'NoNewPrivs' /proc/self/status; touch /x",
                       security={"run_as_user": pb.Int64Value(value=1000), "run_as_group": pb.Int64Value(value=2000),
@@ -331,7 +324,8 @@ def test_handlers(daemon, make_pod):
     st = daemon.client.Status()
     assert [h.name for h in st.runtime_handlers] == ["", "aspis-vm", "aspis-host"]
     assert all(h.features.recursive_read_only_mounts for h in st.runtime_handlers)
-    assert not any(h.features.user_namespaces for h in st.runtime_handlers if h.name == "aspis-host")
+    mapped = {h.name: h.features.user_namespaces for h in st.runtime_handlers}
+    assert mapped == {"": True, "aspis-vm": True, "aspis-host": MAPPED_MOUNTS}, st.info
     with pytest.raises(grpc.RpcError) as e:
         daemon.run_pod(sandbox_config("r"), runtime_handler="runc")
     assert "aspis-host" in e.value.details()

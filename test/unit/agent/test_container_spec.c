@@ -303,12 +303,21 @@ static void test_user_namespace(void **state)
     json_t *lin = json_object_get(root, "linux");
     json_t *ns = json_array_get(json_object_get(lin, "namespaces"), 1);
     assert_string_equal(json_string_value(json_object_get(ns, "type")), "user");
+    assert_null(json_object_get(ns, "path"));
     json_t *uid = json_array_get(json_object_get(lin, "uidMappings"), 0);
     assert_int_equal(json_integer_value(json_object_get(uid, "hostID")), 65536);
     assert_int_equal(json_integer_value(json_object_get(uid, "size")), 1000);
     json_t *m = json_array_get(json_object_get(root, "mounts"), 0);
     assert_string_equal(json_string_value(json_object_get(m, "source")), "/run/c/mqueue");
     assert_string_equal(json_string_value(json_object_get(m, "type")), "bind");
+
+    /* the pod's, with its ids all the same */
+    c.userns = "/proc/1/fd/9";
+    auto_json json_t *joined = create(with_queues, &c);
+    lin = json_object_get(joined, "linux");
+    ns = json_array_get(json_object_get(lin, "namespaces"), 1);
+    assert_string_equal(json_string_value(json_object_get(ns, "path")), "/proc/1/fd/9");
+    assert_int_equal(json_array_size(json_object_get(lin, "gidMappings")), 1);
 
     uint32_t outside = 0;
     assert_true(userns_id(maps, 1, 999, &outside));

@@ -44,8 +44,12 @@ static void test_rule(void **state)
     runtime__v1__user_namespace__init(&userns);
     userns.mode = RUNTIME__V1__NAMESPACE_MODE__POD;
     b.pod_ns.userns_options = &userns;
-    assert_no_backend(&b, "aspis-host", ERR_UNIMPLEMENTED, "user namespace");
+    assert_backend(&b, "aspis-host", true, BACKEND_HOST, "aspis-host");
     assert_backend(&b, "", true, BACKEND_VM, "");
+    b.pod_ns.pid = NODE;
+    assert_no_backend(&b, "", ERR_PRECONDITION, "user namespace");
+    assert_no_backend(&b, "aspis-host", ERR_PRECONDITION, "the host's pid namespace");
+    b.pod_ns.pid = 0;
     b.pod_ns.userns_options = NULL;
     Runtime__V1__NamespaceMode *modes[] = {&b.pod_ns.network, &b.pod_ns.pid, &b.pod_ns.ipc};
     static const char *const names[] = {"network", "pid", "ipc"};

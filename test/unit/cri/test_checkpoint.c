@@ -29,11 +29,17 @@ static Runtime__V1__ContainerMetadata meta;
 static Runtime__V1__ImageSpec image;
 static Runtime__V1__ContainerConfig config;
 static struct checkpoint_container container;
+static Runtime__V1__Mount mounts[4];
+static Runtime__V1__Mount *mount_list[] = {&mounts[0], &mounts[1], &mounts[2], &mounts[3]};
+static Runtime__V1__ImageSpec volume_image;
+static struct checkpoint_volume volumes[] = {
+    {.id = 5, .file = true}, {.id = 0x80000003, .mirrored = true}, {.id = 7}};
 
 static struct checkpoint example(void)
 {
     static char name[] = "pod";
     static char own[] = "main";
+    static char image_name[] = "image";
     runtime__v1__pod_sandbox_metadata__init(&pod_meta);
     runtime__v1__pod_sandbox_config__init(&pod);
     runtime__v1__container_metadata__init(&meta);
@@ -44,6 +50,13 @@ static struct checkpoint example(void)
     meta.name = own;
     config.metadata = &meta;
     config.image = &image;
+    for (size_t i = 0; i < ARRAY_LEN(mounts); i++)
+        runtime__v1__mount__init(&mounts[i]);
+    runtime__v1__image_spec__init(&volume_image);
+    volume_image.image = image_name;
+    mounts[1].image = &volume_image; /* which has no place among the volumes */
+    config.mounts = mount_list;
+    config.n_mounts = ARRAY_LEN(mounts);
     container = (struct checkpoint_container){.id = ID,
                                               .config = &config,
                                               .image_id = SHA,
@@ -53,7 +66,9 @@ static struct checkpoint example(void)
                                               .uid = 7,
                                               .stdout_id = 3,
                                               .stderr_id = 4,
-                                              .offset = {100, 5}};
+                                              .offset = {100, 5},
+                                              .volumes = volumes,
+                                              .n_volumes = ARRAY_LEN(volumes)};
     struct checkpoint c = {.aspis = "1",
                            .created_at = 99,
                            .sandbox_id = ID,
@@ -63,6 +78,8 @@ static struct checkpoint example(void)
                            .n_containers = 1};
     c.machine = (struct machine_image){.qemu = "7.2", .accel = "tcg", .transport = "virtio-serial"};
     c.machine.scratch_bytes = MiB(16);
+    c.machine.last_volume = 7;
+    c.machine.last_mirror = 0x80000004;
     c.machine.shape = (struct hv_shape){.ram_id = "ram",
                                         .boot_bytes = MiB(128),
                                         .max_bytes = GiB(1),
@@ -74,6 +91,7 @@ static struct checkpoint example(void)
     c.disks[0] = (struct checkpoint_disk){.image = SHA, .name = "x", .layout = SHA};
     c.state = (struct checkpoint_file){.bytes = 10, .digest = SHA};
     c.scratch = (struct checkpoint_file){.bytes = MiB(16), .digest = SHA};
+    c.volumes = (struct checkpoint_file){.bytes = 44, .digest = SHA};
     return c;
 }
 
@@ -98,8 +116,35 @@ static void test_round(void **state)
     assert_int_equal(got.containers[0].uid, 7);
     assert_int_equal(got.containers[0].stderr_id, 4);
     assert_int_equal(got.containers[0].offset[0], 100);
+    assert_int_equal(got.machine.last_volume, 7);
+    assert_int_equal(got.volumes.bytes, 44);
+    assert_int_equal(got.containers[0].n_volumes, 3);
+    assert_int_equal(got.containers[0].volumes[1].id, 0x80000003);
+    assert_true(got.containers[0].volumes[1].mirrored && got.containers[0].volumes[0].file);
     auto_free char *again = checkpoint_encode(&got, &err);
     assert_string_equal(again, text);
+}
+
+/* What an older daemon wrote: there were no volumes of the host. */
+static void test_first_version(void **state)
+{
+    auto_err struct err err = ERR_INIT;
+    auto_arena struct arena *a = arena_new(MiB(16));
+    struct checkpoint c = example();
+    struct checkpoint got;
+    (void)state;
+    config.n_mounts = 0;
+    container.n_volumes = 0;
+    auto_free char *text = checkpoint_encode(&c, &err);
+    *(strstr(text, "\"version\": 2") + 11) = '1';
+    assert_int_equal(checkpoint_decode(text, strlen(text), a, &got, &err), 0);
+    assert_int_equal(got.volumes.bytes, 0);
+    assert_int_equal(got.machine.last_volume, 0);
+    assert_int_equal(got.containers[0].n_volumes, 0);
+    config.n_mounts = 1;
+    auto_free char *more = checkpoint_encode(&c, &err);
+    *(strstr(more, "\"version\": 2") + 11) = '1';
+    assert_int_equal(checkpoint_decode(more, strlen(more), a, &got, &err), -1);
 }
 
 /* Each is the example with one text in it replaced. */
@@ -110,8 +155,20 @@ static void test_malformed(void **state)
         enum err_code code;
     } cases[] = {
         {"aspis-pod-checkpoint", "aspis-pod-checkpoinT", ERR_INVALID},
-        {"\"version\": 1", "\"version\": 2", ERR_PRECONDITION},
-        {"\"version\": 1", "\"version\": \"1\"", ERR_INVALID},
+        {"\"version\": 2", "\"version\": 3", ERR_PRECONDITION},
+        {"\"version\": 2", "\"version\": 0", ERR_PRECONDITION},
+        {"\"version\": 2", "\"version\": \"2\"", ERR_INVALID},
+        {"\"last_volume\": 7", "\"last_volume\": 6", ERR_INVALID},
+        {"\"last_volume\": 7", "\"last_volume\": 2147483648", ERR_INVALID},
+        {"\"last_mirror\": 2147483652", "\"last_mirror\": 2147483650", ERR_INVALID},
+        {"\"last_mirror\": 2147483652", "\"last_mirror\": 4294967295", ERR_INVALID},
+        {"\"id\": 5", "\"id\": 7", ERR_INVALID},
+        {"\"id\": 5", "\"id\": 0", ERR_INVALID},
+        {"\"id\": 5", "\"id\": 5.5", ERR_INVALID},
+        {"\"id\": 2147483651", "\"id\": 2147483648", ERR_INVALID},
+        {"\"id\": 2147483651", "\"id\": 3", ERR_INVALID},
+        {"\"volumes\": [", "\"volumes\": [ {\"id\": 1},", ERR_INVALID},
+        {"\"volumes\": [", "\"volumes\": {}, \"x\": [", ERR_INVALID},
         {"\"created_at\": 99", "\"created_at\": -1", ERR_INVALID},
         {"\"created_at\": 99", "\"created_at\": 99, \"created_at\": 98", ERR_INVALID},
         {"\"ram\": \"ram\"", "\"ram\": \"ram,share=on\"", ERR_INVALID},
@@ -187,15 +244,15 @@ static void test_directory(void **state)
     assert_int_equal(checkpoint_dir_create(path, root, ID, &d, &err), 0);
     assert_int_equal(checkpoint_dir_finish(&d, "text", &err), 0);
     checkpoint_dir_clear(&d);
-    assert_int_equal(count(path), 3);
+    assert_int_equal(count(path), 4);
     assert_int_equal(count(notes), 0);
     assert_int_equal(checkpoint_dir_create(path, root, ID, &d, &err), -1);
-    assert_int_equal(count(path), 3);
+    assert_int_equal(count(path), 4);
     assert_int_equal(checkpoint_dir_open(path, &d, &text, &len, &err), 0);
     assert_int_equal(len, 4);
     assert_string_equal(text, "text");
     checkpoint_dir_clear(&d);
-    assert_int_equal(count(path), 3);
+    assert_int_equal(count(path), 4);
 }
 
 static void note_id(void *arg, const char *sandbox_id)
@@ -224,6 +281,7 @@ static void test_recovery(void **state)
             assert_int_equal(checkpoint_dir_finish(&d, "text", &err), 0);
         cleanup_closep(&d.state);
         cleanup_closep(&d.scratch);
+        cleanup_closep(&d.volumes);
         cleanup_closep(&d.fd);
         free(d.path);
         free(d.note);
@@ -233,7 +291,7 @@ static void test_recovery(void **state)
     }
     assert_int_equal(count(made), -1);
     assert_int_equal(count(kept), 0);
-    assert_int_equal(count(done), 3);
+    assert_int_equal(count(done), 4);
 }
 
 /* What it holds counts, not how it is stored. */
@@ -288,6 +346,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_round),
+        cmocka_unit_test(test_first_version),
         cmocka_unit_test(test_malformed),
         cmocka_unit_test_setup_teardown(test_directory, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_recovery, set_up, tear_down),
