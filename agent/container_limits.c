@@ -110,7 +110,8 @@ static int set_oom_score(const struct containers *t, const char *id,
         return 0;
     if (req->oom_score->adj < -1000 || req->oom_score->adj > 1000)
         return err_set(err, ERR_INVALID, "oom_score_adj %d", (int)req->oom_score->adj);
-    auto_free char *config = fs_format("%s/%s/config.json", t->state_dir, id);
+    auto_free char *state_root = job_state_root(t->state_dir);
+    auto_free char *config = fs_format("%s/%s/config.json", state_root, id);
     return oom_score_set(id, config, req->oom_score->adj, err);
 }
 
