@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "agent/container_cgroup.h"
+#include "agent/container_jobs.h"
 #include "agent/container_table.h"
 #include "agent/limits_v1.h"
 #include "agent/oom_score.h"
