@@ -3,6 +3,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mount.h>
@@ -14,6 +15,7 @@
 #include "agent/container_cgroup.h"
 #include "agent/container_spec.h"
 #include "agent/crun.h"
+#include "agent/huge_pages.h"
 #include "agent/user.h"
 #include "agent/userns.h"
 #include "base/cleanup.h"
@@ -292,7 +294,9 @@ static const char *source_of(void *arg, const char *name, struct err *err)
     for (size_t i = 0; i < job->req->n_volumes; i++) {
         if (job->req->volumes[i]->id == id) {
             free(job->volume_path);
-            job->volume_path = job->req->volumes[i]->mirrored
+            const Aspis__Agent__V1__HugeVolume *huge = job->req->volumes[i]->huge;
+            job->volume_path = huge != NULL ? huge_pages_path(job->at.state_dir, huge)
+                               : job->req->volumes[i]->mirrored
                                    ? job_mirror_path(job->at.state_dir, (uint32_t)id)
                                    : job_volume_path(job->at.state_dir, job->at.id, (uint32_t)id);
             return job->volume_path;
@@ -436,6 +440,7 @@ static int exec_in(const struct exec_job *job, const char *pid_file, const char 
     auto_free char *state_root = job_state_root(job->at.state_dir);
     auto_free char *config = fs_format("%s/%s/config.json", state_root, job->at.id);
     auto_close int listener = -1;
+    int64_t oom_score_adj = 0;
     size_t len = 0;
     struct spec_exec exec = {.args = req->args,
                              .n_args = req->n_args,
@@ -444,12 +449,15 @@ static int exec_in(const struct exec_job *job, const char *pid_file, const char 
                              .cwd = req->cwd,
                              .tty = req->tty,
                              .rows = req->tty_rows,
-                             .cols = req->tty_cols};
+                             .cols = req->tty_cols,
+                             .oom_score_adj = &oom_score_adj};
     auto_free char *json = fs_read(config, LIMIT_RPC_MESSAGE * 2, &len, err);
     auto_free char *spec = json != NULL ? spec_for_exec(json, len, &exec, err) : NULL;
 
     if (spec == NULL || (req->tty && (listener = console_listen(console, err)) < 0))
         return -1;
+    auto_free char *adj = fs_format("%" PRId64, oom_score_adj);
+    (void)fs_write_str("/proc/self/oom_score_adj", adj, NULL); /* inherited */
     struct crun_ctx ctx = {.state_root = state_root,
                            .id = job->at.id,
                            .bundle = bundle,

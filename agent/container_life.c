@@ -11,6 +11,7 @@
 #include "agent/container_jobs.h"
 #include "agent/container_table.h"
 #include "agent/crun.h"
+#include "agent/huge_pages.h"
 #include "agent/userns.h"
 #include "base/cancel.h"
 #include "base/cleanup.h"
@@ -20,8 +21,8 @@
 
 /* Until a removal kills the operations that are in its way. */
 #define PATIENCE_NS INT64_C(5000000000)
-/* The highest field number of CreateContainerRequest. */
-#define KNOWS 105
+/* The highest field number of CreateContainerRequest, and of its Volume. */
+#define KNOWS 940
 
 static struct job_paths paths_of(const struct container *c)
 {
@@ -150,6 +151,11 @@ static int mount_volumes(struct container *c, struct err *err)
     for (size_t i = 0; i < req->n_volumes; i++) {
         if (req->volumes[i]->mirrored)
             continue;
+        if (req->volumes[i]->huge != NULL) {
+            if (huge_pages_mount(t->state_dir, req->volumes[i]->huge, err) < 0)
+                return -1;
+            continue;
+        }
         auto_free char *path = job_volume_path(t->state_dir, c->id, req->volumes[i]->id);
         if (volumes_mount(t->volumes, c->id, req->volumes[i]->id, req->volumes[i]->file, path,
                           err) < 0)
@@ -359,7 +365,7 @@ void handle_start(struct rpc_call *call, const ProtobufCMessage *request, void *
     }
 }
 
-static void exit_event(struct container *c, const struct process *p)
+static void exit_event(struct container *c, struct process *p)
 {
     Aspis__Agent__V1__Exit ev;
     aspis__agent__v1__exit__init(&ev);
@@ -370,6 +376,9 @@ static void exit_event(struct container *c, const struct process *p)
     ev.signal = p->signal;
     ev.oom_killed = p->oom_killed;
     ev.exited_at_ns = (uint64_t)p->exited_at_ns;
+    auto_free char *why = p->silent ? xstrdup(process_trace_text(p)) : NULL;
+    if (why != NULL)
+        ev.start_error = why;
     (void)events_exit(c->table->events, &ev);
 }
 
@@ -381,7 +390,7 @@ static void init_ended(struct process *p, void *arg)
         p->exit_code = 128; /* never ran its command: as the daemon reports a start error */
     if (c->phase < CONTAINER_ENDED)
         c->phase = CONTAINER_ENDED;
-    if (!p->silent)
+    if (!p->silent || c->told_running)
         exit_event(c, p);
     container_progress(c);
 }

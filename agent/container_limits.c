@@ -8,8 +8,10 @@
 #include <string.h>
 
 #include "agent/container_cgroup.h"
+#include "agent/container_jobs.h"
 #include "agent/container_table.h"
 #include "agent/limits_v1.h"
+#include "agent/oom_score.h"
 #include "agent/pod_cgroup.h"
 #include "base/cleanup.h"
 #include "base/fs.h"
@@ -81,9 +83,8 @@ static char *read_one(const char *id, const char *key)
     return text != NULL ? text : xstrdup("");
 }
 
-static int set_all(const Aspis__Agent__V1__SetLimitsRequest *req, struct err *err)
+static int set_all(const char *id, const Aspis__Agent__V1__SetLimitsRequest *req, struct err *err)
 {
-    const char *id = req->container_id;
     char *old[MAX_LIMITS];
     size_t i = 0;
     int ret = 0;
@@ -103,6 +104,18 @@ static int set_all(const Aspis__Agent__V1__SetLimitsRequest *req, struct err *er
     return ret;
 }
 
+static int set_oom_score(const struct containers *t, const char *id,
+                         const Aspis__Agent__V1__SetLimitsRequest *req, struct err *err)
+{
+    if (req->oom_score == NULL || *id == '\0')
+        return 0;
+    if (req->oom_score->adj < -1000 || req->oom_score->adj > 1000)
+        return err_set(err, ERR_INVALID, "oom_score_adj %d", (int)req->oom_score->adj);
+    auto_free char *state_root = job_state_root(t->state_dir);
+    auto_free char *config = fs_format("%s/%s/config.json", state_root, id);
+    return oom_score_set(id, config, req->oom_score->adj, err);
+}
+
 void handle_set_limits(struct rpc_call *call, const ProtobufCMessage *request, void *arg)
 {
     struct containers *t = arg;
@@ -110,11 +123,14 @@ void handle_set_limits(struct rpc_call *call, const ProtobufCMessage *request, v
         (const Aspis__Agent__V1__SetLimitsRequest *)request;
     auto_err struct err err = ERR_INIT;
 
-    if (*req->container_id != '\0' && container_find(t, req->container_id) == NULL) {
+    /* in a VM that was saved the group has the name from before */
+    const struct container *c = container_find(t, req->container_id);
+    const char *id = c != NULL ? c->id : "";
+    if (*req->container_id != '\0' && c == NULL) {
         fail_call(call, ERR_NOT_FOUND, "no such container");
         return;
     }
-    if (check(req, &err) < 0 || set_all(req, &err) < 0) {
+    if (check(req, &err) < 0 || set_all(id, req, &err) < 0 || set_oom_score(t, id, req, &err) < 0) {
         rpc_fail(call, &err);
         return;
     }
@@ -125,11 +141,12 @@ void handle_set_limits(struct rpc_call *call, const ProtobufCMessage *request, v
     for (size_t i = 0; i < req->n_limits; i++) {
         aspis__agent__v1__key_value__init(&rows[i]);
         rows[i].key = req->limits[i]->key;
-        rows[i].value = read_one(req->container_id, rows[i].key);
+        rows[i].value = read_one(id, rows[i].key);
         list[i] = &rows[i];
     }
     reply.n_limits = req->n_limits;
     reply.limits = list;
+    reply.oom_score = req->oom_score != NULL;
     rpc_reply(call, &reply.base);
     for (size_t i = 0; i < req->n_limits; i++)
         free(rows[i].value);

@@ -310,8 +310,10 @@ char *spec_for_create(const void *json, size_t len, const struct spec_changes *c
     auto_json json_t *root = parse(json, len, err);
     if (root == NULL)
         return NULL;
-    if (json_object_size(json_object_get(root, "hooks")) > 0) {
-        err_set(err, ERR_INVALID, "oci spec: hooks are not supported");
+    /* in the container, as its own programs; all others would run as the agent */
+    const json_t *hooks = json_object_get(root, "hooks");
+    if (json_object_size(hooks) > (json_object_get(hooks, "startContainer") != NULL)) {
+        err_set(err, ERR_INVALID, "oci spec: hooks but startContainer are not supported");
         return NULL;
     }
     json_t *process = sub_object(root, "process", err);
@@ -383,6 +385,8 @@ char *spec_for_exec(const char *json, size_t len, const struct spec_exec *x, str
         return NULL;
     if (set_terminal(process, x->tty, x->rows, x->cols, err) < 0)
         return NULL;
+    if (x->oom_score_adj != NULL)
+        *x->oom_score_adj = json_integer_value(json_object_get(process, "oomScoreAdj"));
     auto_json json_t *of_exec = json_pack("{s:O*, s:O}", "ociVersion",
                                           json_object_get(root, "ociVersion"), "process", process);
     if (of_exec == NULL) {
@@ -390,4 +394,17 @@ char *spec_for_exec(const char *json, size_t len, const struct spec_exec *x, str
         return NULL;
     }
     return dump(of_exec, err);
+}
+
+char *spec_set_oom_score(const char *json, size_t len, int32_t adj, int64_t *before,
+                         struct err *err)
+{
+    auto_json json_t *root = parse(json, len, err);
+    json_t *process = root != NULL ? sub_object(root, "process", err) : NULL;
+    if (process == NULL)
+        return NULL;
+    *before = json_integer_value(json_object_get(process, "oomScoreAdj"));
+    if (set(process, "oomScoreAdj", json_integer(adj), err) < 0)
+        return NULL;
+    return dump(root, err);
 }

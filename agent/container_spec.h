@@ -4,7 +4,8 @@
  * Changed: root, process.user, process.terminal and console size, HOME when the environment has
  * none, the pid namespace's path, cgroupsPath, devices and user namespace of the request, and mount
  * sources "aspis:<name>". Refused: what is
- * no valid JSON object, hooks (they would run in the guest's own namespaces), an empty command.
+ * no valid JSON object, hooks but startContainer (they would run in the guest's own namespaces), an
+ * empty command.
  * Annotations "run.oci.*" steer libcrun and are dropped.
  *
  * No state; strings returned are the caller's to free.
@@ -44,6 +45,10 @@ struct spec_changes {
 char *spec_for_create(const void *json, size_t len, const struct spec_changes *changes, char **kept,
                       struct err *err);
 
+/* Of what spec_for_create() made: the same with this oom_score_adj; *before is what it had. */
+char *spec_set_oom_score(const char *json, size_t len, int32_t adj, int64_t *before,
+                         struct err *err);
+
 struct spec_exec {
     char *const *args;
     size_t n_args;
@@ -53,6 +58,7 @@ struct spec_exec {
     bool tty;
     uint32_t rows;
     uint32_t cols;
+    int64_t *oom_score_adj; /* gets the container's, which libcrun does not set here; or NULL */
 };
 
 /* json: what spec_for_create() kept. Returns a spec of nothing but `process`, which is the new

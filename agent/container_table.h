@@ -43,6 +43,7 @@ struct container {
     char *name; /* what the daemon calls it: the id, but in a VM that was made from a saved one */
     bool held;  /* saved while it ran: frozen until StartContainer (container_freeze.c) */
     enum container_phase phase;
+    bool told_running; /* ListState said so before it was known: a failed start is an Exit then */
     struct image_mount *images; /* the root's first, then those of image volumes */
     size_t n_images, n_held;    /* of the first n_held a reference is held */
     struct process *init;

@@ -269,6 +269,14 @@ struct state_row {
     Aspis__Agent__V1__Exit exit;
 };
 
+/* As the daemon has to show it: one that was let go runs, or will at any moment. */
+static bool runs(const struct container *c, const struct process *p)
+{
+    if (p != c->init)
+        return p->state == PROCESS_RUNNING;
+    return !c->held && (p->state == PROCESS_RUNNING || c->phase == CONTAINER_STARTING);
+}
+
 static void fill_row(struct state_row *row, struct container *c, struct process *p)
 {
     aspis__agent__v1__process_state__init(&row->state);
@@ -280,9 +288,9 @@ static void fill_row(struct state_row *row, struct container *c, struct process 
     row->state.streams = &row->streams;
     row->state.started_at_ns = (uint64_t)p->started_at_ns;
     if (p->state != PROCESS_EXITED) {
-        row->state.state = p->state == PROCESS_RUNNING && !(c->held && p == c->init)
-                               ? ASPIS__AGENT__V1__PROCESS_STATE__STATE__RUNNING
-                               : ASPIS__AGENT__V1__PROCESS_STATE__STATE__CREATED;
+        row->state.state = runs(c, p) ? ASPIS__AGENT__V1__PROCESS_STATE__STATE__RUNNING
+                                      : ASPIS__AGENT__V1__PROCESS_STATE__STATE__CREATED;
+        c->told_running |= c->phase == CONTAINER_STARTING;
         return;
     }
     row->state.state = ASPIS__AGENT__V1__PROCESS_STATE__STATE__EXITED;
@@ -292,6 +300,8 @@ static void fill_row(struct state_row *row, struct container *c, struct process 
     row->exit.signal = p->signal;
     row->exit.oom_killed = p->oom_killed;
     row->exit.exited_at_ns = (uint64_t)p->exited_at_ns;
+    if (p->silent && *process_trace_text(p) != '\0')
+        row->exit.start_error = p->trace.data;
     row->state.exit = &row->exit;
 }
 

@@ -14,7 +14,8 @@ struct event {
     enum { EVENT_EXIT, EVENT_OOM, EVENT_MEMORY_LOW } kind;
     char *container_id;
     char *exec_id;
-    Aspis__Agent__V1__Exit exit; /* its strings are the two above */
+    char *start_error;
+    Aspis__Agent__V1__Exit exit; /* its strings are the three above */
     uint64_t total_bytes, available_bytes;
 };
 
@@ -41,6 +42,7 @@ static void drop_first(struct events *e)
     e->n--;
     free(ev->container_id);
     free(ev->exec_id);
+    free(ev->start_error);
     free(ev);
 }
 
@@ -141,9 +143,11 @@ uint64_t events_exit(struct events *e, const Aspis__Agent__V1__Exit *exit_msg)
 
     ev->container_id = xstrdup(exit_msg->container_id);
     ev->exec_id = xstrdup(exit_msg->exec_id);
+    ev->start_error = xstrdup(exit_msg->start_error);
     ev->exit = *exit_msg;
     ev->exit.container_id = ev->container_id;
     ev->exit.exec_id = ev->exec_id;
+    ev->exit.start_error = ev->start_error;
     return add(e, ev);
 }
 

@@ -93,6 +93,12 @@ static int set_weight(const char *id, const char *value, struct err *err)
     return write_file("cpu", id, "cpu.shares", shares, err);
 }
 
+/* "hugetlb.2MB.max" is called "hugetlb.2MB.limit_in_bytes". The caller's. */
+static char *hugetlb_name(const char *key)
+{
+    return fs_format("%.*slimit_in_bytes", (int)(strlen(key) - strlen("max")), key);
+}
+
 int limits_v1_set(const char *id, const char *key, const char *value, struct err *err)
 {
     if (strcmp(key, "memory.max") == 0)
@@ -105,6 +111,12 @@ int limits_v1_set(const char *id, const char *key, const char *value, struct err
         return set_weight(id, value, err);
     if (strcmp(key, "pids.max") == 0)
         return write_file("pids", id, "pids.max", value, err);
+    if (str_starts(key, "cpuset."))
+        return write_file("cpuset", id, key, value, err);
+    if (str_starts(key, "hugetlb.") && str_ends(key, ".max")) {
+        auto_free char *name = hugetlb_name(key);
+        return write_file("hugetlb", id, name, value, err);
+    }
     return err_set(err, ERR_INVALID, "a host with cgroup version 1 has no limit %s", key);
 }
 
@@ -139,5 +151,11 @@ char *limits_v1_read(const char *id, const char *key)
         return read_weight(id);
     if (strcmp(key, "pids.max") == 0)
         return read_file("pids", id, "pids.max");
+    if (str_starts(key, "cpuset."))
+        return read_file("cpuset", id, key);
+    if (str_starts(key, "hugetlb.") && str_ends(key, ".max")) {
+        auto_free char *name = hugetlb_name(key);
+        return read_file("hugetlb", id, name);
+    }
     return xstrdup("");
 }

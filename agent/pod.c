@@ -116,6 +116,11 @@ void pod_use_host(struct pod *p, bool host_net, bool host_ipc, bool host_uts, in
     disks_use_trees(p->disks);
 }
 
+bool pod_on_host(const struct pod *p)
+{
+    return p->host;
+}
+
 const char *pod_userns(const struct pod *p)
 {
     return p->userns_path;

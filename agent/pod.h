@@ -27,6 +27,7 @@ void pod_use_host(struct pod *p, bool host_net, bool host_ipc, bool host_uts, in
 /* On the host: path of the user namespace that the pod's others belong to and its containers join;
  * NULL: none. */
 const char *pod_userns(const struct pod *p);
+bool pod_on_host(const struct pod *p);
 bool pod_has_host_network(const struct pod *p);
 void pod_free(struct pod *p);
 

@@ -8,7 +8,9 @@
 #include <sys/utsname.h>
 #include <time.h>
 
+#include "agent/clock.h"
 #include "agent/older.h"
+#include "base/cancel.h"
 #include "base/cleanup.h"
 #include "base/fs.h"
 #include "base/log.h"
@@ -25,7 +27,7 @@ struct service {
     void (*shutdown)(void *arg);
     void *arg;
     char instance[33];
-    struct rpc_method methods[8];
+    struct rpc_method methods[9];
 };
 
 static void reply_empty(struct rpc_call *call)
@@ -83,6 +85,23 @@ static void ping(struct rpc_call *call, const ProtobufCMessage *request, void *a
     (void)request;
     (void)arg;
     reply_empty(call);
+}
+
+static void set_clock(struct rpc_call *call, const ProtobufCMessage *request, void *arg)
+{
+    const struct service *s = arg;
+    const Aspis__Agent__V1__ClockRequest *req =
+        (const Aspis__Agent__V1__ClockRequest *)(const void *)request;
+    auto_err struct err err = ERR_INIT;
+    Aspis__Agent__V1__ClockResponse r;
+
+    if (req->adjust_ns != 0 && !pod_on_host(s->pod) && clock_adjust(req->adjust_ns, &err) < 0) {
+        rpc_fail(call, &err);
+        return;
+    }
+    aspis__agent__v1__clock_response__init(&r);
+    r.wall_clock_ns = (uint64_t)wall_ns();
+    rpc_reply(call, &r.base);
 }
 
 static void configured(void *arg, const struct err *err)
@@ -178,6 +197,7 @@ struct service *service_new(struct loop *loop, struct pod *pod, void (*shutdown)
     const struct rpc_method methods[] = {
         {"Hello", &aspis__agent__v1__hello_request__descriptor, hello, s},
         {"Ping", &aspis__agent__v1__empty__descriptor, ping, s},
+        {"Clock", &aspis__agent__v1__clock_request__descriptor, set_clock, s},
         {"ConfigurePod", &aspis__agent__v1__configure_pod_request__descriptor, configure_pod, s},
         {"PrepareTemplate", &aspis__agent__v1__prepare_template_request__descriptor,
          prepare_template, s},

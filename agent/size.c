@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "agent/container_cgroup.h"
+#include "agent/huge_pages.h"
 #include "agent/pod_cgroup.h"
 #include "base/cleanup.h"
 #include "base/fs.h"
@@ -27,6 +28,7 @@ struct waiting {
     struct rpc_call *call;
     uint64_t added;
     uint32_t vcpus;
+    uint64_t huge;
 };
 
 struct size {
@@ -37,7 +39,8 @@ struct size {
     size_t n_waiting;
     struct loop_source *deadline;
     bool watch;
-    bool told; /* the host knows that memory runs short */
+    uint64_t huge; /* bytes that are kept as huge pages for the host's sake */
+    bool told;     /* the host knows that memory runs short */
     int inotify_fd;
     struct loop_source *inotify_source;
     struct rpc_method methods[2];
@@ -94,6 +97,14 @@ static char *meminfo(void)
     return fs_read("/proc/meminfo", KiB(16), NULL, NULL);
 }
 
+/* Without what is reserved as huge pages, which containers have beside all else. */
+static uint64_t total_of(const char *meminfo_text)
+{
+    uint64_t total = size_meminfo(meminfo_text, "MemTotal");
+    uint64_t huge = size_meminfo(meminfo_text, "Hugetlb");
+    return huge < total ? total - huge : total;
+}
+
 static void set_high(const struct size *s)
 {
     auto_err struct err err = ERR_INIT;
@@ -101,9 +112,9 @@ static void set_high(const struct size *s)
     auto_free char *file = cgroup_file("", "memory.high");
     char value[32] = "max";
     if (text != NULL)
-        (void)snprintf(value, sizeof(value), "%" PRIu64,
-                       size_high(size_meminfo(text, "MemTotal"), size_meminfo(text, "MemFree"),
-                                 cgroup_memory_current("")));
+        (void)snprintf(
+            value, sizeof(value), "%" PRIu64,
+            size_high(total_of(text), size_meminfo(text, "MemFree"), cgroup_memory_current("")));
     if (fs_write_str(file, value, &err) < 0)
         log_warn("cannot watch the memory", LOG_STR("error", err_msg(&err)));
 }
@@ -114,7 +125,7 @@ static void look(struct size *s)
     auto_free char *text = s->watch && !s->told ? meminfo() : NULL;
     if (text == NULL)
         return;
-    uint64_t total = size_meminfo(text, "MemTotal");
+    uint64_t total = total_of(text);
     uint64_t available = size_meminfo(text, "MemAvailable");
     if (available >= size_low_mark(total))
         return;
@@ -144,6 +155,9 @@ static void answer(struct size *s, size_t at)
 {
     struct waiting w = s->waiting[at];
     s->waiting[at] = s->waiting[--s->n_waiting];
+    uint64_t huge = huge_pages_reserve(&s->huge, w.huge);
+    if (s->watch)
+        set_high(s);
     Aspis__Agent__V1__ResizeResponse r;
     aspis__agent__v1__resize_response__init(&r);
     r.memory_bytes = memory_now();
@@ -151,6 +165,7 @@ static void answer(struct size *s, size_t at)
                     : r.memory_bytes > s->base_bytes ? r.memory_bytes - s->base_bytes
                                                      : 0;
     r.vcpus = vcpus_now();
+    r.huge_bytes = huge;
     rpc_reply(w.call, &r.base);
 }
 
@@ -187,8 +202,11 @@ static void handle_resize(struct rpc_call *call, const ProtobufCMessage *request
     }
     s->watch = req->watch_memory;
     s->told = false;
-    s->waiting[s->n_waiting++] =
-        (struct waiting){.call = call, .added = req->added_bytes, .vcpus = req->vcpus};
+    s->waiting[s->n_waiting++] = (struct waiting){
+        .call = call, .added = req->added_bytes, .vcpus = req->vcpus, .huge = req->huge_bytes};
+    /* the memory of those that go may be asked back at once */
+    if (req->huge_bytes < s->huge)
+        (void)huge_pages_reserve(&s->huge, req->huge_bytes);
     set_high(s);
     size_changed(s);
 }

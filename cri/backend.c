@@ -131,6 +131,12 @@ static int check_vm(const Runtime__V1__ContainerConfig *c, struct err *err)
     return 0;
 }
 
+int backend_check_mounts(enum backend backend, const Runtime__V1__ContainerConfig *c,
+                         const Runtime__V1__PodSandboxConfig *pod, struct err *err)
+{
+    return backend == BACKEND_VM ? check_vm(c, err) : check_host(c, pod, err);
+}
+
 /* The namespaces are the pod's; a container that says otherwise is a mistake. */
 static int check_namespaces(const Runtime__V1__NamespaceOption *c,
                             const Runtime__V1__NamespaceOption *pod, struct err *err)
@@ -162,5 +168,5 @@ int backend_check_container(enum backend backend, const Runtime__V1__ContainerCo
         return err_set(err, ERR_PRECONDITION, "no privileged container allowed in sandbox");
     if (s != NULL && check_namespaces(s->namespace_options, backend_namespaces(pod), err) < 0)
         return -1;
-    return backend == BACKEND_VM ? check_vm(c, err) : check_host(c, pod, err);
+    return backend_check_mounts(backend, c, pod, err);
 }

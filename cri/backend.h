@@ -30,6 +30,9 @@ int backend_check_handler(const char *handler, struct err *err);
 /* PRECONDITION: the handler's backend cannot run this pod. */
 int backend_choose(const Runtime__V1__PodSandboxConfig *pod, const char *handler,
                    bool privileged_on_host, struct backend_choice *out, struct err *err);
+/* PRECONDITION: a mount that the backend cannot make. */
+int backend_check_mounts(enum backend backend, const Runtime__V1__ContainerConfig *c,
+                         const Runtime__V1__PodSandboxConfig *pod, struct err *err);
 /* Whether the backend, and what the pod was made as, allow this container. */
 int backend_check_container(enum backend backend, const Runtime__V1__ContainerConfig *c,
                             const Runtime__V1__PodSandboxConfig *pod, struct err *err);

@@ -16,6 +16,7 @@
 #include "cri/resources.h"
 #include "cri/sandbox_ops.h"
 #include "cri/spec.h"
+#include "cri/spec_cdi.h"
 
 /* Of the guest's time, after which the pod goes on without us. */
 #define FREEZE_LIMIT_MS 60000
@@ -215,6 +216,17 @@ static int describe_disks(struct work *w, struct err *err)
     return 0;
 }
 
+/* Their sources are not the configuration's, which the copy may be given others for. */
+static int refuse_cdi_mounts(const struct container *c, struct err *err)
+{
+    auto_cdi_edits struct cdi_edits e = {0};
+    if (spec_cdi_resolve(c->config, &e, err) < 0)
+        return -1;
+    return e.n_mounts == 0 ? 0
+                           : err_set(err, ERR_PRECONDITION, "%s: a mount of a CDI device",
+                                     e.mounts[0].container_path);
+}
+
 /* What the guest calls the volumes of a container. Two in one place could not be told apart when
  * the pod is restored. */
 static int describe_volumes(struct work *w, size_t i, struct machine *m, struct err *err)
@@ -222,7 +234,7 @@ static int describe_volumes(struct work *w, size_t i, struct machine *m, struct 
     const struct container *c = w->saved[i];
     struct checkpoint_container *out = &w->c.containers[i];
     auto_free struct machine_volume *v = spec_volumes(c->config, &out->n_volumes);
-    if (checkpoint_check_places(c->config, err) < 0 ||
+    if (checkpoint_check_places(c->config, err) < 0 || refuse_cdi_mounts(c, err) < 0 ||
         machine_find_volumes(m, c->rec.id, v, out->n_volumes, err) < 0)
         return err_wrap(err, "container %.64s", c->config->metadata->name);
     out->volumes = arena_alloc(w->arena, (out->n_volumes + 1) * sizeof(*out->volumes));

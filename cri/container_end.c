@@ -4,6 +4,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 
+#include "base/fs.h"
 #include "base/limits.h"
 #include "base/log.h"
 #include "base/str.h"
@@ -22,6 +23,7 @@ static bool mark_exited(struct container *c, uint32_t code, const char *reason, 
     if (c->rec.phase == CONTAINER_EXITED || c->rec.phase == CONTAINER_REMOVING)
         return false;
     c->rec.phase = CONTAINER_EXITED;
+    c->start_unsure = false;
     c->rec.exit_code = code;
     int64_t now = wall_ns();
     c->rec.finished_at = at <= 0 || at > now ? now : at;
@@ -32,10 +34,21 @@ static bool mark_exited(struct container *c, uint32_t code, const char *reason, 
     c->rec.reason = xstrdup(reason);
     c->rec.message = xstrdup(message);
     /* one that ended before StartContainer's answer came back did start */
-    if (c->starting && c->exit_seen)
+    if (c->starting && c->exit_seen && c->start_error == NULL)
         events_container(c, RUNTIME__V1__CONTAINER_EVENT_TYPE__CONTAINER_STARTED_EVENT);
     events_container(c, RUNTIME__V1__CONTAINER_EVENT_TYPE__CONTAINER_STOPPED_EVENT);
     return true;
+}
+
+/* Under the lock: the same with what its Exit said. */
+static bool mark_ended(struct container *c)
+{
+    const char *reason = c->start_error != NULL ? START_ERROR
+                         : c->oom_killed        ? "OOMKilled"
+                         : c->exit_code == 0    ? "Completed"
+                                                : "Error";
+    return mark_exited(c, c->exit_code, reason, c->start_error != NULL ? c->start_error : "",
+                       c->exited_at);
 }
 
 /* Record, show, acknowledge. On any thread that may write records. */
@@ -61,8 +74,7 @@ static void finish(void *arg)
     (void)pthread_mutex_lock(&c->rt->lock);
     struct loop_source *late = c->late;
     c->late = NULL;
-    const char *reason = c->oom_killed ? "OOMKilled" : c->exit_code == 0 ? "Completed" : "Error";
-    bool fresh = mark_exited(c, c->exit_code, reason, "", c->exited_at);
+    bool fresh = mark_ended(c);
     (void)pthread_mutex_unlock(&c->rt->lock);
     if (late != NULL) {
         loop_remove(late);
@@ -123,8 +135,9 @@ void container_log_is_done(struct container *c)
         loop_post(c->rt->worker, finish, c);
 }
 
-/* The guest chose the ids and numbers in here: only what we know counts, and only in range. */
-static void on_container_exit(struct sandbox *s, uint64_t seq, const Aspis__Agent__V1__Exit *e)
+/* The guest chose the ids and numbers in here: only what we know counts, and only in range. seq 0:
+ * not from an event. */
+static void container_ended(struct sandbox *s, uint64_t seq, const Aspis__Agent__V1__Exit *e)
 {
     struct container *c = NULL;
     bool go = false;
@@ -136,10 +149,16 @@ static void on_container_exit(struct sandbox *s, uint64_t seq, const Aspis__Agen
             break;
     }
     /* an end that is on record already only wants its acknowledgement */
-    if (c != NULL && !c->exit_seen && c->rec.phase != CONTAINER_EXITED &&
-        c->rec.phase != CONTAINER_REMOVING) {
+    bool open = c != NULL && c->rec.phase != CONTAINER_EXITED && c->rec.phase != CONTAINER_REMOVING;
+    if (open && c->exit_seen && c->exit_seq == 0)
+        c->exit_seq = seq;
+    if (open && !c->exit_seen) {
         c->exit_seen = true;
         c->exit_seq = seq;
+        if (!str_empty(e->start_error)) {
+            auto_free char *text = link_guest_text(e->start_error, strlen(e->start_error));
+            c->start_error = fs_format("agent: %s", text);
+        }
         c->exit_code = e->exit_code & 0xff;
         c->oom_killed = e->oom_killed;
         c->exited_at = e->exited_at_ns > INT64_MAX ? 0 : (int64_t)e->exited_at_ns;
@@ -153,6 +172,12 @@ static void on_container_exit(struct sandbox *s, uint64_t seq, const Aspis__Agen
         loop_post(s->rt->worker, finish, c);
     else if (wait)
         loop_post(s->rt->worker, be_patient, c);
+}
+
+void container_end_listed(struct container *c, const Aspis__Agent__V1__Exit *e)
+{
+    if (strcmp(e->container_id, c->rec.id) == 0)
+        container_ended(c->sandbox, 0, e);
 }
 
 static void on_exec_exit(struct sandbox *s, const Aspis__Agent__V1__Exit *e)
@@ -178,7 +203,7 @@ void container_on_event(struct sandbox *s, const Aspis__Agent__V1__Event *event)
     (void)pthread_mutex_unlock(&s->rt->lock);
     if (event->what_case == ASPIS__AGENT__V1__EVENT__WHAT_EXIT && event->exit != NULL) {
         if (event->exit->exec_id[0] == '\0')
-            on_container_exit(s, event->seq, event->exit);
+            container_ended(s, event->seq, event->exit);
         else
             on_exec_exit(s, event->exit);
     }
@@ -211,11 +236,7 @@ void containers_lost(struct sandbox *s, const char *reason)
         if (c->rec.phase == CONTAINER_CREATING)
             ;
         else if (c->exit_seen)
-            changed = mark_exited(c, c->exit_code,
-                                  c->oom_killed       ? "OOMKilled"
-                                  : c->exit_code == 0 ? "Completed"
-                                                      : "Error",
-                                  "", c->exited_at);
+            changed = mark_ended(c);
         else if (*reason == '\0')
             changed = mark_exited(c, 137, "Error", "killed when its sandbox was stopped", 0);
         else

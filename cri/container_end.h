@@ -12,6 +12,9 @@
 
 /* From the log; on the io loop. */
 void container_log_is_done(struct container *c);
+/* ListState shows the end, whose event may have come before, or come yet, or never: a start that
+ * failed has none, and of many the agent forgets the oldest. */
+void container_end_listed(struct container *c, const Aspis__Agent__V1__Exit *e);
 /* StartContainer failed for good: EXITED, 128, StartError. */
 void container_finish_start_error(struct container *c, const char *message);
 /* No end is put together any more: c is being removed, or the daemon stops and the next one shall

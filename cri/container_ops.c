@@ -18,11 +18,13 @@
 #include "cri/container_end.h"
 #include "cri/container_images.h"
 #include "cri/container_input.h"
+#include "cri/container_settle.h"
 #include "cri/events.h"
 #include "cri/inspect.h"
 #include "cri/resources.h"
 #include "cri/sandbox_ops.h"
 #include "cri/spec.h"
+#include "cri/spec_cdi.h"
 
 /* How long a killed container may take to disappear before StopContainer gives up. */
 #define KILL_NS (30LL * 1000000000)
@@ -205,6 +207,13 @@ static int put_volumes(Aspis__Agent__V1__CreateContainerRequest *req,
         out->id = v[i].id;
         out->file = v[i].file;
         out->mirrored = v[i].mirrored;
+        if (v[i].huge.name[0] != '\0' && (out->huge = arena_alloc(a, sizeof(*out->huge))) != NULL) {
+            aspis__agent__v1__huge_volume__init(out->huge);
+            out->huge->name = arena_strdup(a, v[i].huge.name);
+            out->huge->mode = v[i].huge.mode;
+            out->huge->uid = v[i].huge.uid;
+            out->huge->gid = v[i].huge.gid;
+        }
         req->volumes[req->n_volumes++] = out;
     }
     return arena_exhausted(a) ? err_sys(err, ENOMEM, "volumes") : 0;
@@ -225,6 +234,13 @@ static int check_target(const struct container *c, const char *id, struct err *e
     return 0;
 }
 
+static void free_config(Runtime__V1__ContainerConfig **config)
+{
+    if (*config != NULL)
+        protobuf_c_message_free_unpacked(&(*config)->base, NULL);
+}
+#define auto_config __attribute__((cleanup(free_config)))
+
 static int create_in_guest(struct container *c, struct machine *m, struct image *image,
                            struct cancel *cancel, struct err *err)
 {
@@ -232,13 +248,16 @@ static int create_in_guest(struct container *c, struct machine *m, struct image 
     if (a == NULL)
         return err_sys(err, ENOMEM, "create in guest");
     size_t n_volumes = 0;
-    auto_free struct machine_volume *volumes = spec_volumes(c->config, &n_volumes);
+    auto_config Runtime__V1__ContainerConfig *config = spec_cdi_apply(c->config, err);
+    if (config == NULL)
+        return -1;
+    auto_free struct machine_volume *volumes = spec_volumes(config, &n_volumes);
     auto_strv struct strv disks = {0};
     char serial[21];
     if (machine_add_volumes(m, c->rec.id, volumes, n_volumes, cancel, err) < 0)
         return err_wrap(err, "volumes");
-    auto_free char *plain = spec_make(c->config, c->sandbox->config, &image->config, volumes, err);
-    auto_free char *spec = plain != NULL ? spec_adapt(plain, c->config, c->sandbox->config, volumes,
+    auto_free char *plain = spec_make(config, c->sandbox->config, &image->config, volumes, err);
+    auto_free char *spec = plain != NULL ? spec_adapt(plain, config, c->sandbox->config, volumes,
                                                       n_volumes, c->sandbox->backend.backend, err)
                                          : NULL;
     if (spec == NULL)
@@ -249,7 +268,7 @@ static int create_in_guest(struct container *c, struct machine *m, struct image 
         return -1;
     Aspis__Agent__V1__User user;
     aspis__agent__v1__user__init(&user);
-    if (spec_user(c->config, &image->config, &user, err) < 0)
+    if (spec_user(config, &image->config, &user, err) < 0)
         return -1;
     Aspis__Agent__V1__CreateContainerRequest req;
     aspis__agent__v1__create_container_request__init(&req);
@@ -335,6 +354,8 @@ static int build(struct container *c, struct image *image, struct timeline *t,
     timeline_mark(t, "vm fits");
     if (rc == 0)
         rc = create_on_images(c, m, image, t, cancel, err);
+    if (rc == 0)
+        rc = resources_created(c, m, cancel, err);
     timeline_mark(t, "created in guest");
     /* the ids of the streams must be on record before a byte of them is acknowledged */
     if (rc == 0)
@@ -348,7 +369,7 @@ static int build(struct container *c, struct image *image, struct timeline *t,
 /* Once the guest has let go of them. */
 static int drop_volumes(struct container *c, struct cancel *cancel, struct err *err)
 {
-    if (c->config->n_mounts == 0)
+    if (c->config->n_mounts == 0 && c->config->n_cdi_devices == 0)
         return 0;
     struct machine *m = sandbox_use_machine(c->sandbox, NULL);
     if (m == NULL)
@@ -377,6 +398,7 @@ static void undo_create(struct container *c)
     container_close_log(c, true);
     (void)container_delete(c, NULL);
     model_remove_container(c->rt, c);
+    resources_give_back(c, own);
 }
 
 /* In the model and with its images on record, which keeps them from being removed; *image (the
@@ -436,6 +458,13 @@ struct container *container_create(struct sandbox *s, const Runtime__V1__Contain
 
 static int start_locked(struct container *c, struct cancel *cancel, struct err *err)
 {
+    (void)pthread_mutex_lock(&c->rt->lock);
+    bool unsure = c->start_unsure;
+    (void)pthread_mutex_unlock(&c->rt->lock);
+    if (unsure && container_settle(c, err) < 0) {
+        err->code = ERR_UNAVAILABLE;
+        return -1;
+    }
     if (container_phase(c) != CONTAINER_CREATED)
         return err_set(err, ERR_PRECONDITION, "it is not in state CREATED");
     if (container_start_is_doomed(c))
@@ -456,6 +485,7 @@ static int start_locked(struct container *c, struct cancel *cancel, struct err *
             : link_call(machine_link(m), "StartContainer", &req.base,
                         &aspis__agent__v1__start_container_response__descriptor, a, cancel, err);
     sandbox_release_machine(c->sandbox);
+    (void)FAILPOINT("container.started", NULL);
     if (reply == NULL)
         return -1;
     (void)pthread_mutex_lock(&c->rt->lock);
@@ -479,12 +509,15 @@ int container_start(struct container *c, struct cancel *cancel, struct err *err)
     auto_err struct err why = ERR_INIT;
     if (start_locked(c, cancel, &why) == 0)
         return 0;
-    /* what failed for good is shown as containerd does: EXITED, 128, StartError. A start that was
-     * cancelled or never reached the guest may be tried again. */
-    bool final = why.code != ERR_PRECONDITION && why.code != ERR_CANCELLED &&
-                 why.code != ERR_DEADLINE && why.code != ERR_UNAVAILABLE;
-    if (final)
+    bool cut = why.code == ERR_CANCELLED || why.code == ERR_DEADLINE || why.code == ERR_UNAVAILABLE;
+    auto_err struct err unsettled = ERR_INIT;
+    /* what failed for good is shown as containerd does: EXITED, 128, StartError. A start that never
+     * reached the guest may be tried again. */
+    if (!cut && why.code != ERR_PRECONDITION)
         container_finish_start_error(c, err_msg(&why));
+    else if (cut && container_settle(c, &unsettled) < 0)
+        log_warn("a start was cut", LOG_STR("container", c->rec.id),
+                 LOG_STR("error", err_msg(&unsettled)));
     (void)err_move(err, &why);
     return err_wrap(err, "start %s", container_title(c, title));
 }
@@ -587,6 +620,7 @@ int container_remove(struct container *c, struct cancel *cancel, struct err *err
     inspect_drop_spec(c);
     container_images_detach(c, cancel);
     container_disks_detach(c, cancel);
+    resources_give_back(c, cancel);
     container_close_log(c, true);
     if (container_delete(c, err) < 0)
         return err_wrap(err, "remove %s", container_title(c, title));

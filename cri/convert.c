@@ -127,11 +127,12 @@ static Runtime__V1__ContainerUser *user_of(struct call *call, const struct conta
     return u;
 }
 
-Runtime__V1__ContainerState convert_container_state(enum container_phase phase)
+Runtime__V1__ContainerState convert_container_state(const struct container *c)
 {
-    switch (phase) {
+    switch (c->rec.phase) {
     case CONTAINER_CREATED:
-        return RUNTIME__V1__CONTAINER_STATE__CONTAINER_CREATED;
+        return c->start_unsure ? RUNTIME__V1__CONTAINER_STATE__CONTAINER_UNKNOWN
+                               : RUNTIME__V1__CONTAINER_STATE__CONTAINER_CREATED;
     case CONTAINER_RUNNING:
         return RUNTIME__V1__CONTAINER_STATE__CONTAINER_RUNNING;
     case CONTAINER_EXITED:
@@ -159,7 +160,7 @@ Runtime__V1__ContainerStatus *convert_container_status(struct call *call, struct
     const Runtime__V1__ContainerConfig *config = c->config;
     s->id = call_string(call, c->rec.id, err);
     s->metadata = convert_copy(call, &config->metadata->base, err);
-    s->state = convert_container_state(c->rec.phase);
+    s->state = convert_container_state(c);
     s->created_at = c->rec.created_at;
     s->started_at = c->rec.started_at;
     s->finished_at = c->rec.finished_at;

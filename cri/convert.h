@@ -33,7 +33,7 @@ void *convert_copy(struct call *call, const ProtobufCMessage *m, struct err *err
 bool convert_selector_matches(const void *labels, size_t n_labels, const void *wanted,
                               size_t n_wanted);
 
-Runtime__V1__ContainerState convert_container_state(enum container_phase phase);
+Runtime__V1__ContainerState convert_container_state(const struct container *c);
 
 /* ContainerStatus without the image's tag, which needs the image store. */
 Runtime__V1__ContainerStatus *convert_container_status(struct call *call, struct container *c,

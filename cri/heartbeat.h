@@ -8,6 +8,9 @@
  * is shown as ready again: its containers never ended. Missed beats are counted rather than time,
  * so that a daemon that was stopped itself blames nobody.
  *
+ * The same Pings keep the guests' wall clocks on the host's: they are sent also when silence is
+ * nobody's concern, at least once a minute, and at once when somebody sets the host's clock.
+ *
  * Runs on the control loop and never blocks it. Nothing of this is on record.
  */
 #ifndef ASPIS_CRI_HEARTBEAT_H
@@ -23,7 +26,7 @@
 struct heartbeat;
 struct runtime;
 
-/* silence_ns 0: none. */
+/* silence_ns 0: guests may be silent for ever. */
 struct heartbeat *heartbeat_new(struct runtime *rt, struct loop *control, int64_t silence_ns,
                                 struct err *err);
 /* Before the sandboxes go. NULL is fine. */

@@ -46,7 +46,8 @@ static struct sandbox *sandbox_bare(struct runtime *rt, struct err *err)
     TAILQ_INIT(&s->containers);
     TAILQ_INIT(&s->execs);
     s->settled_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (s->settled_fd < 0 || oplock_init(&s->op, err) < 0 || oplock_init(&s->disks, err) < 0) {
+    if (s->settled_fd < 0 || oplock_init(&s->op, err) < 0 || oplock_init(&s->disks, err) < 0 ||
+        oplock_init(&s->fit, err) < 0) {
         (void)err_sys(err, errno, "new sandbox");
         sandbox_unref(s);
         return NULL;
@@ -165,6 +166,7 @@ void sandbox_unref(struct sandbox *s)
     stats_cache_clear(&s->stats);
     oplock_destroy(&s->op);
     oplock_destroy(&s->disks);
+    oplock_destroy(&s->fit);
     cleanup_closep(&s->settled_fd);
     (void)pthread_mutex_destroy(&s->save);
     free(s);
@@ -424,7 +426,9 @@ void container_unref(struct container *c)
         return;
     free_message(c->config);
     free_message(c->resources);
+    free(c->start_error);
     container_record_clear(&c->rec);
+    free(c->guest_cpus);
     oplock_destroy(&c->op);
     oplock_destroy(&c->input_turn);
     hub_destroy(&c->hub);

@@ -64,16 +64,19 @@ struct container {
     struct oplock input_turn;  /* guards input */
     struct stream *input;      /* its stdin (container_input.h) */
     int exited_fd;             /* eventfd: readable once EXITED is visible */
-    bool stopping; /* a StopContainer was asked for: tells a kill from a crash in the log */
-    uint32_t pid;  /* of its init in the guest; 0: not known */
+    bool stopping;    /* a StopContainer was asked for: tells a kill from a crash in the log */
+    char *guest_cpus; /* its cpuset in the guest (confine.h), under sandbox->fit; NULL: not known */
+    uint32_t pid;     /* of its init in the guest; 0: not known */
     bool starting, told_started; /* StartContainer was sent; GetContainerEvents said so */
-    bool disks_left;             /* it uses its images' disks no more (container_images.h) */
+    bool start_unsure; /* the call was given up and the guest has not said yet what became of it */
+    bool disks_left;   /* it uses its images' disks no more (container_images.h) */
     /* the end, put together from the exit event and the log's completion */
     bool exit_seen, log_done, finishing;
     struct loop_source *late; /* worker loop: the log takes too long to complete */
     uint64_t exit_seq;
     uint32_t exit_code;
     bool oom_killed;
+    char *start_error; /* its command was never executed; NULL: it was */
     int64_t exited_at;
     UT_hash_handle hh;
     TAILQ_ENTRY(container) link; /* in sandbox->containers */
@@ -89,6 +92,7 @@ struct sandbox {
     struct sandbox_record rec;
     struct oplock op;
     struct oplock disks; /* one change to the VM's image disks at a time; innermost but for lock */
+    struct oplock fit;   /* one change to the VM's size and CPUs at a time; innermost as disks */
     char *idle_image;    /* under disks: id of one that stays plugged in though nobody uses it */
     pthread_mutex_t save;
     bool deleted; /* under save: the record is gone and stays gone */

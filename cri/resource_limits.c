@@ -6,6 +6,8 @@
 
 #include "base/cleanup.h"
 #include "base/fs.h"
+#include "cri/cpu_map.h"
+#include "cri/huge_pages.h"
 
 typedef Runtime__V1__LinuxContainerResources Resources;
 
@@ -69,10 +71,12 @@ Resources *resource_limits_merge(const Resources *old, const Resources *by)
         r->memory_limit_in_bytes = by->memory_limit_in_bytes;
     if (by->memory_swap_limit_in_bytes != 0)
         r->memory_swap_limit_in_bytes = by->memory_swap_limit_in_bytes;
+    if (by->oom_score_adj != 0)
+        r->oom_score_adj = by->oom_score_adj;
     take_string(&r->cpuset_cpus, by->cpuset_cpus);
     take_string(&r->cpuset_mems, by->cpuset_mems);
     merge_unified(r, by);
-    /* oom_score_adj is a process's own and stays; huge pages have only limits of 0 */
+    huge_pages_merge(r, by);
     return r;
 }
 
@@ -113,13 +117,24 @@ void resource_limits_files(const Resources *r, struct strv *keys, struct strv *v
         put(keys, values, r->unified[i]->key, xstrdup(r->unified[i]->value));
 }
 
-/* Bytes are whole pages to the kernel; all else reads as it was written. */
+void resource_limits_cpusets(const Resources *r, struct strv *keys, struct strv *values)
+{
+    if (!str_empty(r->cpuset_cpus))
+        put(keys, values, "cpuset.cpus", xstrdup(r->cpuset_cpus));
+    if (!str_empty(r->cpuset_mems))
+        put(keys, values, "cpuset.mems", xstrdup(r->cpuset_mems));
+}
+
+/* Bytes are whole pages to the kernel, and lists have one form; all else reads as it was written.
+ */
 bool resource_limits_as_written(const char *key, const char *want, const char *have)
 {
     uint64_t w;
     uint64_t h;
     if (strcmp(want, have) == 0)
         return true;
+    if (str_starts(key, "cpuset."))
+        return cpu_map_same(want, have);
     return str_starts(key, "memory.") && str_to_u64(want, &w) == 0 && str_to_u64(have, &h) == 0 &&
            h <= w && w - h < PAGE;
 }

@@ -21,6 +21,9 @@ resource_limits_merge(const Runtime__V1__LinuxContainerResources *old,
  * as in crun, which sets a container's first limits. */
 void resource_limits_files(const Runtime__V1__LinuxContainerResources *r, struct strv *keys,
                            struct strv *values);
+/* Those of its cpusets, whose numbers are the host's. */
+void resource_limits_cpusets(const Runtime__V1__LinuxContainerResources *r, struct strv *keys,
+                             struct strv *values);
 /* Whether a file that reads `have` was set to `want`: bytes are whole pages to the kernel. */
 bool resource_limits_as_written(const char *key, const char *want, const char *have);
 

@@ -9,8 +9,11 @@
 #include "base/failpoint.h"
 #include "base/fs.h"
 #include "base/limits.h"
+#include "base/log.h"
 #include "base/str.h"
+#include "cri/confine.h"
 #include "cri/container_ops.h"
+#include "cri/huge_pages.h"
 #include "cri/resource_limits.h"
 #include "cri/spec.h"
 
@@ -32,46 +35,70 @@ static Resources *copy(const Resources *r)
 
 /* --- limits of the guest --- */
 
-static int set_in_guest(struct machine *m, const char *id, const Resources *r,
-                        struct cancel *cancel, struct err *err)
+int resources_set_limits(struct machine *m, const char *id, const struct strv *keys,
+                         const struct strv *values, const int64_t *oom_score_adj,
+                         struct cancel *cancel, struct err *err)
 {
-    auto_strv struct strv keys = {0};
-    auto_strv struct strv values = {0};
-    resource_limits_files(r, &keys, &values);
-    if (keys.n == 0)
+    if (keys->n == 0 && oom_score_adj == NULL)
         return 0;
     auto_arena struct arena *a = arena_new(LIMIT_CALL_ARENA);
     auto_cancel struct cancel *limit = cancel_child(cancel, mono_ns() + AGENT_NS, err);
     Aspis__Agent__V1__SetLimitsRequest req;
     aspis__agent__v1__set_limits_request__init(&req);
     if (a == NULL || limit == NULL ||
-        (req.limits = arena_alloc(a, keys.n * sizeof(void *))) == NULL)
+        (req.limits = arena_alloc(a, (keys->n + 1) * sizeof(void *))) == NULL)
         return limit == NULL ? -1 : err_sys(err, ENOMEM, "limits");
     req.container_id = arena_strdup(a, id);
-    for (size_t i = 0; i < keys.n; i++) {
+    for (size_t i = 0; i < keys->n; i++) {
         Aspis__Agent__V1__KeyValue *kv = arena_alloc(a, sizeof(*kv));
         if (kv == NULL)
             return err_sys(err, ENOMEM, "limits");
         aspis__agent__v1__key_value__init(kv);
-        kv->key = keys.v[i];
-        kv->value = values.v[i];
+        kv->key = keys->v[i];
+        kv->value = values->v[i];
         req.limits[req.n_limits++] = kv;
     }
     if (req.container_id == NULL)
         return err_sys(err, ENOMEM, "limits");
+    Aspis__Agent__V1__OomScore score;
+    aspis__agent__v1__oom_score__init(&score);
+    if (oom_score_adj != NULL) {
+        int64_t adj = *oom_score_adj;
+        score.adj = (int32_t)(adj < -1000 ? -1000 : adj > 1000 ? 1000 : adj);
+        req.oom_score = &score;
+    }
     const Aspis__Agent__V1__SetLimitsResponse *reply =
         (const Aspis__Agent__V1__SetLimitsResponse *)(const void *)link_call(
             machine_link(m), "SetLimits", &req.base,
             &aspis__agent__v1__set_limits_response__descriptor, a, limit, err);
     if (reply == NULL)
         return -1;
-    for (size_t i = 0; i < keys.n; i++) {
+    if (oom_score_adj != NULL && !reply->oom_score)
+        return err_set(err, ERR_PRECONDITION,
+                       "the pod was started by an older release, whose agent cannot change "
+                       "oom_score_adj");
+    for (size_t i = 0; i < keys->n; i++) {
         const char *have = i < reply->n_limits ? reply->limits[i]->value : "";
-        if (!resource_limits_as_written(keys.v[i], values.v[i], have))
+        if (!resource_limits_as_written(keys->v[i], values->v[i], have))
             return err_set(err, ERR_INTERNAL, "the guest has %s = \"%.100s\" instead of \"%.100s\"",
-                           keys.v[i], have, values.v[i]);
+                           keys->v[i], have, values->v[i]);
     }
     return 0;
+}
+
+static int set_in_guest(struct machine *m, const char *id, const Resources *r,
+                        const Resources *before, struct cancel *cancel, struct err *err)
+{
+    auto_strv struct strv keys = {0};
+    auto_strv struct strv values = {0};
+    enum backend backend = machine_backend(m);
+    resource_limits_files(r, &keys, &values);
+    huge_pages_files(r, backend, &keys, &values);
+    if (backend == BACKEND_HOST) /* in a VM it is not so simple (confine.h) */
+        resource_limits_cpusets(r, &keys, &values);
+    bool other = r->oom_score_adj != (before != NULL ? before->oom_score_adj : 0);
+    return resources_set_limits(m, id, &keys, &values, other ? &r->oom_score_adj : NULL, cancel,
+                                err);
 }
 
 /* --- the pod as a whole --- */
@@ -84,7 +111,7 @@ static const Resources *pod_resources(const struct sandbox *s)
 }
 
 /* Thousandths of a CPU. */
-static uint64_t cpu_of(const Resources *r)
+uint64_t resources_cpu_milli(const Resources *r)
 {
     uint64_t period = r != NULL && r->cpu_period > 0 ? (uint64_t)r->cpu_period : PERIOD;
     if (r == NULL || r->cpu_quota <= 0 || (uint64_t)r->cpu_quota > UINT64_MAX / 1000)
@@ -106,6 +133,7 @@ void resources_of_pod(struct sandbox *s, struct machine_spec *spec)
 {
     uint64_t memory = 0;
     uint64_t cpu = 0;
+    uint64_t huge = 0;
     struct container *c;
     (void)pthread_mutex_lock(&s->rt->lock);
     TAILQ_FOREACH(c, &s->containers, link)
@@ -114,13 +142,15 @@ void resources_of_pod(struct sandbox *s, struct machine_spec *spec)
             continue;
         uint64_t more = memory_of(container_resources(c));
         memory = more > UINT64_MAX - memory ? UINT64_MAX : memory + more;
-        cpu += cpu_of(container_resources(c)) % UINT32_MAX;
+        cpu += resources_cpu_milli(container_resources(c)) % UINT32_MAX;
+        huge += huge_pages_bytes(container_resources(c));
     }
     const Resources *r = pod_resources(s);
     spec->memory_limit_bytes = memory_of(r);
     spec->memory_needed_bytes = memory;
-    if (cpu_of(r) > cpu)
-        cpu = cpu_of(r);
+    spec->huge_bytes = huge;
+    if (resources_cpu_milli(r) > cpu)
+        cpu = resources_cpu_milli(r);
     (void)pthread_mutex_unlock(&s->rt->lock);
     spec->cpu_quota = cpu > INT64_MAX / 100 ? INT64_MAX : (int64_t)(cpu * 100);
     spec->cpu_period = PERIOD;
@@ -149,12 +179,44 @@ static char *union_of_cpusets(struct sandbox *s, bool mems)
 int resources_fit(struct sandbox *s, struct machine *m, struct cancel *cancel, struct err *err)
 {
     struct machine_spec spec = {0};
+    if (oplock_take(&s->fit, cancel, err) < 0)
+        return -1;
+    auto_oplock struct oplock *held = &s->fit;
     resources_of_pod(s, &spec);
+    if (machine_backend(m) == BACKEND_VM && confine_need(s, &spec.min_vcpus, err) < 0)
+        return -1;
     auto_free char *cpus = union_of_cpusets(s, false);
     auto_free char *mems = union_of_cpusets(s, true);
     if (FAILPOINT("container.fit", err) < 0 || machine_resize(m, &spec, cancel, err) < 0)
         return -1;
-    return machine_set_cpuset(m, cpus, mems, err);
+    if (machine_set_cpuset(m, cpus, mems, err) < 0)
+        return -1;
+    return confine_apply(s, m, cancel, err);
+}
+
+int resources_created(struct container *c, struct machine *m, struct cancel *cancel,
+                      struct err *err)
+{
+    if (oplock_take(&c->sandbox->fit, cancel, err) < 0)
+        return -1;
+    auto_oplock struct oplock *held = &c->sandbox->fit;
+    return confine_new(c, m, cancel, err);
+}
+
+void resources_give_back(struct container *c, struct cancel *cancel)
+{
+    auto_err struct err err = ERR_INIT;
+    (void)pthread_mutex_lock(&c->rt->lock);
+    const Resources *r = container_resources(c);
+    bool reserved = huge_pages_bytes(r) > 0 || (r != NULL && !str_empty(r->cpuset_cpus));
+    (void)pthread_mutex_unlock(&c->rt->lock);
+    struct machine *m = reserved ? sandbox_use_machine(c->sandbox, NULL) : NULL;
+    if (m == NULL)
+        return; /* nothing, or it went with the machine */
+    if (resources_fit(c->sandbox, m, cancel, &err) < 0)
+        log_warn("cannot take back huge pages and CPUs", LOG_STR("sandbox", c->sandbox->rec.id),
+                 LOG_STR("error", err_msg(&err)));
+    sandbox_release_machine(c->sandbox);
 }
 
 /* --- records --- */
@@ -253,11 +315,12 @@ static int apply(struct container *c, Resources *merged, struct cancel *cancel, 
         return -1;
     (void)pthread_mutex_lock(&c->rt->lock);
     Resources *before = c->resources;
+    const Resources *old = container_resources(c); /* stays while c->op is held */
     c->resources = merged;
     (void)pthread_mutex_unlock(&c->rt->lock);
     int ret = resources_fit(c->sandbox, m, cancel, err);
     if (ret == 0 && (ret = FAILPOINT("container.limits", err)) == 0)
-        ret = set_in_guest(m, c->rec.id, merged, cancel, err);
+        ret = set_in_guest(m, c->rec.id, merged, old, cancel, err);
     (void)pthread_mutex_lock(&c->rt->lock);
     c->resources = before;
     (void)pthread_mutex_unlock(&c->rt->lock);
@@ -273,7 +336,8 @@ int container_update_resources(struct container *c, const Resources *r, struct c
                                struct err *err)
 {
     char title[200];
-    if (spec_check_resources(r, err) < 0)
+    if (spec_check_resources(r, err) < 0 ||
+        huge_pages_check_backend(r, c->sandbox->backend.backend, err) < 0)
         return err_wrap(err, "update %s", container_title(c, title));
     if (oplock_take(&c->op, cancel, err) < 0)
         return err_wrap(err, "update %s", container_title(c, title));

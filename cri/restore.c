@@ -13,6 +13,7 @@
 #include "cri/checkpoint_dir.h"
 #include "cri/container_images.h"
 #include "cri/container_ops.h"
+#include "cri/resources.h"
 #include "cri/sandbox_net.h"
 #include "cri/sandbox_ops.h"
 #include "cri/service_runtime.h"
@@ -392,6 +393,9 @@ static int build(struct work *w, struct cancel *cancel, struct err *err)
         if (begin_log(w, i, s->machine, err) < 0)
             return -1;
     }
+    /* what lies on the host: the VM's control group and the pins of its vCPUs */
+    if (resources_fit(s, s->machine, cancel, err) < 0)
+        return -1;
     note_idle(w);
     if (FAILPOINT("restore.ready", err) < 0)
         return -1;

@@ -13,6 +13,7 @@
 #include "cri/container_end.h"
 #include "cri/container_images.h"
 #include "cri/container_ops.h"
+#include "cri/container_settle.h"
 #include "cri/events.h"
 #include "cri/heartbeat.h"
 #include "cri/model.h"
@@ -201,19 +202,12 @@ static void adopt_container(struct container *c, struct link *link,
     if (phase == CONTAINER_EXITED)
         return;
     c->pid = p->pid; /* nobody else is here yet */
-    /* StartContainer had reached the guest, its answer not us */
-    if (phase == CONTAINER_CREATED && p->state != ASPIS__AGENT__V1__PROCESS_STATE__STATE__CREATED) {
-        (void)pthread_mutex_lock(&c->rt->lock);
-        c->rec.phase = CONTAINER_RUNNING;
-        c->rec.started_at = p->started_at_ns > INT64_MAX ? wall_ns() : (int64_t)p->started_at_ns;
-        (void)pthread_mutex_unlock(&c->rt->lock);
-        (void)container_save(c, NULL);
-    }
     if (container_resume_log(c, link, &err) < 0) {
         log_error("cannot resume container log", LOG_STR("container", c->rec.id),
                   LOG_STR("error", err_msg(&err)));
         container_log_is_done(c);
     }
+    container_take_state(c, p);
 }
 
 static void remove_in_guest(struct link *link, const char *container_id, const char *exec_id,

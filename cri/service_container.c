@@ -271,7 +271,7 @@ int cri_list_containers(struct call *call, const ProtobufCMessage *message,
     (void)pthread_mutex_lock(&rt->lock);
     r->containers = call_array(call, HASH_CNT(hh, rt->containers), sizeof(void *), err);
     for (struct container *c = rt->containers; r->containers != NULL && c != NULL; c = c->hh.next) {
-        Runtime__V1__ContainerState state = convert_container_state(c->rec.phase);
+        Runtime__V1__ContainerState state = convert_container_state(c);
         if (!wanted(c, state, req->filter))
             continue;
         Runtime__V1__Container *i = item_of(call, c, state, err);

@@ -11,14 +11,24 @@
 #include "base/fs.h"
 #include "base/limits.h"
 #include "base/str.h"
+#include "cri/backend.h"
+#include "cri/spec_cdi.h"
 
 #define OPEN_FILES 1048576 /* what containerd's service unit gives its containers */
 
 int spec_check_container(const Container *c, const Pod *pod, enum backend backend, struct err *err)
 {
-    if (spec_check_security(c, pod, err) < 0 || spec_check_mounts(c, err) < 0)
+    if (spec_check_security(c, pod, err) < 0)
         return -1;
-    return spec_check_limits(c, err) < 0 ? -1 : spec_check_devices(c, backend, err);
+    Container *full = spec_cdi_apply(c, err);
+    int rc = full == NULL ? -1 : spec_check_mounts(full, err);
+    if (rc == 0)
+        rc = backend_check_mounts(backend, full, pod, err);
+    if (full != NULL)
+        protobuf_c_message_free_unpacked(&full->base, NULL);
+    if (rc < 0)
+        return -1;
+    return spec_check_limits(c, backend, err) < 0 ? -1 : spec_check_devices(c, backend, err);
 }
 
 /* --- signals --- */
@@ -265,7 +275,8 @@ char *spec_make(const Container *c, const Pod *pod, const struct image_config *i
         json_pack("{s:s, s:O, s:{s:s, s:b}, s:o, s:o}", "ociVersion", "1.0.2", "process", process,
                   "root", "path", "rootfs", "readonly", s != NULL && s->readonly_rootfs, "mounts",
                   spec_mounts(c, volumes), "linux", make_linux(c));
-    if (spec != NULL && spec_add_seccomp_flags(spec, c, err) < 0)
+    if (spec != NULL &&
+        (spec_add_seccomp_flags(spec, c, err) < 0 || spec_cdi_finish(c, spec, err) < 0))
         return NULL;
     char *text = spec != NULL ? json_dumps(spec, JSON_COMPACT) : NULL;
     if (text == NULL)

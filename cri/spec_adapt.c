@@ -8,6 +8,7 @@
 #include "base/limits.h"
 #include "base/str.h"
 #include "cri/backend.h"
+#include "cri/huge_pages.h"
 #include "cri/spec_host.h"
 #include "cri/spec_internal.h"
 #include "cri/userns.h"
@@ -143,7 +144,8 @@ char *spec_adapt(const char *text, const Container *c, const Pod *pod,
     const Security *s = security_of(c);
     bool privileged = s != NULL && s->privileged;
     (void)pod;
-    if (backend == BACKEND_VM && !privileged)
+    json_auto_t *huge = huge_pages_spec(resources_of(c), backend);
+    if (backend == BACKEND_VM && !privileged && huge == NULL)
         return xstrdup(text);
     json_auto_t *spec = json_loads(text, 0, NULL);
     json_t *lin = json_object_get(spec, "linux");
@@ -153,6 +155,8 @@ char *spec_adapt(const char *text, const Container *c, const Pod *pod,
     }
     if (privileged)
         make_privileged(spec);
+    if (huge != NULL)
+        (void)json_object_set(member(lin, "resources", json_object), "hugepageLimits", huge);
     if (backend == BACKEND_HOST) {
         set_namespaces(lin, c, privileged);
         set_volumes(spec, volumes, n_volumes);

@@ -10,6 +10,7 @@
 #include "base/limits.h"
 #include "base/str.h"
 #include "cri/cdi.h"
+#include "cri/spec_cdi.h"
 #include "cri/spec_internal.h"
 #include "cri/userns.h"
 
@@ -52,24 +53,10 @@ static int check_device(const char *path, const char *permissions, enum backend 
     return 0;
 }
 
-static int resolve_cdi(const Container *c, struct cdi_edits *edits, struct err *err)
-{
-    if (c->n_cdi_devices == 0)
-        return 0;
-    if (c->n_cdi_devices > LIMIT_CDI_EDITS)
-        return err_set(err, ERR_INVALID, "more than %d CDI devices", LIMIT_CDI_EDITS);
-    const char **names = xcalloc(c->n_cdi_devices, sizeof(*names));
-    for (size_t i = 0; i < c->n_cdi_devices; i++)
-        names[i] = c->cdi_devices[i]->name;
-    int rc = cdi_resolve(NULL, names, c->n_cdi_devices, edits, err);
-    free(names);
-    return rc;
-}
-
 int spec_cdi_env(const Container *c, struct strv *env, struct err *err)
 {
     auto_cdi_edits struct cdi_edits edits = {0};
-    if (resolve_cdi(c, &edits, err) < 0)
+    if (spec_cdi_resolve(c, &edits, err) < 0)
         return -1;
     for (size_t i = 0; i < edits.env.n; i++)
         strv_add(env, edits.env.v[i]);
@@ -87,7 +74,7 @@ int spec_check_devices(const Container *c, enum backend backend, struct err *err
             return err_set(err, ERR_INVALID, "device %.200s: the path in the container is relative",
                            c->devices[i]->host_path);
     }
-    if (resolve_cdi(c, &edits, err) < 0)
+    if (spec_cdi_resolve(c, &edits, err) < 0)
         return -1;
     for (size_t i = 0; i < edits.n_nodes; i++) {
         if (check_device(edits.nodes[i].host_path, edits.nodes[i].permissions, backend, false,
@@ -142,7 +129,7 @@ static int put_devices(const Container *c, enum backend backend, Request *req, s
     auto_cdi_edits struct cdi_edits edits = {0};
     const Security *s = security_of(c);
     req->all_devices = s != NULL && s->privileged;
-    if (!req->all_devices && resolve_cdi(c, &edits, err) < 0)
+    if (!req->all_devices && spec_cdi_resolve(c, &edits, err) < 0)
         return -1;
     req->devices = arena_alloc(a, (c->n_devices + edits.n_nodes + 1) * sizeof(void *));
     req->raw_disks = arena_alloc(a, (c->n_devices + 1) * sizeof(void *));
@@ -202,6 +189,15 @@ int spec_guest(const Container *c, enum backend backend, const struct seccomp_fi
     return put_devices(c, backend, req, a, err);
 }
 
+static bool has_huge(const Request *req)
+{
+    for (size_t i = 0; i < req->n_volumes; i++) {
+        if (req->volumes[i]->huge != NULL)
+            return true;
+    }
+    return false;
+}
+
 int spec_guest_understood(const Request *req, uint32_t knows, struct err *err)
 {
     const struct {
@@ -213,6 +209,7 @@ int spec_guest_understood(const Request *req, uint32_t knows, struct err *err)
         {!str_empty(req->pid_target), 101, "join another container's process namespace"},
         {req->n_devices > 0 || req->all_devices, 103, "give devices"},
         {req->n_uids > 0, 105, "make user namespaces"},
+        {has_huge(req), 940, "mount huge pages"},
     };
     for (size_t i = 0; i < ARRAY_LEN(used); i++) {
         if (used[i].used && knows < used[i].field)

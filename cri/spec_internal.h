@@ -57,7 +57,7 @@ int spec_check_mounts(const Container *c, struct err *err);
 json_t *spec_mounts(const Container *c, const struct machine_volume *volumes);
 
 /* --- spec_resources.c --- */
-int spec_check_limits(const Container *c, struct err *err);
+int spec_check_limits(const Container *c, enum backend backend, struct err *err);
 /* linux.resources; r may be NULL. */
 json_t *spec_resources(const Resources *r);
 

@@ -5,6 +5,7 @@
 
 #include "base/limits.h"
 #include "base/str.h"
+#include "cri/huge_pages.h"
 
 #define MIN_MEMORY MiB(4) /* less and the container's init is killed before its command runs */
 #define MAX_UNIFIED 64
@@ -50,13 +51,8 @@ int spec_check_resources(const Resources *r, struct err *err)
         return err_set(err, ERR_INVALID,
                        "memory_swap_limit_in_bytes counts memory and swap together and is below "
                        "memory_limit_in_bytes");
-    for (size_t i = 0; i < r->n_hugepage_limits; i++) {
-        /* kubelet sends 0 for every size of the host */
-        if (r->hugepage_limits[i]->limit > 0)
-            return err_set(err, ERR_UNIMPLEMENTED,
-                           "huge pages of %.16s are asked for; a VM of this release has none",
-                           r->hugepage_limits[i]->page_size);
-    }
+    if (huge_pages_check(r, err) < 0)
+        return -1;
     if (r->n_unified > MAX_UNIFIED)
         return err_set(err, ERR_INVALID, "unified: more than %d keys", MAX_UNIFIED);
     for (size_t i = 0; i < r->n_unified; i++) {
@@ -69,10 +65,12 @@ int spec_check_resources(const Resources *r, struct err *err)
     return 0;
 }
 
-int spec_check_limits(const Container *c, struct err *err)
+int spec_check_limits(const Container *c, enum backend backend, struct err *err)
 {
     const Resources *r = resources_of(c);
-    return r == NULL ? 0 : spec_check_resources(r, err);
+    if (r == NULL)
+        return 0;
+    return spec_check_resources(r, err) < 0 ? -1 : huge_pages_check_backend(r, backend, err);
 }
 
 json_t *spec_resources(const Resources *r)

@@ -66,11 +66,15 @@ static char *args_from_json(const json_t *a)
     return xstrdup(buf_str(&b));
 }
 
+static char *file_of(const char *dir, const struct cache_entry *e)
+{
+    return fs_format("%s/results/%s-%s-%s", dir, e->network, e->container_id, e->ifname);
+}
+
 int cache_write(const char *dir, const struct cache_entry *e, struct err *err)
 {
     auto_free char *results = fs_format("%s/results", dir);
-    auto_free char *file =
-        fs_format("%s/%s-%s-%s", results, e->network, e->container_id, e->ifname);
+    auto_free char *file = file_of(dir, e);
     size_t len = strlen(e->conf->text);
     auto_free char *config = xcalloc(4 * ((len + 2) / 3) + 1, 1), *text = NULL;
     auto_json json_t *o = NULL;
@@ -91,9 +95,16 @@ int cache_write(const char *dir, const struct cache_entry *e, struct err *err)
     if (text == NULL)
         return err_set(err, ERR_EXHAUSTED, "cache %s: does not fit in memory", file);
     if (fs_mkdir_p(results, 0700, err) < 0 ||
-        fs_write_atomic(file, text, strlen(text), 0600, true, err) < 0)
+        fs_write_atomic(file, text, strlen(text), 0600, e->result != NULL, err) < 0)
         return err_wrap(err, "cache of CNI results");
     return 0;
+}
+
+int cache_forget(const char *dir, const struct cache_entry *e, struct err *err)
+{
+    auto_free char *file = file_of(dir, e);
+
+    return cache_remove(file, err);
 }
 
 static struct cni_conf *parse_config(const char *b64, struct err *err)

@@ -31,8 +31,11 @@ struct cache_entry {
 void cache_entry_clear(struct cache_entry *e);
 #define auto_cache_entry __attribute__((cleanup(cache_entry_clear)))
 
-/* Writes e (all but e->file, which is derived). */
+/* Writes e (all but e->file, which is derived); without a result, which is before the ADD, not as
+ * far as the disk. */
 int cache_write(const char *dir, const struct cache_entry *e, struct err *err);
+/* Removes what cache_write() wrote of e. */
+int cache_forget(const char *dir, const struct cache_entry *e, struct err *err);
 /* Decodes the text of one cache file; e->file stays NULL. *out must be {0}. */
 int cache_parse(const char *text, size_t len, struct cache_entry *out, struct err *err);
 int cache_read(const char *file, struct cache_entry *out, struct err *err);

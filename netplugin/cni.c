@@ -100,7 +100,8 @@ static struct chain chain_of(const struct cni *c, const struct cni_conf *conf,
 /* ---- ADD ---- */
 
 /* Takes an ADD's work back. Its own deadline: the call's token may be what made the ADD fail. */
-static void undo_add(const struct cni *c, const struct chain *ch, size_t n_done, struct err *err)
+static void undo_add(const struct cni *c, const struct chain *ch, const struct cache_entry *e,
+                     size_t n_done, struct err *err)
 {
     auto_err struct err why = ERR_INIT;
     auto_cancel struct cancel *deadline =
@@ -108,6 +109,8 @@ static void undo_add(const struct cni *c, const struct chain *ch, size_t n_done,
 
     if (deadline == NULL || chain_undo(ch, n_done, deadline, &why) < 0)
         err_append(err, "; undoing it failed: %s", err_msg(&why));
+    else
+        (void)cache_forget(c->cache_dir, e, NULL);
 }
 
 static int add(struct cni *c, const struct chain *ch, struct cache_entry *e, struct netinfo *out,
@@ -116,6 +119,10 @@ static int add(struct cni *c, const struct chain *ch, struct cache_entry *e, str
     auto_cni_result struct cni_result r = {0};
     auto_netinfo struct netinfo info = {0};
 
+    /* the DEL of an ADD that came to nothing, or whose daemon was killed, must be with this
+     * configuration, whatever has become of the network's file */
+    if (cache_write(c->cache_dir, e, err) < 0)
+        return -1;
     if (FAILPOINT("netplugin.add", err) < 0 || chain_add(ch, &e->result, n_done, cancel, err) < 0 ||
         FAILPOINT("netplugin.added", err) < 0 ||
         cni_result_parse(e->result, e->conf->version, &r, err) < 0)
@@ -158,7 +165,7 @@ int cni_add(struct cni *c, const struct cni_attachment *a, struct netinfo *out,
     ch.args = e.args;
     ch.caps = e.caps;
     if (add(c, &ch, &e, out, &n_done, cancel, err) < 0) {
-        undo_add(c, &ch, n_done, err);
+        undo_add(c, &ch, &e, n_done, err);
         return err_wrap(err, "CNI network %s", e.network);
     }
     return 0;

@@ -16,8 +16,11 @@ const struct protocol_addition protocol_additions[] = {
     {"CreateContainer", "gids", 2},
     {"CreateContainer", "raw_disks", 2},
     {"CreateContainer", "Volume.mirrored", 2}, /* only of what SyncVolume has made */
+    {"CreateContainer", "Volume.huge", 2},
     {"Resize", NULL, 2},
+    {"Resize", "huge_bytes", 2},
     {"SetLimits", NULL, 2},
+    {"SetLimits", "oom_score", 2},
     {"Stats", NULL, 2},
     {"SyncVolume", NULL, 2},
     {"DropVolume", NULL, 2},
@@ -26,6 +29,7 @@ const struct protocol_addition protocol_additions[] = {
     {"BecomePod", NULL, 2},
     {"PrepareTemplate", NULL, 2},
     {"NameDisk", NULL, 2},
+    {"Clock", NULL, 2},
 };
 const size_t n_protocol_additions = ARRAY_LEN(protocol_additions);
 

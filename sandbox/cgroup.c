@@ -186,7 +186,7 @@ static int fill_cpuset(const char *parent, const char *dir, struct err *err)
  * same. */
 static void pass_controllers(const char *dir)
 {
-    static const char *const wanted[] = {"+cpu", "+memory", "+pids", "+io", "+cpuset"};
+    static const char *const wanted[] = {"+cpu", "+memory", "+pids", "+io", "+cpuset", "+hugetlb"};
     auto_free char *file = fs_format("%s/cgroup.subtree_control", dir);
     for (size_t i = 0; i < ARRAY_LEN(wanted); i++)
         (void)fs_write_str(file, wanted[i], NULL);

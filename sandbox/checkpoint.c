@@ -73,9 +73,10 @@ int machine_find_volumes(struct machine *m, const char *owner, struct machine_vo
         v[i].mirrored = mirror_find(m->mirror, owner, nth, &v[i].id);
         if (!v[i].mirrored &&
             (m->share == NULL || !share_find(m->share, owner, nth, &v[i].id, &v[i].file)))
-            return err_set(err, ERR_PRECONDITION,
-                           "%.200s: an older daemon added it, which did not note where",
-                           v[i].source);
+            return err_set(
+                err, ERR_PRECONDITION,
+                "%.200s: it is of huge pages, or an older daemon added it and did not note where",
+                v[i].source);
     }
     return 0;
 }

@@ -185,6 +185,8 @@ struct hv_ops {
     /* Stops a VM launched with fork_library for good, so that it can be copied; its link is closed
      * already. May be NULL. */
     int (*freeze)(struct hv *hv, struct cancel *cancel, struct err *err);
+    /* Host CPUs of each vCPU's thread ("0-3"; "", or beyond n: any that the VM may use). */
+    int (*pin)(struct hv *hv, char *const *lists, size_t n, struct cancel *cancel, struct err *err);
     /* Writes the device state of a VM launched to become a template; it does not run after that and
      * can only be quit. Not for others. */
     int (*save)(struct hv *hv, int state_fd, struct cancel *cancel, struct err *err);

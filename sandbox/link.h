@@ -81,8 +81,14 @@ const ProtobufCMessage *link_call(struct link *l, const char *method,
                                   struct cancel *cancel, struct err *err);
 
 /* For a heartbeat: has the agent answered anything since the last probe? Sends a Ping that the next
- * probe will want answered. Never blocks. */
+ * probe will want answered, and that keeps the guest's clock on the host's (link_clock.c). Never
+ * blocks. */
 bool link_probe(struct link *l);
+/* The host's clock was set: the guest's is compared now, not with the next probe. Never blocks. */
+void link_clock_changed(struct link *l);
+
+/* Guest text made fit for messages: bounded, printable. The caller frees it. */
+char *link_guest_text(const void *text, size_t len);
 
 /* How often an agent was connected to again, all links of this process together. */
 uint64_t link_reconnects(void);

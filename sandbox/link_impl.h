@@ -104,9 +104,13 @@ struct link {
     struct call events;
     struct call ack;
     struct call ping;
-    bool heard;                /* an answer came since the last link_probe() */
-    uint64_t ack_want;         /* highest link_ack_events() */
-    uint64_t ack_sent;         /* in the last AckEvents */
+    bool heard;        /* an answer came since the last link_probe() */
+    uint64_t ack_want; /* highest link_ack_events() */
+    uint64_t ack_sent; /* in the last AckEvents */
+    /* of the heartbeat's Clock: when it was asked last, how often since the heartbeat, and what the
+     * next one corrects */
+    int64_t clock_wall, clock_mono, clock_adjust_ns;
+    unsigned clock_asks;
     uint64_t last_event;       /* delivered */
     uint64_t n_unacked;        /* delivered, not acknowledged */
     char *boot_id;             /* of the last Hello */
@@ -127,8 +131,15 @@ void link_mem_ref(struct link *l);
 void link_mem_unref(struct link *l);
 /* The guest broke the protocol: ends the link for good. On a loop of the link. */
 void link_broken(struct link *l, const char *reason);
-/* Guest text made fit for messages: bounded, printable. The caller frees it. */
-char *link_guest_text(const void *text, size_t len);
+
+/* --- link_clock.c; under rpc.lock --- */
+/* By how much the guest's clock is behind the host's for certain, ahead when negative; 0: nothing
+ * is certain. The host asked and was answered at these times. */
+int64_t link_clock_behind(int64_t asked, int64_t answered, uint64_t guest);
+void link_clock_begin(struct link *l); /* a heartbeat */
+void link_clock_ask(struct link *l, Aspis__Agent__V1__ClockRequest *req);
+/* True: ask again at once. */
+bool link_clock_answered(struct link *l, const struct frame *f);
 
 /* --- link_dial.c --- */
 /* Like link_dial(), but a vsock connection may still be in progress (*connecting). */

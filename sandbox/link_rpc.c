@@ -367,6 +367,23 @@ static void user_answered(struct link *l, struct call *c, const struct frame *f)
     finish(l, c, c->response == NULL ? "out of memory for the answer" : NULL);
 }
 
+/* A heartbeat; agents that know no Clock are asked for nothing. */
+static void queue_ping(struct link *l)
+{
+    Aspis__Agent__V1__Empty empty;
+    Aspis__Agent__V1__ClockRequest req;
+
+    aspis__agent__v1__empty__init(&empty);
+    aspis__agent__v1__clock_request__init(&req);
+    if (l->minor >= protocol_call_minor("Clock")) {
+        link_clock_ask(l, &req);
+        prepare(&l->ping, "Clock", &req.base);
+    } else {
+        prepare(&l->ping, "Ping", &empty.base);
+    }
+    enqueue(l, &l->ping);
+}
+
 static int response_came(struct link *l, const struct frame *f, struct err *err)
 {
     struct call *c;
@@ -380,6 +397,9 @@ static int response_came(struct link *l, const struct frame *f, struct err *err)
             user_answered(l, c, f);
         } else if (c->kind == CALL_ACK) {
             queue_ack(l);
+            link_chan_flush(&l->rpc);
+        } else if (c->kind == CALL_PING && link_clock_answered(l, f)) {
+            queue_ping(l);
             link_chan_flush(&l->rpc);
         }
     }
@@ -572,19 +592,29 @@ uint64_t link_reconnects(void)
     return atomic_load(&reconnects);
 }
 
+static void ask_clock(struct link *l)
+{
+    link_clock_begin(l);
+    if (l->up && l->ping.state == CALL_IDLE) {
+        queue_ping(l);
+        link_chan_flush(&l->rpc);
+    }
+}
+
+void link_clock_changed(struct link *l)
+{
+    (void)pthread_mutex_lock(&l->rpc.lock);
+    if (l->minor >= protocol_call_minor("Clock"))
+        ask_clock(l);
+    (void)pthread_mutex_unlock(&l->rpc.lock);
+}
+
 bool link_probe(struct link *l)
 {
-    Aspis__Agent__V1__Empty empty;
-
-    aspis__agent__v1__empty__init(&empty);
     (void)pthread_mutex_lock(&l->rpc.lock);
     bool heard = l->heard;
     l->heard = false;
-    if (l->up && l->ping.state == CALL_IDLE) {
-        prepare(&l->ping, "Ping", &empty.base);
-        enqueue(l, &l->ping);
-        link_chan_flush(&l->rpc);
-    }
+    ask_clock(l);
     (void)pthread_mutex_unlock(&l->rpc.lock);
     return heard;
 }

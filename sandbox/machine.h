@@ -113,12 +113,13 @@ struct machine_spec {
     const char *cgroup_parent;    /* from CRI: "/kubepods/..", "x.slice", or "" */
     uint64_t memory_limit_bytes;  /* of the pod, 0: none: then it may grow (memory_ceiling_bytes) */
     uint64_t memory_needed_bytes; /* what its containers may use together where they have limits */
+    uint64_t huge_bytes;          /* beyond those: kept by the guest as huge pages of 2 MiB */
     int64_t cpu_quota;            /* of the pod; <= 0: none */
     uint64_t cpu_period;
-    bool
-        zygote; /* a spare that machine_freeze() is to follow; no libraries needed: UNIMPLEMENTED */
-    bool spare; /* for a pod that is not known yet: see machine_claim() */
-    int tap_fd; /* borrowed (dup'ed); -1: no NIC */
+    uint32_t min_vcpus;        /* for the containers' cpusets */
+    bool spare;                /* for a pod that is not known yet: see machine_claim() */
+    bool zygote;               /* such a one, which machine_freeze() follows */
+    int tap_fd;                /* borrowed (dup'ed); -1: no NIC */
     const char *mac;           /* of the NIC; NULL: any, see machine_guest_mac() */
     struct timeline *timeline; /* NULL, or gets the steps of the start */
 
@@ -203,6 +204,10 @@ int machine_resize(struct machine *m, const struct machine_spec *spec, struct ca
 void machine_used(struct machine *m);
 /* Host CPUs and memory nodes of the VM ("0-3,8"); "": any. */
 int machine_set_cpuset(struct machine *m, const char *cpus, const char *mems, struct err *err);
+/* Host CPUs of each vCPU, within those of the VM; NULL: any of them. After each change of the VM's
+ * cpuset or number of vCPUs. Nothing on the host. */
+int machine_pin_vcpus(struct machine *m, char *const *lists, size_t n, struct cancel *cancel,
+                      struct err *err);
 
 void machine_get_record(struct machine *m, struct machine_record *out); /* deep copy */
 struct link *machine_link(struct machine *m);                           /* borrowed */
@@ -244,6 +249,13 @@ struct volume_ids {
     uint32_t gid, n_gids;
 };
 
+/* A volume of huge pages (an emptyDir of medium HugePages): its pages are the guest's, so it is
+ * empty at first and shared with nobody but the pod's containers. */
+struct huge_volume {
+    char name[32]; /* the same for all mounts of one; "": it is none */
+    uint32_t mode, uid, gid;
+};
+
 /* A directory or file of the host that containers see live: over the `fs` channel, or as it is on
  * the host; or small ones that kubelet writes as a copy that follows within milliseconds. */
 struct machine_volume {
@@ -254,11 +266,12 @@ struct machine_volume {
     bool shared;    /* and what the container mounts shows up there: BACKEND_HOST only */
     struct volume_ids ids;
     /* filled in */
-    uint32_t nth;      /* in its owner's list */
-    uint32_t id;       /* what the agent calls it */
-    bool mirrored;     /* a copy in the guest's memory */
-    bool file;         /* no directory */
-    bool all_readonly; /* nothing below it can be written to */
+    uint32_t nth;            /* in its owner's list */
+    uint32_t id;             /* what the agent calls it */
+    bool mirrored;           /* a copy in the guest's memory */
+    struct huge_volume huge; /* with a name: a hugetlbfs of the guest's */
+    bool file;               /* no directory */
+    bool all_readonly;       /* nothing below it can be written to */
 };
 struct machine_owned_volume {
     const char *owner;

@@ -61,6 +61,7 @@ static int ask_agent(struct machine *m, uint64_t added, uint32_t vcpus, bool wat
     req.added_bytes = added;
     req.vcpus = vcpus;
     req.watch_memory = watch;
+    req.huge_bytes = m->huge_bytes;
     auto_cancel struct cancel *limit = cancel_child(cancel, mono_ns() + AGENT_NS, err);
     auto_arena struct arena *a = arena_new(LIMIT_RPC_MESSAGE);
     if (limit == NULL || a == NULL)
@@ -73,6 +74,10 @@ static int ask_agent(struct machine *m, uint64_t added, uint32_t vcpus, bool wat
         return -1;
     got->added_bytes = r->added_bytes;
     got->vcpus = r->vcpus;
+    if (r->huge_bytes < m->huge_bytes)
+        return err_set(err, ERR_EXHAUSTED,
+                       "the guest could make %" PRIu64 " of %" PRIu64 " MiB into huge pages",
+                       r->huge_bytes / MiB(1), m->huge_bytes / MiB(1));
     return 0;
 }
 
@@ -86,7 +91,7 @@ static uint64_t ceiling(const struct machine *m)
         most = c->max_memory_bytes;
     if (c->memory_ceiling_bytes != 0 && c->memory_ceiling_bytes < most)
         most = c->memory_ceiling_bytes;
-    return most;
+    return most + m->huge_bytes;
 }
 
 static void remember(struct machine *m, uint64_t added, uint32_t vcpus)
@@ -160,6 +165,8 @@ int machine_learn_size(struct machine *m, const struct machine_spec *spec, struc
     if (machine_on_host(m))
         return 0;
     m->limited = spec->memory_limit_bytes != 0;
+    m->huge_bytes = spec->huge_bytes;
+    m->vcpus_pinned = true; /* who knows */
     if (m->ops->size(m->hv, &now, cancel, err) < 0)
         return err_wrap(err, "learn the vm's size");
     remember(m, now.added_bytes, now.vcpus);
@@ -184,9 +191,37 @@ static bool fits(struct machine *m, const struct machine_spec *spec,
     bool limited = spec->memory_limit_bytes != 0;
     bool ok =
         m->limited == limited && want->vcpus <= m->record.vcpus &&
+        m->huge_bytes == spec->huge_bytes &&
         (limited ? m->record.memory_bytes == boot + added : m->record.memory_bytes >= boot + added);
     (void)pthread_mutex_unlock(&m->lock);
     return ok;
+}
+
+/* Huge pages are beside all other memory, in the VM and on the host, whose control groups know
+ * nothing of them: to the host they are ordinary memory. */
+static int check_huge(struct machine *m, const struct machine_spec *spec,
+                      const struct machine_size *want, struct err *err)
+{
+    const struct machine_config *c = &m->f->config;
+    uint64_t most = m->f->host_memory_bytes;
+    if (c->max_memory_bytes != 0 && c->max_memory_bytes < most)
+        most = c->max_memory_bytes;
+    uint64_t allowed = spec->huge_bytes > 0 ? cgroup_memory_limit(m->record.cgroup) : UINT64_MAX;
+    if (spec->huge_bytes == 0)
+        return 0;
+    if (want->memory_bytes > most)
+        return err_set(err, ERR_PRECONDITION,
+                       "with %" PRIu64 " MiB of huge pages the vm needs %" PRIu64
+                       " MiB; it can have %" PRIu64 " MiB at most",
+                       spec->huge_bytes / MiB(1), want->memory_bytes / MiB(1), most / MiB(1));
+    if (spec->memory_limit_bytes > allowed || allowed - spec->memory_limit_bytes < spec->huge_bytes)
+        return err_set(err, ERR_PRECONDITION,
+                       "the pod's %" PRIu64 " MiB of huge pages are ordinary memory of the host, "
+                       "where its control group may use %" PRIu64 " MiB; with its memory limit it "
+                       "needs %" PRIu64 " MiB: give its RuntimeClass an overhead",
+                       spec->huge_bytes / MiB(1), allowed / MiB(1),
+                       (spec->memory_limit_bytes + spec->huge_bytes) / MiB(1));
+    return 0;
 }
 
 int machine_resize(struct machine *m, const struct machine_spec *spec, struct cancel *cancel,
@@ -196,13 +231,16 @@ int machine_resize(struct machine *m, const struct machine_spec *spec, struct ca
     struct hv_size now;
     if (machine_on_host(m) || fits(m, spec, &want))
         return 0;
-    if (lock_within(&m->sizing, cancel, "another change of the vm's size", err) < 0)
+    if (check_huge(m, spec, &want, err) < 0 ||
+        lock_within(&m->sizing, cancel, "another change of the vm's size", err) < 0)
         return -1;
     int ret = m->ops->size(m->hv, &now, cancel, err);
     if (ret == 0) {
         uint64_t boot = m->record.boot_bytes;
         uint64_t added = want.memory_bytes > boot ? steps(want.memory_bytes - boot) : 0;
+        bool other_pages = m->huge_bytes != spec->huge_bytes;
         m->limited = spec->memory_limit_bytes != 0;
+        m->huge_bytes = spec->huge_bytes;
         /* without a limit it keeps what it has grown to */
         if (!m->limited && added < now.requested_bytes)
             added = now.requested_bytes;
@@ -210,7 +248,8 @@ int machine_resize(struct machine *m, const struct machine_spec *spec, struct ca
             ret = err_set(err, ERR_EXHAUSTED,
                           "the vm can have %" PRIu64 " MiB at most, %" PRIu64 " are needed",
                           (boot + now.max_added_bytes) / MiB(1), (boot + added) / MiB(1));
-        else if (added != now.requested_bytes || added > now.added_bytes || want.vcpus > now.vcpus)
+        else if (added != now.requested_bytes || added > now.added_bytes ||
+                 want.vcpus > now.vcpus || other_pages)
             ret = set_size(m, added, want.vcpus > now.vcpus ? want.vcpus : now.vcpus, cancel, err);
         else
             remember(m, now.added_bytes, now.vcpus);
@@ -237,6 +276,24 @@ int machine_set_cpuset(struct machine *m, const char *cpus, const char *mems, st
     }
     (void)pthread_mutex_unlock(&m->sizing);
     return ret;
+}
+
+int machine_pin_vcpus(struct machine *m, char *const *lists, size_t n, struct cancel *cancel,
+                      struct err *err)
+{
+    if (machine_on_host(m))
+        return 0;
+    if (lock_within(&m->sizing, cancel, "another change of the vm's size", err) < 0)
+        return -1;
+    int ret = 0;
+    if (lists != NULL || m->vcpus_pinned) {
+        m->vcpus_pinned = true;
+        ret = m->ops->pin(m->hv, lists, n, cancel, err);
+        if (ret == 0)
+            m->vcpus_pinned = lists != NULL;
+    }
+    (void)pthread_mutex_unlock(&m->sizing);
+    return ret < 0 ? err_wrap(err, "cpusets of the vcpus") : 0;
 }
 
 /* As much of a growth as the host has room for. What gets none stops complaining, so that its own

@@ -149,6 +149,8 @@ struct machine {
     bool host_short;      /* changed under sizing by the grower: the host had no room for it */
     bool short_of_memory; /* the guest has said so and nothing was done yet */
     bool pinned;          /* the VM has a cpuset of its own, or may have; under sizing */
+    bool vcpus_pinned;    /* apart from each other, or may be; under sizing */
+    uint64_t huge_bytes;  /* of the guest's memory, to be kept as huge pages; under sizing */
     bool limited;         /* the pod has a memory limit, so its VM does not grow by itself */
 };
 

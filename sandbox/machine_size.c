@@ -15,8 +15,12 @@ struct machine_size machine_spec_size(const struct machine_factory *f,
     uint64_t memory = spec->memory_limit_bytes > spec->memory_needed_bytes
                           ? spec->memory_limit_bytes
                           : spec->memory_needed_bytes;
-    return machine_size_for(&f->config, f->host_memory_bytes, f->host_vcpus, memory,
-                            spec->cpu_quota, spec->cpu_period);
+    struct machine_size s = machine_size_for(&f->config, f->host_memory_bytes, f->host_vcpus,
+                                             memory, spec->cpu_quota, spec->cpu_period);
+    s.memory_bytes += spec->huge_bytes;
+    if (s.vcpus < spec->min_vcpus)
+        s.vcpus = spec->min_vcpus < s.max_vcpus ? spec->min_vcpus : s.max_vcpus;
+    return s;
 }
 
 struct machine_size machine_base_size(const struct machine_factory *f)

@@ -2,7 +2,7 @@
  * What is put into a machine and taken out again: image disks, block devices, volumes. A volume
  * reaches its pod in one of three ways: on the host by a mount in its agent's namespace, in a VM as
  * a copy that follows the original (mirror.h) when the guest only reads it, else by the file server
- * (share.h).
+ * (share.h). One of huge pages is the guest's own (huge_volume.h).
  */
 #include <string.h>
 
@@ -10,6 +10,7 @@
 #include "base/failpoint.h"
 #include "base/limits.h"
 #include "sandbox/host_ns.h"
+#include "sandbox/huge_volume.h"
 #include "sandbox/machine_internal.h"
 #include "sandbox/mirror.h"
 
@@ -86,14 +87,19 @@ int machine_detach_image(struct machine *m, const char *serial, struct cancel *c
 
 /* --- volumes --- */
 
-/* Those that the guest gets a copy of. -1, or how many the others are, which are put into rest and
- * their places into at. */
+/* Those that the guest gets a copy of, or makes itself of huge pages. -1, or how many the others
+ * are, which are put into rest and their places into at. */
 static ssize_t mirror_some(struct machine *m, const char *owner, struct machine_volume *v, size_t n,
                            struct machine_volume *rest, size_t *at, struct cancel *cancel,
                            struct err *err)
 {
     size_t k = 0;
     for (size_t i = 0; i < n; i++) {
+        int h = huge_volume_find(&v[i], i, err);
+        if (h < 0)
+            return -1;
+        if (h > 0)
+            continue;
         int r = v[i].readonly && !v[i].slave ? mirror_add(m->mirror, owner, &v[i], cancel, err) : 0;
         if (r < 0)
             return -1;

@@ -554,6 +554,7 @@ const struct hv_ops qemu_hv = {
     .resize = qemu_resize,
     .size = qemu_size,
     .freeze = qemu_freeze,
+    .pin = qemu_pin_vcpus,
     .save = qemu_save,
     .used = qemu_used,
     .checkpoint = qemu_checkpoint,

@@ -70,6 +70,7 @@
 
 struct thread {
     pid_t tid;
+    char was[16];  /* its copies' name */
     void *tp;      /* thread pointer */
     int *tid_word; /* in glibc's struct pthread */
     void *robust;
@@ -357,6 +358,7 @@ static int thread_again(void *arg)
 {
     struct thread *t = arg;
     (void)syscall(SYS_set_robust_list, t->robust, t->robust_size);
+    (void)prctl(PR_SET_NAME, t->was);
     if (__rseq_size > 0)
         (void)syscall(SYS_rseq, (char *)t->tp + __rseq_offset, 32, 0, RSEQ_SIG);
     (void)atomic_fetch_add(&resumed, 1);
@@ -481,7 +483,9 @@ static int list_threads(void)
             continue;
         if (n_threads == MAX_THREADS)
             break;
-        threads[n_threads++].tid = tid;
+        threads[n_threads].tid = tid;
+        (void)snprintf(threads[n_threads].was, sizeof(threads[0].was), FORK_THREAD_NAME "%d", tid);
+        n_threads++;
     }
     int ret = d == NULL || n_threads == MAX_THREADS ? -1 : 0;
     if (d != NULL)

@@ -59,6 +59,9 @@ int qemu_resize(struct hv *hv, uint64_t added_bytes, uint32_t vcpus, struct canc
                 struct err *err);
 /* Until there are so many. */
 int qemu_add_vcpus(struct hv *hv, uint32_t want, struct cancel *cancel, struct err *err);
+/* qemu_pin.c */
+int qemu_pin_vcpus(struct hv *hv, char *const *lists, size_t n, struct cancel *cancel,
+                   struct err *err);
 int qemu_size(struct hv *hv, struct hv_size *out, struct cancel *cancel, struct err *err);
 
 /* qemu_template.c */

@@ -17,7 +17,7 @@
 #include "base/limits.h"
 #include "base/spawn.h"
 
-#define FORMAT_VERSION 1
+#define FORMAT_VERSION 2
 
 /* No journal: the disk does not outlive its pod. The inode tables of a fresh file are zero, so
  * neither mkfs nor the guest's lazy initialisation need write them. */
@@ -27,7 +27,7 @@ static int run_mkfs(const char *path, struct cancel *cancel, struct err *err)
                           "-q",
                           "-F",
                           "-O",
-                          "^has_journal,^resize_inode",
+                          "^has_journal,^resize_inode,^metadata_csum,uninit_bg",
                           "-E",
                           "nodiscard,lazy_itable_init=1,assume_storage_prezeroed=1",
                           "-m",

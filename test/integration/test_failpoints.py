@@ -47,8 +47,8 @@ STEPS = {
     "machine.attach.name": "create",
     "container.fit": "create",
     "machine.room": "growth",
-    "container.limits": "update", "machine.resize": "update",
-    "container.start": "start",
+    "container.limits": "update", "machine.resize": "update", "machine.pin": "update",
+    "container.start": "start", "container.started": "started",
     "container.remove": "remove container",
     "image.resolve": "pull", "image.blob": "pull", "image.layer": "pull", "image.tree": "pull", "image.record": "pull",
     "image.sweep": "collect",
@@ -330,7 +330,7 @@ def test_start_fails(d, pod, image, name):
     lives(d, pod, "c", image)
 
 
-@pytest.mark.parametrize("name", of_step("start"))
+@pytest.mark.parametrize("name", of_step("start", "started"))
 def test_daemon_dies_in_start(d, pod, image, name):
     i, config = pod
     c = d.create(i, container_config("c", image, ["sh", "-c", "exit 3"]), config)
@@ -340,6 +340,21 @@ def test_daemon_dies_in_start(d, pod, image, name):
     assert d.wait_state(c, pb.CONTAINER_EXITED).exit_code == 3
     d.client.RemoveContainer(container_id=c)
     lives(d, pod, "c", image)
+
+
+def test_daemon_dies_in_a_start_that_fails(d, image):
+    """Nobody heard why; the guest still knows."""
+    config = config_of(d, "doomed")
+    i = d.run_pod(config)
+    where = d.base / "volume"
+    where.mkdir(exist_ok=True)
+    (where / "bad").write_bytes(b"\0no program\n")
+    (where / "bad").chmod(0o755)
+    c = d.create(i, container_config("c", image, ["/data/bad"], mounts=volumes(d)), config)
+    dies(d, "container.started", d.client.StartContainer, container_id=c)
+    s = d.wait_state(c, pb.CONTAINER_EXITED)
+    assert (s.exit_code, s.reason) == (128, "StartError") and "agent: " in s.message, s
+    remove(d, i)
 
 
 @pytest.mark.parametrize("how", ["error", "crash"])
@@ -716,8 +731,13 @@ def test_a_pod_never_fails_because_of_a_template(images, name):
 @pytest.mark.parametrize("name", of_step("update"))
 def test_failed_updates_change_nothing(d, name, image):
     """An error and a crash in the middle of a change of limits: the container has what it had."""
-    pod = d.run_pod(sandbox_config("updates"))
-    config = container_config("c", image, ["sleep", "1000"], resources=dict(memory_limit_in_bytes=100 << 20))
+    two = pb.LinuxPodSandboxConfig(resources=pb.LinuxContainerResources(cpu_quota=200000, cpu_period=100000))
+    pod = d.run_pod(sandbox_config("updates", linux=two))
+    limits = dict(memory_limit_in_bytes=100 << 20)
+    if name == "machine.pin":  # another container has no cpuset, so the vCPUs are pinned apart
+        limits["cpuset_cpus"] = "0"
+        d.create(pod, container_config("other", image, ["sleep", "1000"]), sandbox_config("updates"))
+    config = container_config("c", image, ["sleep", "1000"], resources=limits)
     c = d.create(pod, config, sandbox_config("updates"))
     d.client.StartContainer(container_id=c)
     more = dict(container_id=c, linux=pb.LinuxContainerResources(memory_limit_in_bytes=400 << 20))

@@ -472,6 +472,11 @@ def test_cpuset(daemon, make_pod):
     pod = make_pod(hostname="", linux=linux(network=NODE))
     assert pod.run("c", "grep", "Cpus_allowed_list", "/proc/self/status", resources={"cpuset_cpus": "0"}).exit_code == 0
     assert pod.output("c").split() == ["Cpus_allowed_list:", "0"]
+    # also while it runs
+    c = pod.start("e", "sleep", "1000", resources={"cpuset_cpus": "0"})
+    last = os.cpu_count() - 1
+    daemon.client.UpdateContainerResources(container_id=c, linux=pb.LinuxContainerResources(cpuset_cpus=f"{last},{last}"))
+    assert daemon.exec(c, "grep", "Cpus_allowed_list", "/proc/self/status").stdout.split()[-1] == b"%d" % last
     with pytest.raises(grpc.RpcError) as e:
         pod.create("d", "true", resources={"cpuset_cpus": "4095"})
     assert "cpuset" in e.value.details() and e.value.code() == grpc.StatusCode.INVALID_ARGUMENT

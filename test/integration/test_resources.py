@@ -114,6 +114,34 @@ def test_limits_change_while_the_container_runs(daemon, make_pod):
     assert limits(d, c).memory_limit_in_bytes == 64 * MIB and limits(d, c).cpu_shares == 2048
 
 
+@pytest.mark.parametrize("handler", ["aspis-vm", "aspis-host"])
+def test_oom_score_changes_while_the_container_runs(daemon, make_pod, handler):
+    """Of all processes but those that have chosen their own, and of commands executed later."""
+    d = daemon
+    pod = make_pod("oom", handler=handler)
+    c = pod.start("c", "sh", "-c", "(echo 777 > /proc/self/oom_score_adj; exec sleep 1001) & sleep 1002 & exec sleep 1000",
+                  resources=dict(oom_score_adj=500))
+
+    def scores():
+        text = d.exec(c, "sh", "-c", "for p in /proc/[0-9]*; do echo $(tr '\\0' ' ' < $p/cmdline) $(cat $p/oom_score_adj); done").stdout
+        return {line.split()[1]: int(line.split()[2]) for line in text.decode().splitlines() if line.startswith("sleep")}
+
+    deadline = time.monotonic() + 20
+    while scores() != {"1000": 500, "1001": 777, "1002": 500}:
+        assert time.monotonic() < deadline, scores()
+    d.client.UpdateContainerResources(container_id=c, linux=resources(oom_score_adj=600))
+    assert scores() == {"1000": 600, "1001": 777, "1002": 600}
+    assert limits(d, c).oom_score_adj == 600
+    assert d.exec(c, "cat", "/proc/self/oom_score_adj").stdout == b"600\n"
+    # what is not named stays; more than there is is the most
+    d.client.UpdateContainerResources(container_id=c, linux=resources(cpu_shares=512))
+    assert scores()["1000"] == 600
+    d.kill()
+    d.start()
+    d.client.UpdateContainerResources(container_id=c, linux=resources(oom_score_adj=5000))
+    assert scores() == {"1000": 1000, "1001": 777, "1002": 1000}
+
+
 def test_update_before_start_and_after_the_end(daemon, make_pod):
     d = daemon
     pod = make_pod("early")
@@ -133,7 +161,6 @@ def test_update_before_start_and_after_the_end(daemon, make_pod):
     (dict(cpuset_cpus="4095"), "cpuset"),
     (dict(memory_limit_in_bytes=1 << 20), str(4 * MIB)),
     (dict(memory_limit_in_bytes=64 * MIB, memory_swap_limit_in_bytes=MIB), "swap"),
-    (dict(hugepage_limits=[pb.HugepageLimit(page_size="2MB", limit=1 << 21)]), "huge pages of 2MB"),
     (dict(cpu_quota=-7), "negative"),
 ])
 def test_limits_that_cannot_be(daemon, make_pod, what, says):
@@ -146,9 +173,6 @@ def test_limits_that_cannot_be(daemon, make_pod, what, says):
     with pytest.raises(grpc.RpcError) as e:
         daemon.client.UpdateContainerResources(container_id=c, linux=resources(**what))
     assert says in e.value.details()
-    # kubelet sends a limit of 0 for every size of huge pages
-    daemon.client.UpdateContainerResources(container_id=c, linux=resources(
-        hugepage_limits=[pb.HugepageLimit(page_size="2MB", limit=0)]))
 
 
 def test_pod_grows_and_shrinks_with_its_limits(daemon, make_pod):

@@ -339,9 +339,9 @@ def cdi_file():
     directory = Path("/var/run/cdi")
     had = directory.exists()
 
-    def make(text):
+    def make(text, suffix="json"):
         directory.mkdir(exist_ok=True)
-        path = directory / f"aspis-test-{os.getpid()}-{len(made)}.json"
+        path = directory / f"aspis-test-{os.getpid()}-{len(made)}.{suffix}"
         path.write_text(text if isinstance(text, str) else json.dumps(text))
         made.append(path)
         return path
@@ -367,7 +367,7 @@ def test_cdi_devices(daemon, pod, cdi_file):
     assert sh(daemon, c, "echo $OF_KIND $A")[0] == "1 device\n"
     assert sh(daemon, c, ": <> /dev/my/tun")[1] == 0
     for name, says in (("aspis.test/dev=host", "/dev/sda"), ("aspis.test/dev=hook", "hooks"),
-                       ("aspis.test/dev=none", "no JSON file"), ("nonsense", "vendor/class=device")):
+                       ("aspis.test/dev=none", "no file in"), ("nonsense", "vendor/class=device")):
         with pytest.raises(grpc.RpcError) as e:
             pod.create("bad", "true", CDI_devices=cdi(name))
         assert says in e.value.details() and (name in e.value.details() or says.startswith("/dev"))
@@ -376,6 +376,72 @@ def test_cdi_devices(daemon, pod, cdi_file):
         pod.create("bad", "true", CDI_devices=cdi("aspis.test/dev=none"))
     assert str(broken) in e.value.details()
     pod.start("still", "true", CDI_devices=cdi("aspis.test/dev=tun"))
+
+
+@pytest.mark.parametrize("handler", ["aspis-vm", "aspis-host"])
+def test_cdi_mounts_groups_hooks(daemon, make_pod, cdi_file, tmp_path, handler):
+    """From YAML: mounts with their options, groups, and a program of the container's before its command."""
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "x.so").write_text("library\n")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data").chmod(0o777)  # a hook runs as the container's user
+    cdi_file(f"""
+cdiVersion: 0.6.0
+kind: aspis.test/more
+devices:
+- name: all
+  containerEdits:
+    env: [FROM=yaml]
+    additionalGids: [4711, 0]
+    mounts:
+    - {{hostPath: {tmp_path}/lib/x.so, containerPath: /lib/x.so, options: [ro, bind]}}
+    - hostPath: {tmp_path}/data
+      containerPath: /data
+      options: [rw, rbind, nosuid, nodev, noexec, rprivate]
+    hooks:
+    - hookName: startContainer
+      path: /bin/sh
+      args: [sh, -c, "id -u > /data/hook; test -r /lib/x.so && echo $MINE >> /data/hook"]
+      env: [MINE=1, PATH=/bin]
+- name: shared
+  containerEdits:
+    mounts: [{{hostPath: {tmp_path}/data, containerPath: /data, options: [rshared]}}]
+- name: hook
+  containerEdits:
+    hooks: [{{hookName: createContainer, path: /usr/bin/true}}]
+- name: fails
+  containerEdits:
+    hooks: [{{hookName: startContainer, path: /bin/false, args: ["false"]}}]
+""", "yaml")
+    d = daemon
+    pod = make_pod(handler=handler)
+    c = pod.create("c", "sleep", "1000", CDI_devices=cdi("aspis.test/more=all"),
+                   security=dict(run_as_user=pb.Int64Value(value=1000), supplemental_groups=[12]))
+    assert not (tmp_path / "data" / "hook").exists()
+    d.client.StartContainer(container_id=c)
+    assert sh(d, c, "cat /lib/x.so; echo $FROM")[0].split() == ["library", "yaml"]
+    assert {"1000", "12", "4711"} <= set(sh(d, c, "id -G")[0].split())
+    assert (tmp_path / "data" / "hook").read_text().split()[-1] == "1"
+    options = sh(d, c, "grep ' /data ' /proc/mounts")[0].split()[3].split(",")
+    assert {"rw", "nosuid", "nodev", "noexec"} <= set(options), options
+    assert "ro" in sh(d, c, "grep ' /lib/x.so ' /proc/mounts")[0].split()[3].split(",")
+    assert len(d.client.ContainerStatus(container_id=c).status.mounts) == 0
+    # a volume's life: it comes back with the next container
+    d.client.StopContainer(container_id=c, timeout=0)
+    d.client.RemoveContainer(container_id=c)
+    again = pod.start("again", "cat", "/data/hook", CDI_devices=cdi("aspis.test/more=all"), attempt=1)
+    assert d.wait_state(again, pb.CONTAINER_EXITED).exit_code == 0
+    with pytest.raises(grpc.RpcError) as e:
+        pod.create("bad", "true", CDI_devices=cdi("aspis.test/more=hook"))
+    assert "createContainer" in e.value.details() and "/usr/bin/true" in e.value.details()
+    if handler == "aspis-vm":
+        with pytest.raises(grpc.RpcError) as e:
+            pod.create("bad", "true", CDI_devices=cdi("aspis.test/more=shared"))
+        assert "BIDIRECTIONAL" in e.value.details()
+    bad = pod.create("fails", "true", CDI_devices=cdi("aspis.test/more=fails"))
+    with pytest.raises(grpc.RpcError) as e:
+        d.client.StartContainer(container_id=bad)
+    assert "hook" in e.value.details(), e.value
 
 
 # ---- capabilities, paths ----

@@ -47,6 +47,8 @@ struct rpc_call {
     uint32_t pid;
     uint32_t stdout_id;
     size_t n_listed;
+    int first_state; /* of ListState's first row */
+    char first_error[64];
     size_t n_layers; /* of Stats */
     /* events */
     size_t n_events;
@@ -54,6 +56,7 @@ struct rpc_call {
         char container[32];
         char exec[32];
         uint32_t code;
+        char start_error[64];
     } event[64];
 };
 
@@ -70,7 +73,15 @@ void rpc_reply(struct rpc_call *call, const ProtobufCMessage *reply)
     } else if (reply->descriptor == &aspis__agent__v1__exec_response__descriptor) {
         call->pid = ((const Aspis__Agent__V1__ExecResponse *)reply)->pid;
     } else if (reply->descriptor == &aspis__agent__v1__list_state_response__descriptor) {
-        call->n_listed = ((const Aspis__Agent__V1__ListStateResponse *)reply)->n_processes;
+        const Aspis__Agent__V1__ListStateResponse *r =
+            (const Aspis__Agent__V1__ListStateResponse *)reply;
+        call->n_listed = r->n_processes;
+        if (r->n_processes > 0) {
+            const Aspis__Agent__V1__Exit *e = r->processes[0]->exit;
+            call->first_state = (int)r->processes[0]->state;
+            (void)snprintf(call->first_error, sizeof(call->first_error), "%s",
+                           e != NULL ? e->start_error : "");
+        }
     } else if (reply->descriptor == &aspis__agent__v1__stats_response__descriptor) {
         const Aspis__Agent__V1__StatsResponse *r = (const Aspis__Agent__V1__StatsResponse *)reply;
         call->n_listed = r->n_containers;
@@ -95,6 +106,7 @@ int rpc_stream_send(struct rpc_call *call, const ProtobufCMessage *message)
     if (e->exit != NULL && call->n_events < ARRAY_LEN(call->event)) {
         (void)snprintf(call->event[call->n_events].container, 32, "%s", e->exit->container_id);
         (void)snprintf(call->event[call->n_events].exec, 32, "%s", e->exit->exec_id);
+        (void)snprintf(call->event[call->n_events].start_error, 64, "%s", e->exit->start_error);
         call->event[call->n_events++].code = e->exit->exit_code;
     }
     return 0;
@@ -506,14 +518,19 @@ static int find_event(const char *id, const char *exec_id)
     return -1;
 }
 
-static size_t listed(void)
+static struct rpc_call list(void)
 {
     struct rpc_call call;
     Aspis__Agent__V1__Empty empty;
     aspis__agent__v1__empty__init(&empty);
     invoke(&call, "ListState", &empty);
     assert_true(call.answered);
-    return call.n_listed;
+    return call;
+}
+
+static size_t listed(void)
+{
+    return list().n_listed;
 }
 
 static int set_up(void **state)
@@ -598,6 +615,48 @@ static void test_start_fails(void **state)
     assert_string_equal(call.text, "cannot execute");
     remove_container("a");
     assert_int_equal(find_event("a", ""), -1);
+}
+
+#define STATE(name) ASPIS__AGENT__V1__PROCESS_STATE__STATE__##name
+
+/* A daemon that was killed in StartContainer asks before the guest knows what comes of it: from
+ * then on the container runs, and if it cannot, that is an end like any other. */
+static void test_list_in_the_middle_of_a_start(void **state)
+{
+    (void)state;
+    struct rpc_call call;
+    create(&call, "a", "exit 7");
+    assert_int_equal(list().first_state, STATE(CREATED));
+    named(&call, "StartContainer", "a");
+    assert_false(call.answered);
+    assert_int_equal(list().first_state, STATE(RUNNING));
+    WAIT(find_event("a", "") >= 0);
+    assert_int_equal(find_event("a", ""), 7);
+    assert_string_equal(events.event[0].start_error, "");
+    assert_int_equal(list().first_state, STATE(EXITED));
+    remove_container("a");
+
+    create(&call, "b", "unexecutable");
+    named(&call, "StartContainer", "b");
+    assert_false(call.answered);
+    assert_int_equal(list().first_state, STATE(RUNNING));
+    WAIT(find_event("b", "") >= 0);
+    assert_int_equal(call.code, ERR_UNKNOWN);
+    assert_int_equal(find_event("b", ""), 128);
+    assert_string_equal(events.event[1].start_error, "cannot execute");
+    remove_container("b");
+}
+
+/* One that failed before anybody asked has no event, but can be asked for. */
+static void test_list_after_a_failed_start(void **state)
+{
+    (void)state;
+    struct rpc_call call;
+    create(&call, "a", "unexecutable");
+    named(&call, "StartContainer", "a");
+    WAIT(call.answered && list().first_state == STATE(EXITED));
+    assert_string_equal(list().first_error, "cannot execute");
+    remove_container("a");
 }
 
 static void test_dies_before_start(void **state)
@@ -1007,6 +1066,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_life, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_failed_creates, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_start_fails, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_list_in_the_middle_of_a_start, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_list_after_a_failed_start, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_dies_before_start, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_remove_running, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_remove_while_creating, set_up, tear_down),

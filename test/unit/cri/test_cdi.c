@@ -12,6 +12,7 @@
 #include "base/cleanup.h"
 #include "base/fs.h"
 #include "cri/cdi.h"
+#include "cri/cdi_yaml.h"
 
 static const char gpu[] =
     "{\"cdiVersion\":\"0.6.0\",\"kind\":\"v.com/gpu\",\"containerEdits\":{\"env\":[\"ALL=1\"]},"
@@ -21,7 +22,7 @@ static const char gpu[] =
 
 static int parse(const char *json, struct cdi_edits *e, struct err *err)
 {
-    return cdi_parse(json, strlen(json), "v.com/gpu", "0", e, err);
+    return cdi_parse(json, strlen(json), false, "v.com/gpu", "0", e, err);
 }
 
 static void test_edits(void **state)
@@ -39,8 +40,8 @@ static void test_edits(void **state)
     assert_string_equal(e.nodes[1].path, "/dev/b");
     assert_string_equal(e.nodes[1].host_path, "/dev/c");
     assert_string_equal(e.nodes[1].permissions, "r");
-    assert_int_equal(cdi_parse(gpu, strlen(gpu), "v.com/gpu", "2", &e, &err), 0);
-    assert_int_equal(cdi_parse(gpu, strlen(gpu), "w.com/gpu", "0", &e, &err), 0);
+    assert_int_equal(cdi_parse(gpu, strlen(gpu), false, "v.com/gpu", "2", &e, &err), 0);
+    assert_int_equal(cdi_parse(gpu, strlen(gpu), false, "w.com/gpu", "0", &e, &err), 0);
 }
 
 #define DEVICE(edits)                                                                              \
@@ -56,7 +57,19 @@ static void test_refused(void **state)
         "{\"kind\":7}",
         DEVICE("7"),
         DEVICE("{\"hooks\":[{}]}"),
+        DEVICE("{\"hooks\":[{\"hookName\":\"createRuntime\",\"path\":\"/bin/true\"}]}"),
+        DEVICE("{\"hooks\":[{\"hookName\":\"startContainer\",\"path\":\"true\"}]}"),
+        DEVICE("{\"hooks\":[{\"hookName\":\"startContainer\",\"path\":\"/a\",\"args\":[1]}]}"),
+        DEVICE("{\"hooks\":{\"path\":\"/a\"}}"),
         DEVICE("{\"mounts\":[{}]}"),
+        DEVICE("{\"mounts\":[{\"hostPath\":\"a\",\"containerPath\":\"/b\"}]}"),
+        DEVICE("{\"mounts\":[{\"hostPath\":\"/a\",\"containerPath\":\"/b/../c//d\"}]}"),
+        DEVICE("{\"mounts\":[{\"hostPath\":\"/a\",\"containerPath\":\"/b\",\"type\":\"tmpfs\"}]}"),
+        DEVICE("{\"mounts\":[{\"hostPath\":\"/a\",\"containerPath\":\"/"
+               "b\",\"options\":[\"uid=1\"]}]}"),
+        DEVICE("{\"additionalGids\":[-1]}"),
+        DEVICE("{\"additionalGids\":[4294967295]}"),
+        DEVICE("{\"additionalGids\":[\"1\"]}"),
         DEVICE("{\"intelRdt\":{\"a\":1}}"),
         DEVICE("{\"env\":[7]}"),
         DEVICE("{\"env\":[\"=x\"]}"),
@@ -73,6 +86,84 @@ static void test_refused(void **state)
     }
     auto_cdi_edits struct cdi_edits e = {0};
     assert_int_equal(parse(DEVICE("{\"hooks\":[],\"mounts\":null}"), &e, NULL), 1);
+}
+
+static void test_more_edits(void **state)
+{
+    (void)state;
+    static const char yaml[] =
+        "# of a vendor\n"
+        "cdiVersion: 0.6.0\n"
+        "kind: v.com/gpu\n"
+        "devices:\n"
+        "- name: \"0\"\n"
+        "  containerEdits: &edits\n"
+        "    env: [A=1, 'B=yes']\n"
+        "    additionalGids: [0, 7, 4294967294]\n"
+        "    mounts:\n"
+        "    - hostPath: /usr/lib/x.so\n"
+        "      containerPath: /lib/x.so\n"
+        "      options: [ro, nosuid, nodev, bind]\n"
+        "    hooks:\n"
+        "    - {hookName: startContainer, path: /sbin/ldconfig, args: [ldconfig, -X],"
+        " timeout: 5}\n"
+        "- name: \"1\"\n"
+        "  containerEdits: *edits\n";
+    static const char *const names[] = {"0", "1"};
+    for (size_t i = 0; i < ARRAY_LEN(names); i++) {
+        auto_cdi_edits struct cdi_edits e = {0};
+        auto_err struct err err = ERR_INIT;
+        if (cdi_parse(yaml, strlen(yaml), true, "v.com/gpu", names[i], &e, &err) != 1)
+            fail_msg("%s", err_msg(&err));
+        assert_int_equal(e.env.n, 2);
+        assert_string_equal(e.env.v[1], "B=yes");
+        assert_int_equal(e.n_gids, 2);
+        assert_int_equal(e.gids[1], 4294967294U);
+        assert_int_equal(e.n_mounts, 1);
+        assert_string_equal(e.mounts[0].host_path, "/usr/lib/x.so");
+        assert_string_equal(e.mounts[0].container_path, "/lib/x.so");
+        assert_int_equal(e.mounts[0].options.n, 4);
+        assert_int_equal(e.n_hooks, 1);
+        assert_string_equal(e.hooks[0].path, "/sbin/ldconfig");
+        assert_string_equal(e.hooks[0].args.v[1], "-X");
+        assert_int_equal(e.hooks[0].timeout, 5);
+    }
+}
+
+static void expect_yaml(const char *yaml, const char *json)
+{
+    auto_err struct err err = ERR_INIT;
+    json_auto_t *v = cdi_yaml_load(yaml, strlen(yaml), &err);
+    auto_free char *text = v != NULL ? json_dumps(v, JSON_COMPACT | JSON_ENCODE_ANY) : NULL;
+    if (json == NULL ? v != NULL || err.code == ERR_OK : v == NULL || strcmp(text, json) != 0)
+        fail_msg("%s: %s %s", yaml, text != NULL ? text : "refused:", err_msg(&err));
+}
+
+static void test_yaml(void **state)
+{
+    (void)state;
+    expect_yaml("a: 1\nb: -7\nc: 007\nd: 1.5\ne: 0x10",
+                "{\"a\":1,\"b\":-7,\"c\":\"007\",\"d\":\"1.5\",\"e\":\"0x10\"}");
+    expect_yaml("[~, null, '', \"null\", true, False, 'true', yes]",
+                "[null,null,\"\",\"null\",true,false,\"true\",\"yes\"]");
+    expect_yaml("{\"json\": [{}, []]}", "{\"json\":[{},[]]}");
+    expect_yaml("x: |\n  a\n  b\n", "{\"x\":\"a\\nb\\n\"}");
+    expect_yaml("a: &x [1]\nb: *x", "{\"a\":[1],\"b\":[1]}");
+    static const char *const bad[] = {"",           "a: 1\na: 2",   "[1",      "a: *none",
+                                      "? [1]\n: 2", "--- 1\n--- 2", "&x [*x]", "a: \"\\0\"",
+                                      "\"\\0\": 1", "\xff: 1"};
+    for (size_t i = 0; i < ARRAY_LEN(bad); i++)
+        expect_yaml(bad[i], NULL);
+    /* each level ten times the one before */
+    expect_yaml("- &a [1,1,1,1,1,1,1,1,1,1]\n- &b [*a,*a,*a,*a,*a,*a,*a,*a,*a,*a]\n"
+                "- &c [*b,*b,*b,*b,*b,*b,*b,*b,*b,*b]\n- &d [*c,*c,*c,*c,*c,*c,*c,*c,*c,*c]\n"
+                "- &e [*d,*d,*d,*d,*d,*d,*d,*d,*d,*d]\n- &f [*e,*e,*e,*e,*e,*e,*e,*e,*e,*e]\n",
+                NULL);
+    auto_free char *deep = xcalloc(4001, 1);
+    memset(deep, '[', 4000);
+    expect_yaml(deep, NULL);
+    deep[40] = '\0';
+    expect_yaml(deep, NULL);
 }
 
 static void put(const char *dir, const char *name, const char *text)
@@ -127,8 +218,8 @@ static void test_directories(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_edits),
-        cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_edits),       cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_more_edits),  cmocka_unit_test(test_yaml),
         cmocka_unit_test(test_directories),
     };
     return cmocka_run_group_tests_name("cdi", tests, NULL, NULL);

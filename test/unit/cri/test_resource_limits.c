@@ -9,6 +9,7 @@
 
 #include "base/cleanup.h"
 #include "base/limits.h"
+#include "cri/huge_pages.h"
 #include "cri/resource_limits.h"
 
 typedef Runtime__V1__LinuxContainerResources Resources;
@@ -110,7 +111,7 @@ static void merging(void **state)
     assert_int_equal(m->cpu_shares, 10);
     assert_int_equal(m->cpu_quota, 20);
     assert_int_equal(m->memory_limit_in_bytes, 21);
-    assert_int_equal(m->oom_score_adj, 5);
+    assert_int_equal(m->oom_score_adj, 6);
     assert_string_equal(m->cpuset_cpus, "0");
     assert_string_equal(m->cpuset_mems, "1");
     assert_int_equal(m->n_unified, 2);
@@ -122,6 +123,88 @@ static void merging(void **state)
     protobuf_c_message_free_unpacked(&m->base, NULL);
     m = resource_limits_merge(&a, NULL);
     assert_int_equal(m->cpu_shares, 10);
+    protobuf_c_message_free_unpacked(&m->base, NULL);
+}
+
+static void huge_pages(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *size;
+        uint64_t limit;
+        bool ok, in_vm;
+    } cases[] = {
+        {"2MB", MiB(4), true, true},
+        {"2MB", 0, true, true},
+        {"2MB", MiB(3), false, true},
+        {"1GB", GiB(2), true, false},
+        {"1GB", 0, true, true},
+        {"64KB", KiB(64), true, false},
+        {"2M", MiB(2), false, true},
+        {"MB", 0, false, true},
+        {"2 MB", 0, false, true},
+        {"", 0, false, true},
+        {"0MB", 0, false, true},
+        {"99999999MB", 0, false, true},
+        {"2MB", GiB(1) << 21, false, true},
+    };
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        Resources r;
+        Runtime__V1__HugepageLimit l;
+        Runtime__V1__HugepageLimit *list[] = {&l};
+        auto_err struct err err = ERR_INIT;
+        runtime__v1__linux_container_resources__init(&r);
+        runtime__v1__hugepage_limit__init(&l);
+        l.page_size = own(cases[i].size);
+        l.limit = cases[i].limit;
+        r.hugepage_limits = list;
+        r.n_hugepage_limits = 1;
+        assert_int_equal(huge_pages_check(&r, &err) == 0, cases[i].ok);
+        if (!cases[i].ok)
+            continue;
+        assert_int_equal(huge_pages_check_backend(&r, BACKEND_VM, &err) == 0, cases[i].in_vm);
+        assert_int_equal(huge_pages_bytes(&r), strcmp(l.page_size, "2MB") == 0 ? l.limit : 0);
+    }
+    assert_int_equal(huge_pages_bytes(NULL), 0);
+}
+
+static void huge_pages_size_by_size(void **state)
+{
+    (void)state;
+    Resources a;
+    Resources b;
+    Runtime__V1__HugepageLimit small;
+    Runtime__V1__HugepageLimit large;
+    runtime__v1__linux_container_resources__init(&a);
+    runtime__v1__linux_container_resources__init(&b);
+    runtime__v1__hugepage_limit__init(&small);
+    runtime__v1__hugepage_limit__init(&large);
+    small.page_size = own("2MB");
+    small.limit = MiB(2);
+    large.page_size = own("1GB");
+    Runtime__V1__HugepageLimit *in_a[] = {&small};
+    Runtime__V1__HugepageLimit more = small;
+    more.limit = MiB(8);
+    Runtime__V1__HugepageLimit *in_b[] = {&large, &more};
+    a.hugepage_limits = in_a;
+    a.n_hugepage_limits = 1;
+    Resources *m = resource_limits_merge(&a, &b);
+    assert_int_equal(huge_pages_bytes(m), MiB(2));
+    protobuf_c_message_free_unpacked(&m->base, NULL);
+    b.hugepage_limits = in_b;
+    b.n_hugepage_limits = 2;
+    m = resource_limits_merge(&a, &b);
+    assert_int_equal(m->n_hugepage_limits, 2);
+    assert_int_equal(huge_pages_bytes(m), MiB(8));
+    auto_strv struct strv keys = {0};
+    auto_strv struct strv values = {0};
+    huge_pages_files(m, BACKEND_VM, &keys, &values);
+    assert_int_equal(keys.n, 1); /* a size that guests do not have is 0 and left out */
+    assert_string_equal(keys.v[0], "hugetlb.2MB.max");
+    assert_string_equal(values.v[0], "8388608");
+    json_auto_t *spec = huge_pages_spec(m, BACKEND_VM);
+    assert_int_equal(json_array_size(spec), 1);
+    assert_null(huge_pages_spec(NULL, BACKEND_VM));
     protobuf_c_message_free_unpacked(&m->base, NULL);
 }
 
@@ -141,8 +224,8 @@ static void reading_back(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(files),
-        cmocka_unit_test(merging),
+        cmocka_unit_test(files),        cmocka_unit_test(merging),
+        cmocka_unit_test(huge_pages),   cmocka_unit_test(huge_pages_size_by_size),
         cmocka_unit_test(reading_back),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -650,7 +650,7 @@ static void test_limits_that_cannot_be(void **state)
     CASE(ERR_INVALID, r->memory_limit_in_bytes = -2);
     CASE(ERR_INVALID, r->cpu_shares = -1);
     CASE(ERR_INVALID, (r->memory_limit_in_bytes = MiB(8), r->memory_swap_limit_in_bytes = MiB(7)));
-    CASE(ERR_UNIMPLEMENTED, (r->n_hugepage_limits = 1, r->hugepage_limits = list));
+    CASE(ERR_INVALID, (r->n_hugepage_limits = 1, r->hugepage_limits = list));
     CASE(ERR_INVALID, r->cpuset_cpus = OWN("0;1"));
     CASE(ERR_INVALID, (r->n_unified = 1, r->unified = climbing));
     CASE(ERR_INVALID, (r->n_unified = 1, r->unified = lines));

@@ -8,6 +8,7 @@
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <sys/wait.h>
 
 #include "base/cancel.h"
 #include "base/spawn.h"
@@ -98,20 +99,31 @@ static int teardown(void **state)
     return fx_teardown(&fx);
 }
 
-static void begin(struct world *w, const char *conf)
+/* As a daemon starts. Programs in the fixture's own directory are found before the real ones. */
+static struct cni *plugins(struct world *w, int64_t timeout, struct err *err)
 {
-    static const char *const dirs[] = {PLUGINS, NULL};
+    const char *const dirs[] = {w->f->bin, PLUGINS, NULL};
     struct cni_options o = {
-        .conf_dir = w->f->conf, .bin_dirs = dirs, .cache_dir = w->f->cache, .timeout_ns = SEC(30)};
+        .conf_dir = w->f->conf, .bin_dirs = dirs, .cache_dir = w->f->cache, .timeout_ns = timeout};
+    return cni_new(&o, w->loop, err);
+}
+
+static void begin_with(struct world *w, const char *conf, int64_t timeout)
+{
     auto_err struct err err = ERR_INIT;
 
     if (geteuid() != 0 || access(PLUGINS "/bridge", X_OK) < 0)
         skip();
     fx_write(w->f->conf, "10-real.conflist", conf);
     w->loop = loop_new(NULL);
-    w->cni = cni_new(&o, w->loop, &err);
+    w->cni = plugins(w, timeout, &err);
     if (w->cni == NULL || netns_create(w->netns_name, &w->netns, &err) < 0)
         fail_msg("%s", err_msg(&err));
+}
+
+static void begin(struct world *w, const char *conf)
+{
+    begin_with(w, conf, SEC(30));
 }
 
 static void parse_mac(const char *text, unsigned char out[6])
@@ -346,12 +358,116 @@ static void a_failed_chain_leaves_nothing(void **state)
     assert_string_equal(links, "");
 }
 
+/* A program that does what the real one does and then hangs, if its command is ADD. */
+static void slow_plugin(struct world *w, const char *type)
+{
+    auto_free char *path = fs_format("%s/%s", w->f->bin, type);
+    auto_free char *text = fs_format("#!/bin/sh\nout=$(" PLUGINS "/%s)\nrc=$?\n"
+                                     "[ $CNI_COMMAND = ADD ] && echo made >> %s/made && sleep 60\n"
+                                     "echo \"$out\"\nexit $rc\n",
+                                     type, w->f->root);
+    fx_write(w->f->bin, type, text);
+    assert_int_equal(chmod(path, 0755), 0);
+}
+
+static char *slow_conf(struct world *w)
+{
+    auto_free char *addresses = ipam(w);
+    return fs_format("{\"cniVersion\":\"1.0.0\",\"name\":\"n%s\",\"plugins\":[{\"type\":\"bridge\","
+                     "\"bridge\":\"%s\",\"isGateway\":true,%s},{\"type\":\"portmap\","
+                     "\"capabilities\":{\"portMappings\":true}}]}",
+                     w->bridge, w->bridge, addresses);
+}
+
+static void nothing_is_left(struct world *w)
+{
+    auto_free char *leases = sh("grep -rl %s %s/ipam 2>/dev/null", w->id, w->f->root);
+    auto_free char *empty = sh("find %s/ipam -name '10.*' -empty", w->f->root);
+    auto_free char *links = sh("ip -o link show | grep 'master %s'", w->bridge);
+    auto_free char *rules = sh("iptables-save | grep -e %s", w->id);
+    auto_free char *cache = sh("ls -A %s/results", w->f->cache);
+    assert_string_equal(leases, "");
+    assert_string_equal(empty, "");
+    assert_string_equal(links, "");
+    assert_string_equal(rules, "");
+    assert_string_equal(cache, "");
+}
+
+/* A plugin is killed by its timeout when its work is done but not told: host-local's lease, or
+ * portmap's rules behind a bridge that is whole. */
+static void slow_chain(struct world *w, const char *slow)
+{
+    auto_free char *conf = slow_conf(w), *made = NULL;
+    auto_netinfo struct netinfo info = {0};
+    auto_err struct err err = ERR_INIT;
+
+    begin_with(w, conf, SEC(2));
+    slow_plugin(w, slow);
+    struct cni_attachment a = attachment(w);
+    assert_int_equal(cni_add(w->cni, &a, &info, NULL, &err), -1);
+    assert_int_equal(err.code, ERR_DEADLINE);
+    assert_null(strstr(err_msg(&err), "undoing it failed"));
+    made = fx_read(w->f->root, "made");
+    assert_string_equal(made, "made\n");
+    nothing_is_left(w);
+}
+
+static void a_lease_of_a_killed_plugin_is_given_back(void **state)
+{
+    slow_chain(*state, "host-local");
+}
+
+static void a_plugin_killed_behind_a_bridge_leaves_nothing(void **state)
+{
+    slow_chain(*state, "portmap");
+}
+
+/* The daemon is killed during the ADD, and the network's file is another one when the next daemon
+ * comes: its DEL is that of the ADD. */
+static void a_lease_of_a_killed_daemon_is_given_back(void **state)
+{
+    struct world *w = *state;
+    auto_free char *conf = slow_conf(w), *made = fs_format("%s/made", w->f->root);
+    auto_err struct err err = ERR_INIT;
+
+    begin_with(w, conf, SEC(2));
+    slow_plugin(w, "host-local");
+    struct cni_attachment a = attachment(w);
+    pid_t child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+        auto_netinfo struct netinfo info = {0};
+        (void)cni_add(w->cni, &a, &info, NULL, NULL);
+        _exit(0);
+    }
+    for (int64_t end = mono_ns() + SEC(15); !fs_exists(made);)
+        assert_true(mono_ns() < end && poll(NULL, 0, 5) == 0);
+    assert_int_equal(kill(child, SIGKILL), 0);
+    assert_int_equal(waitpid(child, NULL, 0), child);
+    free(sh(
+        "for p in $(ls /proc); do grep -qs %s /proc/$p/environ && grep -qs sleep /proc/$p/comm && "
+        "kill -9 $p; done",
+        w->id));
+    cni_free(w->cni);
+    fx_write(w->f->conf, "10-real.conflist",
+             "{\"cniVersion\":\"1.0.0\",\"name\":\"other\",\"plugins\":[{\"type\":\"loopback\"}]}");
+    w->cni = plugins(w, SEC(2), &err);
+    assert_non_null(w->cni);
+    if (cni_del(w->cni, &a, NULL, &err) < 0)
+        fail_msg("%s", err_msg(&err));
+    nothing_is_left(w);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(bridge_with_portmap, setup, teardown),
         cmocka_unit_test_setup_teardown(ptp, setup, teardown),
         cmocka_unit_test_setup_teardown(a_failed_chain_leaves_nothing, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_lease_of_a_killed_plugin_is_given_back, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_plugin_killed_behind_a_bridge_leaves_nothing, setup,
+                                        teardown),
+        cmocka_unit_test_setup_teardown(a_lease_of_a_killed_daemon_is_given_back, setup, teardown),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -95,15 +95,31 @@ static void h_empty(struct rpc_call *call, const ProtobufCMessage *req, void *ar
     rpc_reply(call, &e.base);
 }
 
+static void h_clock(struct rpc_call *call, const ProtobufCMessage *req, void *arg)
+{
+    const Aspis__Agent__V1__ClockRequest *r = (const void *)req;
+    Aspis__Agent__V1__ClockResponse out;
+    struct guest *g = arg;
+
+    int n = atomic_fetch_add(&g->clocks, 1);
+    atomic_fetch_add(&g->adjusted, r->adjust_ns);
+    atomic_fetch_add(&g->clock_off, r->adjust_ns);
+    aspis__agent__v1__clock_response__init(&out);
+    out.wall_clock_ns = (uint64_t)(wall_ns() + atomic_load(&g->clock_off));
+    if (g->liar)
+        out.wall_clock_ns = n % 2 == 0 ? UINT64_MAX : 1;
+    rpc_reply(call, &out.base);
+}
+
 static void h_hello(struct rpc_call *call, const ProtobufCMessage *req, void *arg)
 {
     Aspis__Agent__V1__HelloResponse r;
     static char boot[] = "boot-1";
 
     (void)req;
-    (void)arg;
     aspis__agent__v1__hello_response__init(&r);
     r.major = 1;
+    r.minor = ((const struct guest *)arg)->minor;
     r.boot_id = boot;
     rpc_reply(call, &r.base);
 }
@@ -240,6 +256,7 @@ static void guest_up(void *arg)
     struct rpc_method methods[] = {
         {"Hello", &aspis__agent__v1__hello_request__descriptor, h_hello, g},
         {"Ping", &aspis__agent__v1__empty__descriptor, h_empty, g},
+        {"Clock", &aspis__agent__v1__clock_request__descriptor, h_clock, g},
         {"Exec", &aspis__agent__v1__exec_request__descriptor, h_exec, g},
         {"StartContainer", &aspis__agent__v1__start_container_request__descriptor, h_start, g},
         {"SignalContainer", &aspis__agent__v1__signal_container_request__descriptor, h_slow, g},

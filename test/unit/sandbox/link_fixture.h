@@ -42,10 +42,18 @@ struct guest {
     atomic_int slow; /* calls kept and not answered */
     atomic_int gone; /* of those, told that their caller is gone */
     atomic_int pings;
+
+    /* set before the host starts */
+    uint32_t minor; /* said in Hello */
+    bool liar;      /* Clock: any time, and another each time */
+
+    atomic_llong clock_off; /* of its clock from the host's */
+    atomic_llong adjusted;  /* all that it was told */
+    atomic_int clocks;      /* Clock calls */
 };
-/* Methods of this guest: Ping; Exec answers pid = number in exec_id, some of them late;
- * StartContainer fails with NOT_FOUND; SignalContainer is kept for ever; ListState answers 6 MB;
- * ConfigurePod takes anything; Hello, Events and AckEvents as the real agent does. */
+/* Methods of this guest: Ping; Clock moves clock_off; Exec answers pid = number in exec_id, some of
+ * them late; StartContainer fails with NOT_FOUND; SignalContainer is kept for ever; ListState
+ * answers 6 MB; ConfigurePod takes anything; Hello, Events and AckEvents as the real agent does. */
 void guest_start(struct guest *g);
 void guest_stop(struct guest *g);
 void guest_add_events(struct guest *g, uint64_t n);

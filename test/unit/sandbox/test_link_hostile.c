@@ -13,6 +13,7 @@
 #include <cmocka.h>
 
 #include "base/limits.h"
+#include "base/str.h"
 #include "link_fixture.h"
 #include "proto/ttrpc.pb-c.h"
 
@@ -309,6 +310,26 @@ static void s_flood_events(struct fake *f)
             return;
 }
 
+/* Well-formed, but nothing that an agent has to say is so long. */
+static void s_event_big(struct fake *f)
+{
+    Aspis__Agent__V1__Event ev;
+    Aspis__Agent__V1__Oom oom;
+    auto_free char *id = xcalloc(1, KiB(100) + 1);
+    auto_free uint8_t *out = xcalloc(1, KiB(101));
+
+    hello(f, 1);
+    memset(id, 'x', KiB(100));
+    aspis__agent__v1__event__init(&ev);
+    aspis__agent__v1__oom__init(&oom);
+    ev.seq = 1;
+    ev.what_case = ASPIS__AGENT__V1__EVENT__WHAT_OOM;
+    ev.oom = &oom;
+    oom.container_id = id;
+    (void)put_frame(f->fd[0], f->events, FRAME_DATA, 0, out,
+                    aspis__agent__v1__event__pack(&ev, out));
+}
+
 static void s_event_garbage(struct fake *f)
 {
     hello(f, 1);
@@ -328,6 +349,7 @@ static void broken_protocol(void **state)
     expect_broken(s_flood_io, "flood");
     expect_broken(s_flood_events, "events");
     expect_broken(s_event_garbage, "event");
+    expect_broken(s_event_big, "event of");
 }
 
 /* Streams 7 (output) and 8 (input) are open. */

@@ -517,8 +517,15 @@ static void image(void **state)
                                                  .boot_vcpus = 1,
                                                  .vcpus = 1,
                                                  .max_vcpus = 1},
+                                       .last_mirror = MACHINE_MIRROR_FIRST,
                                        .scratch_bytes = MiB(16)};
     struct machine_image i = good;
+    i.last_volume = MACHINE_MIRROR_FIRST;
+    assert_int_equal(machine_image_check(&i, NULL), -1);
+    i = good;
+    i.last_mirror = 0;
+    assert_int_equal(machine_image_check(&i, NULL), -1);
+    i = good;
     assert_int_equal(machine_image_check(&i, NULL), 0);
     i.shape.added_bytes = GiB(1);
     assert_int_equal(machine_image_check(&i, NULL), -1);

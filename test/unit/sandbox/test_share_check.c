@@ -120,6 +120,11 @@ static void test_sizes_of_data(void **state)
     add(&w, sizeof(w));
     add("12345", 5);
     assert_int_equal(check(), SHARE_HOSTILE);
+    w.size = 6;
+    begin(FUSE_WRITE);
+    add(&w, sizeof(w));
+    add("12345", 5);
+    assert_int_equal(check(), SHARE_HOSTILE);
     w.size = 4;
     begin(FUSE_WRITE);
     add(&w, sizeof(w));
