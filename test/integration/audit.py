@@ -55,18 +55,28 @@ def _not_template(names):
     return type(names)(n for n in names if "/template-" not in n and "aspis-template-" not in n)
 
 
+def _spares(daemon):
+    """Ids of VMs that no pod has taken yet, which the daemon makes whenever it likes."""
+    return {Path(d).name.removeprefix("aspis-") for d in _cgroups(daemon.cgroup + "-spare")}
+
+
 def snapshot(daemon):
     netns = Path("/run/netns")
+    spares = _spares(daemon)
+
+    def pods(names):
+        return type(names)(n for n in _not_template(names) if not any(id in n for id in spares))
+
     return {
         "qemu": sorted(daemon.qemu_pids()),
-        "children": _not_template(_children(daemon.proc.pid) if daemon.proc else []),
+        "children": pods(_children(daemon.proc.pid) if daemon.proc else []),
         "links": _links(),
         # a suite that shares the machine cannot tell whose a namespace is
         "netns": {p.name for p in netns.iterdir()} if SLOT == 0 and netns.is_dir() else set(),
         "mounts": _mounts(daemon),
-        "cgroups": _not_template(_cgroups(daemon.cgroup)),
-        "run files": _not_template(_files(daemon.run / "sandboxes", daemon.run / "logs")),
-        "scratch": _not_template(_files(daemon.state / "sandboxes")),
+        "cgroups": pods(_cgroups(daemon.cgroup)),
+        "run files": pods(_files(daemon.run / "sandboxes", daemon.run / "logs")),
+        "scratch": pods(_files(daemon.state / "sandboxes")),
         "cni cache": _files(daemon.cni_cache / "results"),
         "ipam": {p for p in _files(daemon.ipam / "aspis-test") if not p.endswith(("lock", ".0", ".1"))
                  and "last_reserved_ip" not in p},

@@ -761,7 +761,7 @@ def spare_daemon(own_daemon, images):
     base_points = []
 
     def make(*specs):
-        d = own_daemon(overrides={"machine": {"spares": 1}})
+        d = own_daemon(overrides={"machine": {"spares": 1, "fork": False}})
         d.env["ASPIS_FAILPOINTS_FILE"] = str(d.base / "failpoints")
         d.points = Points(d.base / "failpoints")
         d.points.set(*specs)

@@ -67,7 +67,7 @@ def test_idle_pods_give_back_what_they_do_not_run(own_daemon, images):
 
 def test_only_pods_give_back(own_daemon, images):
     """A VM that waits for its pod stays warm. Without the setting all do."""
-    d = own_daemon(overrides={"machine": {"idle_trim_seconds": 2, "spares": 1}}).start()
+    d = own_daemon(overrides={"machine": {"idle_trim_seconds": 2, "spares": 1, "fork": False}}).start()
     d.client.PullImage(image={"image": images["busybox"]})
     spares.wait_ready(d)
     [spare] = [p for p in spares.pids(d) if translations_mib(p) > 0]

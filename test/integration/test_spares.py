@@ -23,7 +23,7 @@ def timeline(d, sandbox):
 
 @pytest.fixture
 def d(own_daemon, images):
-    d = own_daemon(overrides={"machine": {"spares": 1}})
+    d = own_daemon(overrides={"machine": {"spares": 1, "fork": False}})
     d.start()
     d.client.PullImage(image={"image": images["busybox"]})
     spares.wait_ready(d)
@@ -156,7 +156,7 @@ def test_a_dead_spare_is_replaced(d, pods):
 def test_a_spare_of_other_inputs_is_not_used(own_daemon, images):
     import shutil
     from daemon import INITRD
-    d = own_daemon(overrides={"machine": {"spares": 1}})
+    d = own_daemon(overrides={"machine": {"spares": 1, "fork": False}})
     initrd = d.base / "initrd"
     shutil.copy(INITRD, initrd)
     d.overrides["machine"]["initrd"] = str(initrd)
