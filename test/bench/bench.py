@@ -40,6 +40,7 @@ def arguments():
     ap.add_argument("--plot", help="draw the result there (SVG; needs python3-matplotlib)")
     ap.add_argument("--only", choices=["aspis", "containerd"])
     ap.add_argument("--no-templates", action="store_true", help="boot each VM, to compare")
+    ap.add_argument("--no-fork", action="store_true", help="clone each VM from the template, to compare")
     ap.add_argument("--spares", type=int, default=1, help="VMs that aspis has ready before it is asked (0: none)")
     ap.add_argument("--pause", type=float, default=1.5, help="seconds of rest before each round of pods, for both")
     ap.add_argument("--memory", type=int, default=256, help="MiB of a pod without a limit")
@@ -73,7 +74,7 @@ def main():
         pause.tag(pause.image([mkimage.busybox_layer()], {"Entrypoint": ["sleep", "2147483647"], "Cmd": None}))
         refs["pause"] = reg.push(pause.dir, "bench/pause")
         if a.only != "containerd":
-            start(lambda base: Aspis(refs, base, not a.no_templates, a.memory, a.spares), started)
+            start(lambda base: Aspis(refs, base, not a.no_templates, a.memory, a.spares, not a.no_fork), started)
         if a.only != "aspis":
             start(lambda base: Containerd(refs, base), started)
         if "calls" in wanted:

@@ -64,26 +64,27 @@ class Aspis:
     name = "aspis"
     gateway = world.GATEWAY4
 
-    def __init__(self, refs, base, templates=True, memory=256, spares=1):
+    def __init__(self, refs, base, templates=True, memory=256, spares=1, fork=True):
         self.image = refs["busybox"]
         self.d = world.Daemon(base, overrides={"machine": {"templates": templates, "base_memory_mib": memory,
-                                                           "spares": spares},
+                                                           "spares": spares, "fork": fork},
                                                "daemon": {"log_level": os.environ.get("BENCH_LOG", "info")}})
         self.certs, self.endpoint = self.d.certs, self.d.socket
         self.d.start()
         self.client = self.d.client
         self.client.PullImage(image={"image": self.image})
+        if templates:  # as on a node that has been up for a minute
+            self.wait("spare vm ready" if spares > 0 else "template ready")
+
+    def wait(self, words):
         deadline = time.monotonic() + 60
-        while templates and "template ready" not in self.d.log_text():
+        while words not in self.d.log_text():
             if time.monotonic() > deadline:
-                raise SystemExit("no template within a minute:\n" + self.d.log_text()[-2000:])
+                raise SystemExit(f"no \"{words}\" within a minute:\n" + self.d.log_text()[-2000:])
             time.sleep(0.2)
 
     def daemon_pid(self):
         return self.d.proc.pid
-
-    def spares_made(self):
-        return self.d.log_text().count("spare vm ready")
 
     def pod_pids(self):
         return self.d.qemu_pids() + spares.pids(self.d)
