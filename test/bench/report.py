@@ -1,7 +1,7 @@
 """The result of a run as text and as a drawing."""
 from parts import CALLS
 
-GROUPS = [("run+create+start", CALLS[:3]), ("create+start", CALLS[1:3]), ("stop+remove", CALLS[4:]), ("all", CALLS)]
+GROUPS = [("run+create+start", CALLS[:3]), ("create+start", CALLS[1:3]), ("stop+remove", CALLS[5:]), ("all", CALLS)]
 
 
 def ratio(of):
