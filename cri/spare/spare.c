@@ -160,8 +160,7 @@ static int make_steps(struct spares *p, struct spare *s, bool zygote, struct can
     s->machine = machine_start(p->factory, &spec, &cb, cancel, err);
     if (s->machine == NULL)
         return -1;
-    if (machine_is_copy(s->machine)) /* of one that was warmed up */
-        return 0;
+    /* a copy of one that was warmed up too: what it writes to is then its own, not the zygote's */
     if (warm_up(s->machine, s->id, &p->image, &s->state->watch, cancel, err) < 0)
         return -1;
     return zygote ? machine_freeze(s->machine, cancel, err) : 0;
