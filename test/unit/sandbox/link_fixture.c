@@ -103,11 +103,13 @@ static void h_clock(struct rpc_call *call, const ProtobufCMessage *req, void *ar
 
     int n = atomic_fetch_add(&g->clocks, 1);
     atomic_fetch_add(&g->adjusted, r->adjust_ns);
-    atomic_fetch_add(&g->clock_off, r->adjust_ns);
     aspis__agent__v1__clock_response__init(&out);
-    out.wall_clock_ns = (uint64_t)(wall_ns() + atomic_load(&g->clock_off));
-    if (g->liar)
+    if (g->liar) {
         out.wall_clock_ns = n % 2 == 0 ? UINT64_MAX : 1;
+    } else {
+        long long off = atomic_fetch_add(&g->clock_off, r->adjust_ns) + r->adjust_ns;
+        out.wall_clock_ns = (uint64_t)(wall_ns() + off);
+    }
     rpc_reply(call, &out.base);
 }
 
