@@ -3,7 +3,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from daemon import BRIDGE, SLOT
+from daemon import ALONE, BRIDGE
 
 
 def _links():
@@ -18,7 +18,7 @@ def _mounts(daemon):
     found = sorted(line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines())
     own = (f"{daemon.base}/", f"{daemon.state}/")
     return [m for m in found if m.startswith(own) or not m.startswith(("/run/at/", "/var/lib/aspis"))
-            and (SLOT == 0 or not m.startswith(("/run/netns", "/tmp", "/sys/kernel/")))]
+            and (ALONE or not m.startswith(("/run/netns", "/tmp", "/sys/kernel/")))]
 
 
 def _cgroups(name):
@@ -72,7 +72,7 @@ def snapshot(daemon):
         "children": pods(_children(daemon.proc.pid) if daemon.proc else []),
         "links": _links(),
         # a suite that shares the machine cannot tell whose a namespace is
-        "netns": {p.name for p in netns.iterdir()} if SLOT == 0 and netns.is_dir() else set(),
+        "netns": {p.name for p in netns.iterdir()} if ALONE and netns.is_dir() else set(),
         "mounts": _mounts(daemon),
         "cgroups": pods(_cgroups(daemon.cgroup)),
         "run files": pods(_files(daemon.run / "sandboxes", daemon.run / "logs")),

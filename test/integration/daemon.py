@@ -26,6 +26,8 @@ HANDLER = os.environ.get("ASPIS_TEST_HANDLER", "")
 
 # Suites that run at the same time on one machine take different slots.
 SLOT = int(os.environ.get("ASPIS_TEST_SLOT", "0"))
+# Whether all mounts and named network namespaces are this suite's, or at least nobody else's (test/alone).
+ALONE = SLOT == 0 or bool(os.environ.get("ASPIS_TEST_ALONE"))
 BRIDGE = f"aspist{SLOT}"
 SUBNET4 = f"10.231.{7 + SLOT}.0/24"
 GATEWAY4 = f"10.231.{7 + SLOT}.1"
