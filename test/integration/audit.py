@@ -56,24 +56,35 @@ def _not_template(names):
 
 
 def _spares(daemon):
-    """Ids of VMs that no pod has taken yet, which the daemon makes whenever it likes."""
+    """VMs that no pod has taken yet, which the daemon makes whenever it likes: their ids."""
     return {Path(d).name.removeprefix("aspis-") for d in _cgroups(daemon.cgroup + "-spare")}
+
+
+def _named_after(daemon, spares):
+    """What is found by a spare's id, or by the name of its network namespace."""
+    names = set(spares)
+    for id in spares:
+        try:
+            names.add(Path((daemon.run / "sandboxes" / id / "netns").read_text().strip()).name)
+        except FileNotFoundError:
+            pass
+    return names
 
 
 def snapshot(daemon):
     netns = Path("/run/netns")
-    spares = _spares(daemon)
+    spares = _named_after(daemon, _spares(daemon))
 
     def pods(names):
-        return type(names)(n for n in _not_template(names) if not any(id in n for id in spares))
+        return type(names)(n for n in _not_template(names) if not any(s in n for s in spares))
 
     return {
         "qemu": sorted(daemon.qemu_pids()),
         "children": pods(_children(daemon.proc.pid) if daemon.proc else []),
         "links": _links(),
         # a suite that shares the machine cannot tell whose a namespace is
-        "netns": {p.name for p in netns.iterdir()} if ALONE and netns.is_dir() else set(),
-        "mounts": _mounts(daemon),
+        "netns": pods({p.name for p in netns.iterdir()} if ALONE and netns.is_dir() else set()),
+        "mounts": pods(_mounts(daemon)),
         "cgroups": pods(_cgroups(daemon.cgroup)),
         "run files": pods(_files(daemon.run / "sandboxes", daemon.run / "logs")),
         "scratch": pods(_files(daemon.state / "sandboxes")),
