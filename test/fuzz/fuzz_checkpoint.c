@@ -65,6 +65,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     check(&c);
     for (size_t i = 0; i < c.n_containers; i++)
         check_volumes(&c, &c.containers[i]);
+    if (c.volumes.digest[0] == '\0') /* of version 1, which is read but no more written */
+        return 0;
     auto_free char *text = checkpoint_encode(&c, &err);
     struct checkpoint again;
     if (text == NULL || checkpoint_decode(text, strlen(text), a, &again, &err) < 0)
