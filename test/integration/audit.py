@@ -60,12 +60,13 @@ def _spares(daemon):
     return {Path(d).name.removeprefix("aspis-") for d in _cgroups(daemon.cgroup + "-spare")}
 
 
-def _named_after(daemon, spares):
-    """What is found by a spare's id, or by the name of its network namespace."""
-    names = set(spares)
-    for id in spares:
+def _spares_netns():
+    """Names of the network namespaces of such VMs, of any daemon that a test has."""
+    names = set()
+    for note in Path("/run/at").glob("*/r/sandboxes/*/netns"):
         try:
-            names.add(Path((daemon.run / "sandboxes" / id / "netns").read_text().strip()).name)
+            if any(d.endswith(note.parent.name) for d in _cgroups(f"/aspis-test-{note.parts[3]}-spare")):
+                names.add(Path(note.read_text().strip()).name)
         except FileNotFoundError:
             pass
     return names
@@ -73,7 +74,7 @@ def _named_after(daemon, spares):
 
 def snapshot(daemon):
     netns = Path("/run/netns")
-    spares = _named_after(daemon, _spares(daemon))
+    spares = _spares(daemon) | _spares_netns()
 
     def pods(names):
         return type(names)(n for n in _not_template(names) if not any(s in n for s in spares))
