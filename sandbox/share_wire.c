@@ -10,6 +10,7 @@
 #include "base/limits.h"
 
 #define AGAIN_MS 200 /* between two preambles without an answer */
+#define REPEATS 10
 
 void share_wire_init(struct share_wire *w, int fd)
 {
@@ -66,16 +67,15 @@ static int receive(struct share_wire *w, struct err *err)
 int share_wire_sync(struct share_wire *w, struct err *err)
 {
     uint8_t nonce[PREAMBLE_NONCE];
-    uint8_t preamble[PREAMBLE_SIZE];
     uint8_t expected[PREAMBLE_SIZE];
     size_t stale = 0;
     if (getrandom(nonce, sizeof(nonce), 0) != (ssize_t)sizeof(nonce))
         return err_sys(err, errno, "random bytes");
-    preamble_make(preamble, LINK_FS, nonce);
-    preamble_answer(expected, preamble);
+    preamble_make(w->preamble, LINK_FS, nonce);
+    preamble_answer(expected, w->preamble);
     frame_parser_resync(&w->in, expected);
     for (bool say = true; stale <= LIMIT_LINK_STALE;) {
-        if (say && send_all(w->fd, preamble, sizeof(preamble)) < 0)
+        if (say && send_all(w->fd, w->preamble, sizeof(w->preamble)) < 0)
             return err_sys(err, errno, "send the preamble");
         struct pollfd p = {.fd = w->fd, .events = POLLIN};
         int ready = poll(&p, 1, AGAIN_MS);
@@ -89,8 +89,10 @@ int share_wire_sync(struct share_wire *w, struct err *err)
             return err_set(err, ERR_UNAVAILABLE, "the vm hung up");
         stale += KiB(4);
         struct frame f;
-        if (frame_parser_next(&w->in, &f) == PARSE_SYNCED)
+        if (frame_parser_next(&w->in, &f) == PARSE_SYNCED) {
+            w->repeats = REPEATS;
             return 0;
+        }
     }
     return err_set(err, ERR_DATA_LOSS, "no answer to the preamble among what the guest sends");
 }
@@ -122,6 +124,19 @@ static int take_frame(struct share_wire *w, const struct frame *f, enum share_ev
     return 1;
 }
 
+/* A port's guest that learns late that the connection before this one has ended takes this one for
+ * ended, after it has answered: then nothing would ever come. */
+static int receive_first(struct share_wire *w, struct err *err)
+{
+    struct pollfd p = {.fd = w->fd, .events = POLLIN};
+    while (w->repeats > 0 && poll(&p, 1, AGAIN_MS) == 0) {
+        w->repeats--;
+        if (send_all(w->fd, w->preamble, sizeof(w->preamble)) < 0)
+            return err_sys(err, errno, "send the preamble");
+    }
+    return receive(w, err);
+}
+
 enum share_event share_wire_next(struct share_wire *w, uint32_t *volume, struct err *err)
 {
     struct frame f;
@@ -133,12 +148,13 @@ enum share_event share_wire_next(struct share_wire *w, uint32_t *volume, struct 
         int r = 1;
         switch (frame_parser_next(&w->in, &f)) {
         case PARSE_FRAME:
+            w->repeats = 0;
             r = take_frame(w, &f, &event, volume, err);
             if (r != 0)
                 return r < 0 ? SHARE_BROKEN : event;
             break;
         case PARSE_MORE:
-            r = receive(w, err);
+            r = receive_first(w, err);
             if (r <= 0)
                 return r < 0 ? SHARE_BROKEN : SHARE_END;
             break;
