@@ -10,7 +10,7 @@
 #include "base/limits.h"
 
 #define AGAIN_MS 200 /* between two preambles without an answer */
-#define REPEATS 10
+#define REPEATS 4
 
 void share_wire_init(struct share_wire *w, int fd)
 {
@@ -125,8 +125,9 @@ static int take_frame(struct share_wire *w, const struct frame *f, enum share_ev
 }
 
 /* A port's guest that learns late that the connection before this one has ended takes this one for
- * ended, after it has answered: then nothing would ever come. */
-static int receive_first(struct share_wire *w, struct err *err)
+ * ended, after it has answered: then nothing would ever come. One that has not says the same again,
+ * which is done once. */
+static int receive_or_repeat(struct share_wire *w, struct err *err)
 {
     struct pollfd p = {.fd = w->fd, .events = POLLIN};
     while (w->repeats > 0 && poll(&p, 1, AGAIN_MS) == 0) {
@@ -148,17 +149,17 @@ enum share_event share_wire_next(struct share_wire *w, uint32_t *volume, struct 
         int r = 1;
         switch (frame_parser_next(&w->in, &f)) {
         case PARSE_FRAME:
-            w->repeats = 0;
             r = take_frame(w, &f, &event, volume, err);
             if (r != 0)
                 return r < 0 ? SHARE_BROKEN : event;
             break;
         case PARSE_MORE:
-            r = receive_first(w, err);
+            r = receive_or_repeat(w, err);
             if (r <= 0)
                 return r < 0 ? SHARE_BROKEN : SHARE_END;
             break;
         case PARSE_SYNCED: /* the answer to a preamble that was said twice */
+            buf_reset(&w->message);
             break;
         case PARSE_PREAMBLE:
         case PARSE_BROKEN:

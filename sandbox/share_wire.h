@@ -23,7 +23,7 @@ struct share_wire {
     bool unanswered; /* nobody reads what the message is answered with */
     struct buf out, flat;
     uint8_t preamble[PREAMBLE_SIZE];
-    unsigned repeats; /* how often it is still said when the guest keeps silent */
+    unsigned repeats; /* how often it is still said when the guest is silent */
 };
 
 /* fd: a connected stream socket; the caller's. */
