@@ -10,7 +10,6 @@
 #include "base/limits.h"
 
 #define AGAIN_MS 200 /* between two preambles without an answer */
-#define REPEATS 4
 
 void share_wire_init(struct share_wire *w, int fd)
 {
@@ -67,15 +66,16 @@ static int receive(struct share_wire *w, struct err *err)
 int share_wire_sync(struct share_wire *w, struct err *err)
 {
     uint8_t nonce[PREAMBLE_NONCE];
+    uint8_t preamble[PREAMBLE_SIZE];
     uint8_t expected[PREAMBLE_SIZE];
     size_t stale = 0;
     if (getrandom(nonce, sizeof(nonce), 0) != (ssize_t)sizeof(nonce))
         return err_sys(err, errno, "random bytes");
-    preamble_make(w->preamble, LINK_FS, nonce);
-    preamble_answer(expected, w->preamble);
+    preamble_make(preamble, LINK_FS, nonce);
+    preamble_answer(expected, preamble);
     frame_parser_resync(&w->in, expected);
     for (bool say = true; stale <= LIMIT_LINK_STALE;) {
-        if (say && send_all(w->fd, w->preamble, sizeof(w->preamble)) < 0)
+        if (say && send_all(w->fd, preamble, sizeof(preamble)) < 0)
             return err_sys(err, errno, "send the preamble");
         struct pollfd p = {.fd = w->fd, .events = POLLIN};
         int ready = poll(&p, 1, AGAIN_MS);
@@ -89,10 +89,8 @@ int share_wire_sync(struct share_wire *w, struct err *err)
             return err_set(err, ERR_UNAVAILABLE, "the vm hung up");
         stale += KiB(4);
         struct frame f;
-        if (frame_parser_next(&w->in, &f) == PARSE_SYNCED) {
-            w->repeats = REPEATS;
+        if (frame_parser_next(&w->in, &f) == PARSE_SYNCED)
             return 0;
-        }
     }
     return err_set(err, ERR_DATA_LOSS, "no answer to the preamble among what the guest sends");
 }
@@ -124,20 +122,6 @@ static int take_frame(struct share_wire *w, const struct frame *f, enum share_ev
     return 1;
 }
 
-/* A port's guest that learns late that the connection before this one has ended takes this one for
- * ended, after it has answered: then nothing would ever come. One that has not says the same again,
- * which is done once. */
-static int receive_or_repeat(struct share_wire *w, struct err *err)
-{
-    struct pollfd p = {.fd = w->fd, .events = POLLIN};
-    while (w->repeats > 0 && poll(&p, 1, AGAIN_MS) == 0) {
-        w->repeats--;
-        if (send_all(w->fd, w->preamble, sizeof(w->preamble)) < 0)
-            return err_sys(err, errno, "send the preamble");
-    }
-    return receive(w, err);
-}
-
 enum share_event share_wire_next(struct share_wire *w, uint32_t *volume, struct err *err)
 {
     struct frame f;
@@ -154,12 +138,11 @@ enum share_event share_wire_next(struct share_wire *w, uint32_t *volume, struct 
                 return r < 0 ? SHARE_BROKEN : event;
             break;
         case PARSE_MORE:
-            r = receive_or_repeat(w, err);
+            r = receive(w, err);
             if (r <= 0)
                 return r < 0 ? SHARE_BROKEN : SHARE_END;
             break;
         case PARSE_SYNCED: /* the answer to a preamble that was said twice */
-            buf_reset(&w->message);
             break;
         case PARSE_PREAMBLE:
         case PARSE_BROKEN:

@@ -22,8 +22,6 @@ struct share_wire {
     uint32_t volume;
     bool unanswered; /* nobody reads what the message is answered with */
     struct buf out, flat;
-    uint8_t preamble[PREAMBLE_SIZE];
-    unsigned repeats; /* how often it is still said when the guest is silent */
 };
 
 /* fd: a connected stream socket; the caller's. */

@@ -272,6 +272,7 @@ def test_killed_server_is_replaced(daemon, pod, src):
 
 
 @pytest.mark.vm("the file server")
+@pytest.mark.once("in VMs that were warmed up volumes can hang after it: a fault that is not understood yet, see README.md")
 def test_changes_happen_once_however_often_the_server_is_killed(daemon, pod, src):
     """Renames, exclusive creates, appends and the rest: each is done, once, and its caller is told so; files that
     are open and the working directory go on."""
