@@ -21,7 +21,7 @@
  *     --proc-self         the same with the processes' directories only
  *     --tmp BYTES         a writable /tmp of this size, owned by the uid
  *     --cap NAME          keep this capability: chown, dac_override, fowner, fsetid, setgid,
- * setpcap, setuid or sys_admin; repeatable
+ *                         setpcap, setuid or sys_admin; repeatable
  *     --share-pid         stay in the caller's pid namespace (default: a new one)
  *     --share-net         stay in the caller's network namespace (default: an empty one)
  *     --rlimit NAME=N     as, core, cpu, data, fsize, memlock, nofile, nproc or stack; core=0

@@ -136,8 +136,10 @@ static int exchange(const struct hv_spec *spec, const struct fork_request *r, co
         return -1;
     /* not given up: the answer would be the next one's */
     auto_cancel struct cancel *limit = cancel_new(mono_ns() + FORK_NS, err);
-    if (limit == NULL || take_reply(sock, proc, limit, err) < 0)
+    if (limit == NULL || take_reply(sock, proc, limit, err) < 0) {
+        (void)shutdown(sock, SHUT_RDWR); /* an answer that comes late is nobody's */
         return -1;
+    }
     return join_cgroups(spec->cgroups, proc->pid, err) < 0 ||
                    (send(word, "g", 1, MSG_NOSIGNAL) != 1 && err_sys(err, errno, "start it") < 0)
                ? -1
