@@ -568,6 +568,11 @@ char *sandbox_run_dir(const struct sandbox *s)
     return fs_format("%s/sandboxes/%s", s->rt->deps.run_root, s->rec.id);
 }
 
+char *netns_notes_dir(const struct runtime *rt)
+{
+    return fs_format("%s/netns", rt->deps.run_root);
+}
+
 char *container_log_state_path(const struct container *c)
 {
     return fs_format("%s/logs/%s", c->rt->deps.run_root, c->rec.id);

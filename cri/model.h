@@ -193,6 +193,7 @@ enum container_phase container_phase(struct container *c);
 /* Paths; the caller's. */
 char *container_log_state_path(const struct container *c);
 char *sandbox_run_dir(const struct sandbox *s);
+char *netns_notes_dir(const struct runtime *rt); /* netplugin/netns_note.h */
 
 /* "sandbox 0123456789ab (namespace/name)", for errors; valid as long as s. */
 const char *sandbox_title(const struct sandbox *s, char out[200]);

@@ -19,7 +19,7 @@
 #include "cri/model.h"
 #include "cri/sandbox_ops.h"
 #include "netplugin/cni.h"
-#include "netplugin/netns.h"
+#include "netplugin/netns_note.h"
 
 /* A VM of an earlier daemon that does not answer in this time is given up. */
 #define ADOPT_NS (15LL * 1000000000)
@@ -40,6 +40,7 @@ struct runtime *runtime_new(const struct runtime_deps *deps, struct err *err)
     (void)pthread_mutex_init(&rt->lock, NULL);
     (void)pthread_cond_init(&rt->machine_free, NULL);
     auto_free char *db = fs_format("%s/state.db", deps->state_root);
+    auto_free char *notes = netns_notes_dir(rt);
     auto_free char *moved = NULL;
     if (fs_mkdir_p(deps->state_root, 0700, err) == 0 && fs_mkdir_p(deps->run_root, 0700, err) == 0)
         rt->boot_id = fs_boot_id(err);
@@ -49,8 +50,7 @@ struct runtime *runtime_new(const struct runtime_deps *deps, struct err *err)
     if (rt->stats != NULL)
         rt->records = records_open(db, &moved, err);
     if (rt->records != NULL && deps->spares > 0)
-        rt->spares = spares_new(deps->factory, deps->run_root, deps->spares, SANDBOX_TAP_NAME,
-                                SANDBOX_NETNS_FILE, err);
+        rt->spares = spares_new(deps->factory, notes, deps->spares, SANDBOX_TAP_NAME, err);
     if (rt->records != NULL && (rt->spares != NULL || deps->spares == 0))
         rt->worker = loop_new(err);
     if (rt->worker == NULL) {
@@ -373,24 +373,9 @@ static void recover_sandbox(struct sandbox *s, struct cancel *cancel)
               LOG_STR("sandbox", s->rec.id), LOG_STR("error", err_msg(&err)));
 }
 
-/* Names in a directory of the run root that `known` does not know, handed to `drop` with their
- * paths. */
-static void sweep(struct runtime *rt, const char *sub,
-                  bool (*known)(struct runtime *, const char *), void (*drop)(const char *path))
+static bool known_sandbox(void *arg, const char *id)
 {
-    auto_free char *base = fs_format("%s/%s", rt->deps.run_root, sub);
-    auto_closedir DIR *d = opendir(base);
-    struct dirent *e;
-    while (d != NULL && (e = readdir(d)) != NULL) {
-        if (e->d_name[0] == '.' || known(rt, e->d_name))
-            continue;
-        auto_free char *path = fs_format("%s/%s", base, e->d_name);
-        drop(path);
-    }
-}
-
-static bool known_sandbox(struct runtime *rt, const char *id)
-{
+    struct runtime *rt = arg;
     struct sandbox *s = NULL;
     HASH_FIND(hh, rt->sandboxes, id, strlen(id), s);
     return s != NULL;
@@ -403,18 +388,18 @@ static bool known_container(struct runtime *rt, const char *id)
     return c != NULL;
 }
 
-/* The namespace of a sandbox whose record was lost: its path stands in the run directory too. */
-static void drop_netns(const char *run_dir)
+/* Of containers that there are no more. */
+static void sweep_logs(struct runtime *rt)
 {
-    auto_free char *file = fs_format("%s/" SANDBOX_NETNS_FILE, run_dir);
-    auto_free char *path = fs_read(file, LIMIT_PATH, NULL, NULL);
-    if (path != NULL && str_starts(path, "/run/netns/cni-") && strstr(path, "/..") == NULL)
-        (void)netns_remove(path, NULL);
-}
-
-static void drop_file(const char *path)
-{
-    (void)unlink(path);
+    auto_free char *base = fs_format("%s/logs", rt->deps.run_root);
+    auto_closedir DIR *d = opendir(base);
+    struct dirent *e;
+    while (d != NULL && (e = readdir(d)) != NULL) {
+        if (e->d_name[0] == '.' || known_container(rt, e->d_name))
+            continue;
+        auto_free char *path = fs_format("%s/%s", base, e->d_name);
+        (void)unlink(path);
+    }
 }
 
 int runtime_recover(struct runtime *rt, struct cancel *cancel, struct err *err)
@@ -436,11 +421,13 @@ int runtime_recover(struct runtime *rt, struct cancel *cancel, struct err *err)
     for (struct sandbox *s = rt->sandboxes; s != NULL; s = s->hh.next)
         ids[n++] = s->rec.id;
     auto_err struct err why = ERR_INIT;
-    sweep(rt, "logs", known_container, drop_file);
+    sweep_logs(rt);
     auto_cancel struct cancel *limit = cancel_child(cancel, mono_ns() + CLEAN_NS, NULL);
     if (cni_gc(rt->deps.cni, ids, n, limit, &why) < 0)
         log_warn("network garbage collection failed", LOG_STR("error", err_msg(&why)));
-    sweep(rt, "sandboxes", known_sandbox, drop_netns);
+    auto_free char *notes = netns_notes_dir(rt);
+    if (netns_notes_collect(notes, known_sandbox, rt, &why) < 0)
+        log_warn("cannot collect network namespaces", LOG_STR("error", err_msg(&why)));
     if (machine_collect(rt->deps.factory, ids, n, &why) < 0)
         log_error("cannot collect leftovers", LOG_STR("error", err_msg(&why)));
     free(ids);

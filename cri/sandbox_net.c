@@ -12,6 +12,7 @@
 #include "cri/userns.h"
 #include "netplugin/cni.h"
 #include "netplugin/netns.h"
+#include "netplugin/netns_note.h"
 
 #define POD_IFNAME "eth0"
 
@@ -140,10 +141,8 @@ int sandbox_namespace_up(struct sandbox *s, int *tap, struct err *err)
     /* the path is recorded before it exists, so that a killed daemon's successor can take it away
      */
     sandbox_set_text(s, &s->rec.netns, fs_format("/run/netns/%s", name));
-    auto_free char *dir = sandbox_run_dir(s);
-    auto_free char *note = fs_format("%s/" SANDBOX_NETNS_FILE, dir);
-    if (sandbox_save(s, err) < 0 || fs_mkdir_p(dir, 0700, err) < 0 ||
-        fs_write_atomic(note, s->rec.netns, strlen(s->rec.netns), 0600, false, err) < 0 ||
+    auto_free char *notes = netns_notes_dir(s->rt);
+    if (sandbox_save(s, err) < 0 || netns_note_write(notes, s->rec.id, s->rec.netns, err) < 0 ||
         FAILPOINT("sandbox.netns", err) < 0)
         return -1;
     auto_free char *path = NULL;
@@ -213,6 +212,8 @@ int sandbox_network_down(struct sandbox *s, struct cancel *cancel, struct err *e
         return 0;
     if (netns_remove(s->rec.netns, err) < 0)
         return err_wrap(err, "remove network namespace");
+    auto_free char *notes = netns_notes_dir(s->rt);
+    netns_note_drop(notes, s->rec.id);
     sandbox_set_text(s, &s->rec.netns, xstrdup(""));
     return sandbox_save(s, err);
 }

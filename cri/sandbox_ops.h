@@ -22,8 +22,6 @@ int sandbox_remove(struct sandbox *s, struct cancel *cancel, struct err *err);
 /* The machine's callbacks; arg is the sandbox, which must outlive the machine. */
 extern const struct machine_callbacks sandbox_machine_callbacks;
 
-/* In the run directory: the path of the network namespace, for the day when the record is lost. */
-#define SANDBOX_NETNS_FILE "netns"
 /* The tap in a pod's network namespace. */
 #define SANDBOX_TAP_NAME "tap0"
 

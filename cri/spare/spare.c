@@ -13,6 +13,7 @@
 #include "base/str.h"
 #include "cri/spare/warm.h"
 #include "netplugin/netns.h"
+#include "netplugin/netns_note.h"
 
 /* No pod is worked on for so long before one is made; but at the latest after PATIENCE. */
 #define QUIET_NS (200LL * 1000000)
@@ -34,7 +35,7 @@ struct spare_state {
 
 struct spares {
     struct machine_factory *factory;
-    char *run_root, *tap_name, *netns_file;
+    char *notes, *tap_name;
     uint32_t want;
     struct disk_part image;
     struct cancel *stop;
@@ -111,38 +112,28 @@ void spare_free(struct spare *s)
     free(s);
 }
 
-static char *run_dir(const struct spares *p, const char *id)
-{
-    return fs_format("%s/sandboxes/%s", p->run_root, id);
-}
-
 /* With all that is its own. What cannot be removed is left to the next daemon. */
 static void destroy(struct spares *p, struct spare *s)
 {
     auto_err struct err err = ERR_INIT;
     auto_cancel struct cancel *limit = cancel_new(mono_ns() + DESTROY_NS, NULL);
-    auto_free char *dir = run_dir(p, s->id);
     if (s->machine != NULL && machine_destroy(s->machine, limit, &err) < 0)
         log_error("cannot remove a spare vm", LOG_STR("error", err_msg(&err)));
     machine_free(s->machine);
     if (!str_empty(s->netns) && netns_remove(s->netns, &err) < 0)
         log_error("cannot remove a spare vm's network", LOG_STR("error", err_msg(&err)));
-    (void)fs_rm_rf(dir, NULL);
+    else
+        netns_note_drop(p->notes, s->id);
     spare_free(s);
 }
 
-/* As sandbox_ops.c does: the path is on disk before the namespace exists. */
 static int make_netns(struct spares *p, struct spare *s, int *tap, struct err *err)
 {
     char name[4 + 32 + 1] = "cni-";
     fs_random_hex(name + 4, 32);
     s->netns = fs_format("/run/netns/%s", name);
-    auto_free char *dir = run_dir(p, s->id);
-    auto_free char *note = fs_format("%s/%s", dir, p->netns_file);
     auto_free char *path = NULL;
-    if (fs_mkdir_p(dir, 0700, err) < 0 ||
-        fs_write_atomic(note, s->netns, strlen(s->netns), 0600, false, err) < 0 ||
-        netns_create(name, &path, err) < 0)
+    if (netns_note_write(p->notes, s->id, s->netns, err) < 0 || netns_create(name, &path, err) < 0)
         return err_wrap(err, "network namespace");
     *tap = netns_make_tap(s->netns, p->tap_name, err);
     return *tap < 0 ? -1 : 0;
@@ -348,14 +339,13 @@ static int begin(struct spares *p, struct err *err)
     return 0;
 }
 
-struct spares *spares_new(struct machine_factory *f, const char *run_root, uint32_t count,
-                          const char *tap_name, const char *netns_file, struct err *err)
+struct spares *spares_new(struct machine_factory *f, const char *netns_notes, uint32_t count,
+                          const char *tap_name, struct err *err)
 {
     struct spares *p = xcalloc(1, sizeof(*p));
     p->factory = f;
-    p->run_root = xstrdup(run_root);
+    p->notes = xstrdup(netns_notes);
     p->tap_name = xstrdup(tap_name);
-    p->netns_file = xstrdup(netns_file);
     p->want = count;
     p->image.fd = -1;
     p->retry = p->zygote_retry = RETRY_NS;
@@ -394,9 +384,8 @@ void spares_free(struct spares *p)
     cleanup_closep(&p->image.fd);
     (void)pthread_cond_destroy(&p->wake);
     (void)pthread_mutex_destroy(&p->lock);
-    free(p->run_root);
+    free(p->notes);
     free(p->tap_name);
-    free(p->netns_file);
     free(p);
 }
 

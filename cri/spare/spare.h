@@ -32,11 +32,11 @@ struct spare {
     struct spare_state *state;
 };
 
-/* `count` of them as soon as there is a template; 0: none ever. NULL only with *err. tap_name: of
- * the tap in a pod's namespace; netns_file: the name of the file in a sandbox's run directory that
- * holds the namespace's path. Call it before machine_start_templates(). */
-struct spares *spares_new(struct machine_factory *f, const char *run_root, uint32_t count,
-                          const char *tap_name, const char *netns_file, struct err *err);
+/* `count` of them as soon as there is a template; 0: none ever. NULL only with *err. netns_notes:
+ * the directory of netns_note.h; tap_name: of the tap in a pod's namespace. Call it before
+ * machine_start_templates(). */
+struct spares *spares_new(struct machine_factory *f, const char *netns_notes, uint32_t count,
+                          const char *tap_name, struct err *err);
 /* Destroys those that nobody took. NULL is fine here and below. */
 void spares_free(struct spares *p);
 

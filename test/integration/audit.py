@@ -55,6 +55,10 @@ def _not_template(names):
     return type(names)(n for n in names if "/template-" not in n and "aspis-template-" not in n)
 
 
+def named_netns():
+    return {p.name for p in Path("/run/netns").glob("cni-*")}
+
+
 def _spares(daemon):
     """VMs that no pod has taken yet, which the daemon makes whenever it likes: their ids."""
     return {Path(d).name.removeprefix("aspis-") for d in _cgroups(daemon.cgroup + "-spare")}
@@ -63,9 +67,9 @@ def _spares(daemon):
 def _spares_netns():
     """Names of the network namespaces of such VMs, of any daemon that a test has."""
     names = set()
-    for note in Path("/run/at").glob("*/r/sandboxes/*/netns"):
+    for note in Path("/run/at").glob("*/r/netns/*"):
         try:
-            if any(d.endswith(note.parent.name) for d in _cgroups(f"/aspis-test-{note.parts[3]}-spare")):
+            if any(d.endswith(note.name) for d in _cgroups(f"/aspis-test-{note.parts[3]}-spare")):
                 names.add(Path(note.read_text().strip()).name)
         except FileNotFoundError:
             pass
@@ -87,7 +91,7 @@ def snapshot(daemon):
         "netns": pods({p.name for p in netns.iterdir()} if ALONE and netns.is_dir() else set()),
         "mounts": pods(_mounts(daemon)),
         "cgroups": pods(_cgroups(daemon.cgroup)),
-        "run files": pods(_files(daemon.run / "sandboxes", daemon.run / "logs")),
+        "run files": pods(_files(daemon.run / "sandboxes", daemon.run / "netns", daemon.run / "logs")),
         "scratch": pods(_files(daemon.state / "sandboxes")),
         "cni cache": _files(daemon.cni_cache / "results"),
         "ipam": {p for p in _files(daemon.ipam / "aspis-test") if not p.endswith(("lock", ".0", ".1"))

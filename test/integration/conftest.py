@@ -12,7 +12,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import audit  # noqa: E402
 from cri import sandbox_config  # noqa: E402
-from daemon import HANDLER, Daemon  # noqa: E402
+import spares  # noqa: E402
+from daemon import ALONE, HANDLER, SET, Daemon, Points  # noqa: E402
 
 
 def pytest_configure(config):
@@ -108,6 +109,34 @@ def own_daemon(request):
     yield make
     for d in made:
         d.destroy()
+
+
+@pytest.fixture
+def spare_daemon(own_daemon, images):
+    """spare_daemon("failpoint=...", fork=...): with one spare; audited when it has ended, since only then nothing may be left."""
+    made = []
+    before = audit.named_netns()
+
+    def make(*points, fork=False, **machine):
+        d = own_daemon(overrides={"machine": {"spares": 1, "fork": fork, **machine}})
+        d.points = Points(d.base / "failpoints")
+        d.points.set(*points)
+        d.env["ASPIS_FAILPOINTS_FILE"] = str(d.points.path)
+        made.append(d)
+        d.start()
+        d.client.PullImage(image={"image": images["busybox"]})
+        return d
+
+    yield make
+    for d in made:
+        d.points.clear()
+        if not d.alive():
+            d.start()
+        d.remove_all()
+        d.stop()
+        assert not spares.left(d)
+    # of the session's daemon too, whose spares come and go
+    assert not ALONE or SET.get("machine", {}).get("spares") or not audit.named_netns() - before
 
 
 class Pod:

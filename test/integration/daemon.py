@@ -24,6 +24,9 @@ SET = json.loads(os.environ.get("ASPIS_TEST_SET", "{}"))
 # What pods get that ask for nothing else; see `vm` in conftest.py.
 HANDLER = os.environ.get("ASPIS_TEST_HANDLER", "")
 
+# Where daemons' logs are kept, if anywhere.
+KEEP = os.environ.get("ASPIS_TEST_LOGS")
+
 # Suites that run at the same time on one machine take different slots.
 SLOT = int(os.environ.get("ASPIS_TEST_SLOT", "0"))
 # Whether all mounts and named network namespaces are this suite's, or at least nobody else's (test/alone).
@@ -53,6 +56,22 @@ def last_words(text):
     """The end of a log, or what a sanitizer said first."""
     found = [at for at in (text.find("ERROR: "), text.find("runtime error:")) if at >= 0]
     return text[min(found) - 100:][:8000] if found and "Sanitizer" in text else text[-4000:]
+
+
+class Points:
+    """The failpoints that a daemon has, in the file that its ASPIS_FAILPOINTS_FILE names."""
+
+    def __init__(self, path):
+        self.path = path
+        self.clear()
+
+    def set(self, *specs):
+        new = self.path.with_suffix(".new")
+        new.write_text(";".join(specs))
+        new.rename(self.path)
+
+    def clear(self):
+        self.set("")
 
 
 class Daemon:
@@ -200,6 +219,9 @@ class Daemon:
             for pid in self.qemu_pids():
                 os.kill(pid, signal.SIGKILL)
             text = self.log_text()
+            if KEEP:
+                os.makedirs(KEEP, exist_ok=True)
+                Path(KEEP, f"{self.base.name}-{time.time_ns()}.log").write_text(text)
             shutil.rmtree(self.base, ignore_errors=True)
             shutil.rmtree(self.state, ignore_errors=True)
             assert "Sanitizer" not in text and "runtime error:" not in text, last_words(text)

@@ -39,5 +39,5 @@ def left(d):
     """All that there is of VMs without a pod, while the daemon has no pods."""
     found = [str(p) for p in pids(d)]
     found += sorted(audit._cgroups(d.cgroup + "-spare"))
-    found += sorted(audit._not_template(audit._files(d.run / "sandboxes", d.state / "sandboxes")))
+    found += sorted(audit._not_template(audit._files(d.run / "sandboxes", d.run / "netns", d.state / "sandboxes")))
     return found

@@ -18,7 +18,7 @@ import audit
 import spares
 from conftest import settle, world
 from cri import container_config, pb, sandbox_config
-from daemon import BUILD, ROOT, Daemon
+from daemon import BUILD, ROOT, Daemon, Points
 
 FOLDERS = ("base", "proto", "netplugin", "sandbox", "cri")
 
@@ -94,20 +94,6 @@ pytestmark = [pytest.mark.skipif(not _built_in(), reason="the daemon is built wi
 
 def test_every_failpoint_is_known_here():
     assert FOUND and set(FOUND) == set(STEPS)
-
-
-class Points:
-    def __init__(self, path):
-        self.path = path
-        self.clear()
-
-    def set(self, *specs):
-        new = self.path.with_suffix(".new")
-        new.write_text(";".join(specs))
-        new.rename(self.path)
-
-    def clear(self):
-        self.set("")
 
 
 @pytest.fixture(scope="module")
@@ -754,32 +740,6 @@ def test_failed_updates_change_nothing(d, name, image):
     assert d.exec(c, "cat", "/sys/fs/cgroup/memory.max").stdout == b"%d\n" % (400 << 20)
     d.remove_all()
 # ---- spare VMs ----
-
-@pytest.fixture
-def spare_daemon(own_daemon, images):
-    """With one spare, and failpoints; audited when it has ended, since only then nothing may be left."""
-    base_points = []
-
-    def make(*specs):
-        d = own_daemon(overrides={"machine": {"spares": 1, "fork": False}})
-        d.env["ASPIS_FAILPOINTS_FILE"] = str(d.base / "failpoints")
-        d.points = Points(d.base / "failpoints")
-        d.points.set(*specs)
-        base_points.append(d)
-        d.start()
-        d.client.PullImage(image={"image": images["busybox"]})
-        return d
-
-    yield make
-    for d in base_points:
-        d.points.clear()
-        if d.proc is None or d.proc.poll() is not None:
-            d.proc = None
-            d.start()
-        d.remove_all()
-        d.stop()
-        assert not spares.left(d)
-
 
 @pytest.mark.parametrize("name", ["spare.make", "spare.warm"])
 def test_no_spare_can_be_made(spare_daemon, image, name):
