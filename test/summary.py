@@ -8,6 +8,8 @@ import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
+MESSAGE = 1000  # characters of an error; the rest stands further up
+
 out = Path(sys.argv[1])
 passed = failed = skipped = 0
 for xml in sorted(out.glob("*.xml")):
@@ -17,6 +19,8 @@ for xml in sorted(out.glob("*.xml")):
         elif case.find("failure") is not None or case.find("error") is not None:
             failed += 1
             print(f"failed: {xml.stem}: {case.get('classname', '')} {case.get('name')}")
+            for why in [*case.findall("failure"), *case.findall("error")]:
+                print("    " + (why.get("message") or why.text or "")[:MESSAGE].replace("\n", "\n    "))
         else:
             passed += 1
 for report in sorted(out.glob("critest-*/summary.json")):
