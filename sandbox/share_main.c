@@ -203,7 +203,7 @@ static int confine(struct err *err)
         SCMP_SYS(fsync), SCMP_SYS(fdatasync), SCMP_SYS(ftruncate), SCMP_SYS(truncate),
         SCMP_SYS(fallocate), SCMP_SYS(getdents64), SCMP_SYS(munmap),
         /* attributes */
-        SCMP_SYS(fstat), SCMP_SYS(newfstatat), SCMP_SYS(fstatfs), SCMP_SYS(chmod),
+        SCMP_SYS(fstat), SCMP_SYS(newfstatat), SCMP_SYS(statx), SCMP_SYS(fstatfs), SCMP_SYS(chmod),
         SCMP_SYS(fchmodat), SCMP_SYS(fchownat), SCMP_SYS(utimensat), SCMP_SYS(getxattr),
         SCMP_SYS(setxattr), SCMP_SYS(listxattr), SCMP_SYS(removexattr),
         /* names */

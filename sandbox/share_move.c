@@ -83,11 +83,13 @@ static bool find(struct walk *w, struct state_node *n, uint32_t slot)
     if (S_ISDIR(n->type) ? fd < 0 || fstat(fd, &st) < 0
                          : fstatat(dir, n->name, &st, AT_SYMLINK_NOFOLLOW) < 0)
         return false;
+    uint64_t born = share_state_born(dir, n->name);
     if ((st.st_mode & S_IFMT) != n->type ||
-        (!w->arrive && (st.st_dev != n->dev || st.st_ino != n->ino)))
+        (!w->arrive && (st.st_dev != n->dev || st.st_ino != n->ino || born != n->born)))
         return false;
     n->dev = st.st_dev;
     n->ino = st.st_ino;
+    n->born = born;
     w->places[slot].fd = take_fd(&fd);
     return true;
 }

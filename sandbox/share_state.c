@@ -12,7 +12,7 @@
 #include "base/cleanup.h"
 #include "base/limits.h"
 
-#define MAGIC UINT64_C(0x6173706973736801) /* the last byte is the layout's version */
+#define MAGIC UINT64_C(0x6173706973736802) /* the last byte is the layout's version */
 #define STARTS_MAX 4                       /* servers in a row that served nothing */
 #define CHUNK KiB(64)                      /* of the file, allocated at a time */
 
@@ -142,6 +142,15 @@ int64_t share_state_add_handle(struct share_state *s)
                        sizeof(struct state_handle));
     s->head->n_handles = s->n_handles;
     return slot;
+}
+
+uint64_t share_state_born(int dir, const char *name)
+{
+    struct statx st;
+    if (statx(dir, name, AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW, STATX_BTIME, &st) < 0 ||
+        (st.stx_mask & STATX_BTIME) == 0)
+        return 0;
+    return (uint64_t)st.stx_btime.tv_sec * UINT64_C(1000000000) + st.stx_btime.tv_nsec;
 }
 
 struct state_deed *share_state_next_deed(struct share_state *s)

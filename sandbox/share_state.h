@@ -34,6 +34,7 @@
 /* A file or directory that the guest knows. */
 struct state_node {
     uint64_t dev, ino;
+    uint64_t born;           /* share_state_born() */
     uint64_t lookups;        /* that the guest holds */
     uint32_t volume;         /* 0: free */
     uint32_t parent;         /* slot, or 1: the volume's root */
@@ -95,6 +96,10 @@ void share_state_close(struct share_state *s);
 /* Room for one more; its slot, zeroed. -1 with errno. */
 int64_t share_state_add_node(struct share_state *s);
 int64_t share_state_add_handle(struct share_state *s);
+/* When what a name leads to was made ("": the directory's descriptor itself), ns; 0: the file system
+ * does not know. Inode numbers are used again: between two servers nothing keeps a removed file's
+ * from being that of the next one that is made. */
+uint64_t share_state_born(int dir, const char *name);
 /* The oldest record of a deed, to be written over. */
 struct state_deed *share_state_next_deed(struct share_state *s);
 /* Is it another pod's, whose volumes have other files (share_move.h)? */

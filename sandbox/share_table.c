@@ -235,11 +235,12 @@ void table_drop_volume(struct table *t, uint32_t volume)
             drop_inode(t, t->inodes[slot]);
 }
 
-static bool is_same(const struct inode *i, int fd)
+static bool is_same(const struct table *t, const struct inode *i, int fd)
 {
     struct stat st;
     return fd >= 0 && fstat(fd, &st) == 0 && st.st_dev == i->key.dev && st.st_ino == i->key.ino &&
-           (st.st_mode & S_IFMT) == i->type;
+           (st.st_mode & S_IFMT) == i->type &&
+           share_state_born(fd, "") == t->state.nodes[i->slot].born;
 }
 
 static struct inode *in_slot(const struct table *t, struct inode *root, uint32_t slot)
@@ -263,7 +264,7 @@ static bool find_again(const struct table *t, struct inode *root, struct inode *
     for (; good && n > 0; i = way[--n]) {
         const char *name = t->state.nodes[way[n - 1]->slot].name;
         int fd = *name != '\0' ? openat(i->fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC) : -1;
-        good = is_same(way[n - 1], fd);
+        good = is_same(t, way[n - 1], fd);
         if (good)
             way[n - 1]->fd = take_fd(&fd);
         cleanup_closep(&fd);
@@ -303,19 +304,36 @@ static void put_name(struct state_node *n, const struct inode *parent, const cha
     n->name[0] = name[0];
 }
 
+/* It was removed, and its number is another file's. */
+static void lose_inode(struct table *t, struct inode *i)
+{
+    HASH_DEL(t->by_key, i);
+    lose_node(&t->state.nodes[i->slot], i->slot);
+    i->key.dev = 0;
+    i->key.ino = i->slot;
+    HASH_ADD(hh, t->by_key, key, sizeof(i->key), i);
+}
+
 int table_remember(struct table *t, const struct inode *root, const struct inode *parent,
                    const char *name, int fd, const struct stat *st, struct inode **out)
 {
     auto_close int owned = fd;
     struct inode_key key = {.dev = st->st_dev, .ino = st->st_ino, .volume = root->key.volume};
     struct inode *i = known(t, &key);
+    if (i != NULL && i->fd < 0 && !is_same(t, i, fd)) {
+        lose_inode(t, i);
+        i = NULL;
+    }
     if (i == NULL) {
         uint32_t slot = 0;
         int e = take_slot(t, &slot);
         if (e != 0)
             return e;
         struct state_node *n = &t->state.nodes[slot];
-        *n = (struct state_node){.dev = key.dev, .ino = key.ino, .type = st->st_mode & S_IFMT};
+        *n = (struct state_node){.dev = key.dev,
+                                 .ino = key.ino,
+                                 .born = share_state_born(fd, ""),
+                                 .type = st->st_mode & S_IFMT};
         put_name(n, parent, name);
         n->lookups = 1;
         publish(&n->volume, (uint32_t)key.volume);

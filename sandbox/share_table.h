@@ -4,7 +4,8 @@
  * asked for. Part of the program aspis-share only.
  *
  * Node ids and handles carry the state's epoch in their upper half and are of one volume: any other
- * leads to nothing. A file found again must be the one that was known, by device and inode number.
+ * leads to nothing. A file found again must be the one that was known, by device, inode number and
+ * the time it was made.
  *
  * Memory: the table owns all descriptors. Threads: one.
  */

@@ -17,6 +17,7 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <sys/xattr.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
@@ -558,6 +559,77 @@ static void test_numbers_stay(void **state)
     stop(&g);
 }
 
+/* The clock that files are stamped with goes in steps of some milliseconds. */
+static void await_another_stamp(void)
+{
+    struct timespec was;
+    struct timespec now;
+    (void)clock_gettime(CLOCK_REALTIME_COARSE, &was);
+    do
+        (void)clock_gettime(CLOCK_REALTIME_COARSE, &now);
+    while (now.tv_sec == was.tv_sec && now.tv_nsec == was.tv_nsec);
+}
+
+/* A new file d/again with that inode number; false where the file system does not use one again. */
+static bool make_with_number(struct guest *g, ino_t number, const char *text)
+{
+    auto_free char *again = in_dir(g, "again");
+    for (int i = 0; i < 200; i++) {
+        auto_free char *name = fs_format("d/try%d", i);
+        auto_free char *path = fs_format("%s/%s", g->dir, name);
+        struct stat st;
+        make_file(g, name, text);
+        assert_int_equal(lstat(path, &st), 0);
+        if (st.st_ino == number)
+            return rename(path, again) == 0;
+    }
+    return false;
+}
+
+/* A removed file's inode number is given to another one, which is not it. */
+static void test_a_number_used_again(void **state)
+{
+    static const bool directories[] = {false, true};
+    (void)state;
+    for (size_t i = 0; i < ARRAY_LEN(directories); i++) {
+        static struct guest g;
+        struct fuse_getattr_in ga = {0};
+        const char *was = directories[i] ? "empty" : "one";
+        struct stat st;
+        start_with(&g, new_state(), NULL);
+        populate(&g);
+        init(&g);
+        uint64_t dir = node_of(&g, "d");
+        uint64_t old = node_in(&g, dir, was);
+        uint64_t fh = open_node(&g, directories[i] ? FUSE_OPENDIR : FUSE_OPEN, old, O_RDONLY);
+        auto_free char *path = in_dir(&g, was);
+        assert_int_equal(lstat(path, &st), 0);
+        spawn_kill(&g.server);
+        assert_int_equal(remove(path), 0);
+        await_another_stamp();
+        if (!make_with_number(&g, st.st_ino, "new")) {
+            stop(&g);
+            skip();
+        }
+        start_again(&g, NULL);
+        init(&g);
+        dir = node_of(&g, "d");
+        uint64_t now = node_in(&g, dir, "again");
+        assert_int_not_equal(now, old);
+        assert_read(&g, now, open_node(&g, FUSE_OPEN, now, O_RDONLY), "new");
+        assert_int_equal(call(&g, FUSE_GETATTR, old, &ga, sizeof(ga)), -ESTALE);
+        struct fuse_read_in rd = {.fh = fh, .size = 4096};
+        assert_int_equal(
+            call(&g, directories[i] ? FUSE_READDIR : FUSE_READ, old, &rd, sizeof(rd)), -ESTALE);
+        /* nor does the next server mix them up */
+        start_again(&g, NULL);
+        init(&g);
+        assert_read(&g, now, open_node(&g, FUSE_OPEN, now, O_RDONLY), "new");
+        assert_int_equal(call(&g, FUSE_GETATTR, old, &ga, sizeof(ga)), -ESTALE);
+        stop(&g);
+    }
+}
+
 /* What is in the file is not believed blindly; a server serves whatever it holds. */
 static void test_damaged_state(void **state)
 {
@@ -607,6 +679,7 @@ int main(void)
         cmocka_unit_test(test_changes_happen_once),
         cmocka_unit_test(test_what_is_new_is_done),
         cmocka_unit_test(test_numbers_stay),
+        cmocka_unit_test(test_a_number_used_again),
         cmocka_unit_test(test_damaged_state),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
