@@ -96,9 +96,9 @@ void share_state_close(struct share_state *s);
 /* Room for one more; its slot, zeroed. -1 with errno. */
 int64_t share_state_add_node(struct share_state *s);
 int64_t share_state_add_handle(struct share_state *s);
-/* When what a name leads to was made ("": the directory's descriptor itself), ns; 0: the file system
- * does not know. Inode numbers are used again: between two servers nothing keeps a removed file's
- * from being that of the next one that is made. */
+/* When what a name leads to was made ("": the directory's descriptor itself), ns; 0: the file
+ * system does not know. Inode numbers are used again: between two servers nothing keeps a removed
+ * file's from being that of the next one that is made. */
 uint64_t share_state_born(int dir, const char *name);
 /* The oldest record of a deed, to be written over. */
 struct state_deed *share_state_next_deed(struct share_state *s);

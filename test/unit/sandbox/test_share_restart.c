@@ -619,8 +619,8 @@ static void test_a_number_used_again(void **state)
         assert_read(&g, now, open_node(&g, FUSE_OPEN, now, O_RDONLY), "new");
         assert_int_equal(call(&g, FUSE_GETATTR, old, &ga, sizeof(ga)), -ESTALE);
         struct fuse_read_in rd = {.fh = fh, .size = 4096};
-        assert_int_equal(
-            call(&g, directories[i] ? FUSE_READDIR : FUSE_READ, old, &rd, sizeof(rd)), -ESTALE);
+        assert_int_equal(call(&g, directories[i] ? FUSE_READDIR : FUSE_READ, old, &rd, sizeof(rd)),
+                         -ESTALE);
         /* nor does the next server mix them up */
         start_again(&g, NULL);
         init(&g);
@@ -676,10 +676,8 @@ static void test_damaged_state(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_changes_happen_once),
-        cmocka_unit_test(test_what_is_new_is_done),
-        cmocka_unit_test(test_numbers_stay),
-        cmocka_unit_test(test_a_number_used_again),
+        cmocka_unit_test(test_changes_happen_once), cmocka_unit_test(test_what_is_new_is_done),
+        cmocka_unit_test(test_numbers_stay),        cmocka_unit_test(test_a_number_used_again),
         cmocka_unit_test(test_damaged_state),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
