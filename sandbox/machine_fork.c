@@ -48,10 +48,10 @@ int machine_freeze(struct machine *m, struct cancel *cancel, struct err *err)
     aspis__agent__v1__freeze_pod_request__init(&req);
     req.limit_ms = FREEZE_MS;
     if (tell(m, "FreezePod", &req.base, cancel, err) < 0)
-        return -1;
+        return err_wrap(err, "vm %.12s", m->id);
     /* the guest is to see its ports closed, as a copy's are until the daemon connects */
     link_close(m->link, "the vm is to be copied");
-    return m->ops->freeze(m->hv, cancel, err);
+    return m->ops->freeze(m->hv, cancel, err) < 0 ? err_wrap(err, "vm %.12s", m->id) : 0;
 }
 
 void machine_set_zygote(struct machine_factory *f, struct machine *m, void (*failed)(void *arg),

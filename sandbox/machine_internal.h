@@ -181,9 +181,6 @@ struct machine *machine_fork(struct machine_factory *f, const struct machine_spe
                              enum accel accel, const struct machine_callbacks *cb,
                              struct cancel *cancel);
 
-/* template.h, for machine_fork.c */
-struct template *template_ref(struct template *t);
-
 /* accel.c: the verdict of an earlier daemon of this boot, for the same QEMU, kernel and initrd. */
 void accel_load(struct machine_factory *f);
 

@@ -45,6 +45,7 @@ void template_pool_notify(struct template_pool *p, void (*fn)(void *arg), void *
 /* The template for a VM of this size, or NULL. */
 struct template *template_take(struct template_pool *p, enum accel accel,
                                const struct machine_size *size);
+struct template *template_ref(struct template *t); /* t, with one more owner */
 void template_unref(struct template *t);
 /* Descriptors for one clone, which the caller closes. */
 int template_open(const struct template *t, struct hv_template *out, struct err *err);
