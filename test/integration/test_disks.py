@@ -74,7 +74,7 @@ def test_a_disk_outlives_the_daemon(daemon, make_pod, disk):
     daemon.client.RemoveContainer(container_id=c)
     # nobody holds it any more
     holders = [p for p in Path("/proc").glob("[0-9]*/fd/*") if is_link_to(p, disk)]
-    within(2, lambda: not [p for p in holders if is_link_to(p, disk)])
+    within(10, lambda: not [p for p in holders if is_link_to(p, disk)])
 
 
 def is_link_to(path, target):

@@ -371,7 +371,7 @@ def test_exec_logs_signals(daemon, host_net):
     c = host_net.start("d", "sh", "-c", "trap '' TERM; (trap '' TERM; sleep 1000) & while :; do sleep 0.1; done")
     begin = time.monotonic()
     daemon.client.StopContainer(container_id=c, timeout=1)
-    assert 0.9 < time.monotonic() - begin < 8
+    assert 0.9 < time.monotonic() - begin < 15
     assert daemon.status(c).exit_code == 137
     # whatever a container leaves in the background goes with it
     assert "sleep 1000" not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout.split("\n")
@@ -503,7 +503,7 @@ def test_removal_is_quick_and_complete(daemon, make_pod):
     c = pod.run("c", "true").id
     begin = time.monotonic()
     daemon.client.RemoveContainer(container_id=c)
-    assert time.monotonic() - begin < 3
+    assert time.monotonic() - begin < 10
     look = "umount -l /sys/fs/cgroup/unified 2>/dev/null; find /sys/fs/cgroup -path '*%s*'" % daemon.cgroup.strip("/")
     found = subprocess.run(["unshare", "-m", "sh", "-c", look], capture_output=True, text=True).stdout
     assert pod.id in found and c not in found and "/unified/" not in found
@@ -670,10 +670,10 @@ def test_agent_killed(daemon, make_pod):
     agent = daemon.agent_pids()
     assert len(agent) == 1
     os.kill(agent[0], signal.SIGKILL)
-    within(3, lambda: pod.status().state == pb.SANDBOX_NOTREADY)
+    within(10, lambda: pod.status().state == pb.SANDBOX_NOTREADY)
     st = daemon.wait_state(c, pb.CONTAINER_EXITED, timeout=5)
     assert st.exit_code == 255 or st.exit_code == 137, st
-    within(3, lambda: "sleep 432" not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout)
+    within(10, lambda: "sleep 432" not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout)
     assert "agent" in info(daemon, pod.id)["reason"]
 
 
@@ -686,7 +686,7 @@ def test_agent_killed_while_the_daemon_is_away(daemon, make_pod):
     daemon.start()
     assert pod.status().state == pb.SANDBOX_NOTREADY
     assert daemon.status(c).state == pb.CONTAINER_EXITED
-    within(3, lambda: "sleep 432" not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout)
+    within(10, lambda: "sleep 432" not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout)
 
 
 def test_lost_record(daemon, make_pod):

@@ -74,13 +74,13 @@ class World:
         begin = time.monotonic()
         states = {s.id: s.state for s in self.d.client.ListPodSandbox().items}
         self.d.client.ListContainers()
-        assert time.monotonic() - begin < 2
+        assert time.monotonic() - begin < 5
         assert states[self.good.id] == pb.SANDBOX_READY
         assert self.d.status(self.g).state == pb.CONTAINER_RUNNING
         assert self.d.exec(self.g, "cat", "/proc/sys/kernel/random/boot_id").stdout == self.boot
         self.runs += 1
         assert self.good.run(f"more{self.runs}", "sh", "-c", "exit 3").exit_code == 3
-        assert time.monotonic() - begin < 10
+        assert time.monotonic() - begin < 30
         # the address sanitizer keeps 256 MiB of what was freed
         limit = 600 if "libasan" in Path(f"/proc/{self.d.proc.pid}/maps").read_text() else 150
         assert self.memory() < self.rss + limit, f"{self.rss} MiB before, {self.memory()} MiB now"

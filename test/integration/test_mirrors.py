@@ -95,13 +95,13 @@ def test_flips_arrive_in_order_and_inotify_tells(daemon, pod, config_map, src): 
     for version in range(2, 7):
         begin = time.monotonic()
         config_map.publish({"key": f"value {version}\n".encode(), f"new-{version}": b""})
-        within(2, lambda: daemon.exec(c, "cat", "/etc/config/key").stdout == f"value {version}\n".encode())
+        within(10, lambda: daemon.exec(c, "cat", "/etc/config/key").stdout == f"value {version}\n".encode())
         took.append(time.monotonic() - begin)
-        within(2, lambda: out(daemon, c, "ls /etc/config").split() == ["key", f"new-{version}"])
+        within(10, lambda: out(daemon, c, "ls /etc/config").split() == ["key", f"new-{version}"])
     # seen by an exec, which takes its own time on a busy machine
     assert sorted(took)[len(took) // 2] < 1, took
     last = (f"delete ..2026_11_21_00_00_05.{os.getpid()}\n", "move new-6\n")
-    within(2, lambda: all(line in log.read_text() for line in last))
+    within(10, lambda: all(line in log.read_text() for line in last))
     told = [line.split(" ", 3)[3] for line in log.read_text().splitlines()]
     assert told.count("move ..data") == 5
     for version in range(2, 7):
@@ -121,7 +121,7 @@ def test_no_reader_ever_sees_half_a_version(daemon, pod, config_map):
     for version in range(2, 22):
         config_map.publish({n: f"{version}\n".encode() for n in names})
         time.sleep(0.1)
-    within(2, lambda: daemon.exec(c, "cat", "/etc/config/k7").stdout == b"21\n")
+    within(10, lambda: daemon.exec(c, "cat", "/etc/config/k7").stdout == b"21\n")
     assert Path(daemon.status(c).log_path).read_text() == ""
 
 
@@ -129,12 +129,12 @@ def test_late_changes_of_owners_and_contents(daemon, pod, config_map):
     """As older kubelets make them for fsGroup, after the flip; and by hand."""
     c = pod.start("x", "sleep", "1000", mounts=[mount(config_map.path, "/etc/config", readonly=True)])
     os.chown(config_map.path / "..data" / "key", 0, 2000)
-    within(2, lambda: out(daemon, c, "stat -L -c %g /etc/config/key") == "2000\n")
+    within(10, lambda: out(daemon, c, "stat -L -c %g /etc/config/key") == "2000\n")
     (config_map.path / "..data" / "key").write_text("in place\n")
-    within(2, lambda: daemon.exec(c, "cat", "/etc/config/key").stdout == b"in place\n")
+    within(10, lambda: daemon.exec(c, "cat", "/etc/config/key").stdout == b"in place\n")
     (config_map.path / "..data" / "more").write_text("more\n")
     (config_map.path / "..data" / "key").unlink()
-    within(2, lambda: out(daemon, c, "ls /etc/config/..data/").split() == ["dir", "more"])
+    within(10, lambda: out(daemon, c, "ls /etc/config/..data/").split() == ["dir", "more"])
 
 
 def test_what_does_not_fit_is_shared(daemon, pod, config_map, src):  # noqa: F811
@@ -176,7 +176,7 @@ def test_one_copy_per_pod_until_its_last_user_goes(daemon, pod, config_map):
     assert out(daemon, a, "stat -L -c %i /etc/config/key") == out(daemon, b, "stat -L -c %i /etc/config/key")
     daemon.client.RemoveContainer(container_id=a)
     config_map.publish({"key": b"value 2\n"})
-    within(2, lambda: daemon.exec(b, "cat", "/etc/config/key").stdout == b"value 2\n")
+    within(10, lambda: daemon.exec(b, "cat", "/etc/config/key").stdout == b"value 2\n")
     daemon.client.RemoveContainer(container_id=b)
     within(5, lambda: records(daemon) == [])
     c = pod.start("c", "sleep", "1000", mounts=mounts)
@@ -195,7 +195,7 @@ def test_mirrors_outlive_the_daemon(daemon, make_pod, config_map):
     daemon.start()
     within(10, lambda: "while nobody looked" in log.read_text())
     config_map.publish({"key": b"afterwards\n"})
-    within(2, lambda: daemon.exec(c, "cat", "/etc/config/key").stdout == b"afterwards\n")
+    within(10, lambda: daemon.exec(c, "cat", "/etc/config/key").stdout == b"afterwards\n")
     # gone on the host: what the guest has stays
     config_map.path.rename(config_map.path.with_name("away"))
     assert out(daemon, c, "cat /etc/config/key") == "afterwards\n"
@@ -224,9 +224,9 @@ def test_in_a_user_namespace(daemon, make_pod, config_map, src):  # noqa: F811
     within(5, lambda: log.read_text().endswith("ready\n"))
     begin = time.monotonic()
     config_map.publish({"key": b"value 3\n"}, mode=0o400, owner=1000)
-    within(1, lambda: daemon.exec(c, "cat", "/etc/config/key").stdout == b"value 3\n")
+    within(10, lambda: daemon.exec(c, "cat", "/etc/config/key").stdout == b"value 3\n")
     print("flip", time.monotonic() - begin)
-    within(2, lambda: "move ..data" in log.read_text())
+    within(10, lambda: "move ..data" in log.read_text())
     daemon.kill()
     config_map.publish({"key": b"value 4\n"}, mode=0o400, owner=1000)
     daemon.start()

@@ -79,11 +79,11 @@ def near(have, want, slack=0):
 
 @pytest.mark.vm("a busy host gives a pod of its own less than the quota")
 def test_known_amounts_to_five_per_cent(daemon, make_pod):
-    """Half a CPU, 64 MiB of memory, 20 MiB written, 400 kB received and sent."""
+    """A fifth of a CPU, 64 MiB of memory, 20 MiB written, 400 kB received and sent."""
     pod = make_pod("known")
     gateway = pod.run("route", "sh", "-c", "ip route | sed -n 's/^default via \\([^ ]*\\).*/\\1/p'") and pod.output("route").strip()
     # its quota is what it gets; dd holds its buffer until somebody reads
-    cpu = pod.start("cpu", "sh", "-c", "while :; do :; done", resources={"cpu_quota": 50000, "cpu_period": 100000})
+    cpu = pod.start("cpu", "sh", "-c", "while :; do :; done", resources={"cpu_quota": 20000, "cpu_period": 100000})
     memory = pod.start("memory", "sh", "-c", "dd if=/dev/zero bs=64M count=1 2>/dev/null | { sleep 1000; }")
     disk = pod.start("disk", "sh", "-c", "dd if=/dev/zero of=/file bs=1M count=20 2>/dev/null; sync; echo done; sleep 1000")
 
@@ -102,8 +102,8 @@ def test_known_amounts_to_five_per_cent(daemon, make_pod):
     one = daemon.client.ContainerStats(container_id=cpu).stats.cpu
     time.sleep(8)  # eighty periods
     two = daemon.client.ContainerStats(container_id=cpu).stats.cpu
-    near(two.usage_core_nano_seconds.value - one.usage_core_nano_seconds.value, (two.timestamp - one.timestamp) / 2)
-    near(two.usage_nano_cores.value, 500_000_000)
+    near(two.usage_core_nano_seconds.value - one.usage_core_nano_seconds.value, (two.timestamp - one.timestamp) / 5)
+    near(two.usage_nano_cores.value, 200_000_000)
     daemon.client.StopContainer(container_id=cpu, timeout=0)
     before = daemon.client.PodSandboxStats(pod_sandbox_id=pod.id).stats.linux.network.default_interface
     r = daemon.exec(disk, "ping", "-q", "-c", "280", "-i", "0.01", "-s", "1400", gateway)
@@ -219,7 +219,7 @@ def test_lists_do_not_wait_for_a_stopped_vm(daemon, make_pod):
         time.sleep(0.5)
         first = time.monotonic()
         known = of(daemon.client.ListContainerStats().stats, a)
-        assert time.monotonic() - first < 4
+        assert time.monotonic() - first < 8
         assert known.cpu.timestamp  # what was known before
         # nobody waits for it a second time
         with ThreadPoolExecutor(8) as pool:

@@ -68,7 +68,7 @@ def test_eight_containers_and_five_volumes(daemon, make_pod, src, memory):  # no
         assert found == ["value 1\n", "secret\n", "one\n", f"{n}\n"] and (memory / f"me-{n}").read_text() == f"{n}\n"
     config.publish({"key": b"value 2\n"})
     for c in ids:
-        within(2, lambda c=c: daemon.exec(c, "cat", "/etc/config/key").stdout == b"value 2\n")
+        within(10, lambda c=c: daemon.exec(c, "cat", "/etc/config/key").stdout == b"value 2\n")
     (src / "work" / "end").touch()
     for n, c in enumerate(ids, 1):
         st = daemon.wait_state(c, pb.CONTAINER_EXITED)
@@ -272,7 +272,7 @@ def test_a_driver_like_csi(daemon, make_pod, shared_dir):  # noqa: F811
     r = reader.start("c", "sleep", "1000", mounts=[mount(again, "/data", readonly=True)])
     out(daemon, w, "echo from a pod > /data/file; df /data | tail -1")
     assert (kubelet / "staging" / "vol1" / "file").read_text() == "from a pod\n"
-    within(2, lambda: daemon.exec(r, "cat", "/data/file").stdout == b"from a pod\n")
+    within(10, lambda: daemon.exec(r, "cat", "/data/file").stdout == b"from a pod\n")
     assert "Read-only" in daemon.exec(r, "touch", "/data/x").stderr.decode()
 
     # the driver ends and comes back: its mounts are the host's
