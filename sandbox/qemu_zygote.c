@@ -109,7 +109,7 @@ int qemu_freeze(struct hv *hv, struct cancel *cancel, struct err *err)
     }
     atomic_store(&hv->frozen, true);
     if (hang_up(hv, cancel, err) < 0 || send_request(hv->fork_fd, &park, NULL, 0, err) < 0 ||
-        take_reply(hv->fork_fd, &none, cancel, err) < 0)
+        take_reply(hv->fork_fd, &none, cancel, err) < 0 || FAILPOINT("zygote.parked", err) < 0)
         return err_wrap(err, "freeze");
     return 0;
 }

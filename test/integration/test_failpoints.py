@@ -37,7 +37,7 @@ STEPS = {
     "machine.accel": "accel",
     "template.make": "template", "template.save": "template", "template.load": "template",
     "machine.claim": "spare", "spare.make": "spare", "spare.warm": "spare",
-    "zygote.freeze": "fork", "zygote.fork": "fork",  # test_forks.py
+    "zygote.freeze": "fork", "zygote.parked": "fork", "zygote.fork": "fork",  # test_forks.py
     "container.record": "create", "container.disk": "create", "container.agent": "create",
     "share.spawn": "create", "share.attached": "create",
     # of the file server itself: test/unit/sandbox/test_share_restart.c, test_share_move.c

@@ -1,5 +1,6 @@
 """VMs that are copies of one warmed-up VM's process: as separate, and as confined, as clones."""
 import concurrent.futures
+import contextlib
 import os
 import re
 import shutil
@@ -18,6 +19,7 @@ from test_confinement import SECRETS, status_of
 pytestmark = [pytest.mark.vm("copies of VMs"), pytest.mark.once("only VMs with virtio-serial are copied")]
 
 COPIES = 20
+STEPS = ["zygote.freeze", "zygote.parked", "zygote.fork"]
 
 
 @pytest.fixture
@@ -147,7 +149,24 @@ def test_a_dead_zygote_is_replaced(make, images):
     assert is_copy(d, q) and q.run("c", "true").exit_code == 0
 
 
-@pytest.mark.parametrize("name", ["zygote.freeze", "zygote.fork"])
+def test_a_zygote_that_hangs_is_replaced(make, images):
+    """What it answers in the end is nobody's."""
+    d = make()
+    p = Pod(d, "before", images["busybox"])  # takes the spare
+    stuck = zygote(d)
+    os.kill(stuck, signal.SIGSTOP)
+    pods = [Pod(d, f"cloned{n}", images["busybox"]) for n in range(2)]
+    assert "a copy of the zygote failed" in d.log_text()
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(stuck, signal.SIGCONT)
+    spares.wait_log(d, "zygote ready", 2)
+    assert all(q.run("c", "true").exit_code == 0 for q in (p, *pods))
+    spares.wait_ready(d, 2)
+    q = Pod(d, "after", images["busybox"])
+    assert is_copy(d, q) and q.run("c", "true").exit_code == 0
+
+
+@pytest.mark.parametrize("name", STEPS)
 def test_without_copies_vms_are_cloned(make, images, name):
     d = make(f"{name}=error", ready=False)
     spares.wait_ready(d)
@@ -159,7 +178,7 @@ def test_without_copies_vms_are_cloned(make, images, name):
     d.kill()  # a spare that could not be a copy is found by the next daemon too: spare_daemon looks
 
 
-@pytest.mark.parametrize("name", ["zygote.freeze", "zygote.fork"])
+@pytest.mark.parametrize("name", STEPS)
 def test_daemon_dies_meanwhile(make, images, name):
     d = make(f"{name}=crash", ready=False)
     assert d.proc.wait(120) == -9
