@@ -6,10 +6,12 @@
  * request on the descriptor that ASPIS_FORK_FD names parks QEMU for good: a signal brings every
  * thread into a handler, which notes where it was and waits. Each request then has the main thread,
  * in its handler, clone the process. In the child it replaces what must not be shared, waits for
- * the daemon to put the process where it belongs, locks itself in as jail_main.c does, makes the
- * other threads again with the identities (thread pointer, tid word, robust list, rseq) that glibc
- * knows them by, and all of them return from their handlers: to QEMU nothing has happened but
- * system calls that were interrupted.
+ * the daemon to put the process where it belongs, makes the other threads again with the identities
+ * that glibc knows them by (thread pointer, tid word, robust list, rseq) and, in a process
+ * namespace of the child's own, with the ids that they had: a mutex that somebody held knows its
+ * owner by that. (The main thread's id is 1 there, and glibc believes that from the beginning.) The
+ * process locks itself in as jail_main.c does, and all threads return from their handlers: to QEMU
+ * nothing has happened but system calls that were interrupted.
  *
  * What is replaced: the descriptors that the request names, and every other one of the same file;
  * event counters and epoll sets, by new ones of the same state; memory that is mapped shared from
@@ -66,11 +68,12 @@
 #define MAX_ENTRIES 64
 #define MAX_SHARED 8
 #define STACK (16U << 10)
+#define COPY_PID 1 /* in its own process namespace */
 #define CAP_HEADER _LINUX_CAPABILITY_VERSION_3
 
 struct thread {
     pid_t tid;
-    char was[16];  /* its copies' name */
+    char comm[16];
     void *tp;      /* thread pointer */
     int *tid_word; /* in glibc's struct pthread */
     void *robust;
@@ -123,7 +126,10 @@ static bool offload_known;
 static atomic_uint parked;  /* threads in their handlers; a futex */
 static atomic_uint command; /* what the main thread waits for; a futex */
 static atomic_uint answer;  /* counts the main thread's answers; a futex */
-static atomic_uint resumed; /* in the child: threads that have left their temporary stacks */
+/* in the child */
+static atomic_uint arrived;  /* threads that have what they had and may do no more; a futex */
+static atomic_uint released; /* they may go on; a futex */
+static atomic_int failed;    /* errno of one that could not */
 static struct fork_request request;
 static int request_fds[FORK_MAX_FDS];
 static unsigned request_n_fds;
@@ -320,7 +326,8 @@ static const char *replace_all(void)
     return bad;
 }
 
-static const char *lock_in(void)
+/* Of the process, while it has but one thread. */
+static const char *leave_host(void)
 {
     if (setsid() < 0)
         return "start session";
@@ -336,7 +343,13 @@ static const char *lock_in(void)
             return "empty the bounding set";
     }
     (void)prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
-    /* raw: glibc would have every thread do it, and there is but one so far */
+    return NULL;
+}
+
+/* Of the calling thread; raw, since glibc would have every thread do it, and they are not in a
+ * state to. Ids are chosen with a capability, so this comes after they have been made. */
+static const char *lock_in(void)
+{
     uint32_t uid = request.uid;
     if (syscall(SYS_setgroups, 0, NULL) < 0 || syscall(SYS_setresgid, uid, uid, uid) < 0 ||
         syscall(SYS_setresuid, uid, uid, uid) < 0)
@@ -347,23 +360,69 @@ static const char *lock_in(void)
         return "drop capabilities";
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
         return "set no_new_privs";
-    /* as after execve: the daemon tells its VMs by their /proc directories' owners */
-    if (prctl(PR_SET_DUMPABLE, 1, 0, 0, 0) < 0)
-        return "set dumpable";
     return NULL;
 }
 
 /* On a temporary stack, as the thread that it stands for. */
-static int thread_again(void *arg)
+static void thread_again(void *arg)
 {
     struct thread *t = arg;
     (void)syscall(SYS_set_robust_list, t->robust, t->robust_size);
-    (void)prctl(PR_SET_NAME, t->was);
+    (void)prctl(PR_SET_NAME, t->comm);
     if (__rseq_size > 0)
         (void)syscall(SYS_rseq, (char *)t->tp + __rseq_offset, 32, 0, RSEQ_SIG);
-    (void)atomic_fetch_add(&resumed, 1);
+    if (request.uid != 0 && lock_in() != NULL)
+        atomic_store(&failed, errno != 0 ? errno : EINVAL);
+    (void)atomic_fetch_add(&arrived, 1);
+    futex_wake(&arrived);
+    while (atomic_load(&released) == 0)
+        futex_wait(&released, 0);
     (void)setcontext(&t->at);
     _exit(125);
+}
+
+/* clone3(2) that returns to its caller only; glibc has no such function. fn must not return. */
+static long clone3_run(const struct clone_args *args, void (*fn)(void *), void *arg)
+{
+    long ret;
+#if defined(__x86_64__)
+    register void (*f)(void *) __asm__("r12") = fn;
+    register void *a __asm__("r13") = arg;
+    __asm__ volatile("syscall\n\t"
+                     "test %%rax, %%rax\n\t"
+                     "jnz 1f\n\t"
+                     "xor %%ebp, %%ebp\n\t"
+                     "mov %%r13, %%rdi\n\t"
+                     "call *%%r12\n\t"
+                     "ud2\n"
+                     "1:"
+                     : "=a"(ret)
+                     : "a"(SYS_clone3), "D"(args), "S"(sizeof(*args)), "r"(f), "r"(a)
+                     : "rcx", "r11", "memory", "cc");
+#elif defined(__aarch64__)
+    register void (*f)(void *) __asm__("x19") = fn;
+    register void *a __asm__("x20") = arg;
+    register long x0 __asm__("x0") = (long)args;
+    register long x1 __asm__("x1") = sizeof(*args);
+    register long x8 __asm__("x8") = SYS_clone3;
+    __asm__ volatile("svc #0\n\t"
+                     "cbnz x0, 1f\n\t"
+                     "mov x29, xzr\n\t"
+                     "mov x0, x20\n\t"
+                     "blr x19\n\t"
+                     "brk #0\n"
+                     "1:"
+                     : "+r"(x0)
+                     : "r"(x1), "r"(x8), "r"(f), "r"(a)
+                     : "x30", "memory", "cc");
+    ret = x0;
+#else
+// cppcheck-suppress preprocessorErrorDirective
+#error "how does a thread of this architecture begin?"
+#endif
+    if (ret < 0)
+        errno = (int)-ret;
+    return ret < 0 ? -1 : ret;
 }
 
 static const char *make_threads(void)
@@ -372,11 +431,43 @@ static const char *make_threads(void)
         struct thread *t = &threads[i];
         if (t->tid == threads[0].tid)
             continue;
-        int flags = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD |
-                    CLONE_SYSVSEM | CLONE_SETTLS | CLONE_PARENT_SETTID | CLONE_CHILD_CLEARTID;
-        if (clone(thread_again, stacks[i] + STACK, flags, t, t->tid_word, t->tp, t->tid_word) < 0)
+        struct clone_args args = {
+            .flags = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD |
+                     CLONE_SYSVSEM | CLONE_SETTLS | CLONE_PARENT_SETTID | CLONE_CHILD_CLEARTID,
+            .parent_tid = (uint64_t)(uintptr_t)t->tid_word,
+            .child_tid = (uint64_t)(uintptr_t)t->tid_word,
+            .tls = (uint64_t)(uintptr_t)t->tp,
+            .stack = (uint64_t)(uintptr_t)stacks[i],
+            .stack_size = STACK,
+            .set_tid = (uint64_t)(uintptr_t)&t->tid,
+            .set_tid_size = request.uid != 0 ? 1 : 0,
+        };
+        if (clone3_run(&args, thread_again, t) < 0)
             return "make a thread";
     }
+    for (unsigned n; (n = atomic_load(&arrived)) < n_threads - 1;)
+        futex_wait(&arrived, n);
+    errno = atomic_load(&failed);
+    return errno == 0 ? NULL : "lock a thread in";
+}
+
+/* What is in force for all threads before any of them goes on. */
+static const char *confine(void)
+{
+    const char *bad = request.uid != 0 ? leave_host() : NULL;
+    if (bad == NULL)
+        bad = make_threads();
+    if (bad == NULL && request.uid != 0)
+        bad = lock_in();
+    if (bad != NULL)
+        return bad;
+    /* as after execve: the daemon tells its VMs by their /proc directories' owners */
+    if (request.uid != 0 && prctl(PR_SET_DUMPABLE, 1, 0, 0, 0) < 0)
+        return "set dumpable";
+    if (program.len > 0 &&
+        (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 ||
+         syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, &program) != 0))
+        return "load the filter";
     return NULL;
 }
 
@@ -394,13 +485,10 @@ static void be_child(void)
         give_up(word, bad);
     if (read(word, &go, 1) != 1)
         _exit(126);
-    if (request.uid != 0 && (bad = lock_in()) != NULL)
+    if ((bad = confine()) != NULL)
         give_up(word, bad);
-    if (program.len > 0 && prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 &&
-        syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program) != 0)
-        give_up(word, "load the filter");
-    if ((bad = make_threads()) != NULL)
-        give_up(word, bad);
+    atomic_store(&released, 1);
+    futex_wake(&released);
     struct fork_word ok = {.error = 0};
     (void)send(word, &ok, sizeof(ok), MSG_NOSIGNAL);
     (void)close(word);
@@ -466,10 +554,23 @@ static void on_park(int sig, siginfo_t *info, void *context)
             be_child();
         } else {
             for (;;)
-                futex_wait(&resumed, 0); /* never returns in the zygote */
+                futex_wait(&released, 0); /* never, in the zygote */
         }
     }
     errno = saved;
+}
+
+static int read_comm(pid_t tid, char comm[16])
+{
+    char path[64];
+    (void)snprintf(path, sizeof(path), "/proc/self/task/%d/comm", tid);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t n = fd >= 0 ? read(fd, comm, 16) : -1;
+    if (fd >= 0)
+        (void)close(fd);
+    if (n > 0)
+        comm[n - 1] = '\0'; /* for the newline */
+    return n > 0 ? 0 : -1;
 }
 
 static int list_threads(void)
@@ -485,10 +586,11 @@ static int list_threads(void)
         if (n_threads == MAX_THREADS)
             break;
         threads[n_threads].tid = tid;
-        (void)snprintf(threads[n_threads].was, sizeof(threads[0].was), FORK_THREAD_NAME "%d", tid);
+        if (read_comm(tid, threads[n_threads].comm) < 0)
+            break;
         n_threads++;
     }
-    int ret = d == NULL || n_threads == MAX_THREADS ? -1 : 0;
+    int ret = d == NULL || e != NULL ? -1 : 0;
     if (d != NULL)
         (void)closedir(d);
     return ret;
@@ -608,7 +710,8 @@ static int quiesce(void)
             futex_wait(&parked, now);
     }
     for (unsigned i = 0; i < n_threads; i++) {
-        if (threads[i].tid_word == NULL || *threads[i].tid_word != threads[i].tid)
+        if (threads[i].tid_word == NULL ||
+            *threads[i].tid_word != (i == 0 ? COPY_PID : threads[i].tid))
             return -1;
     }
     return list_descriptors();
@@ -700,6 +803,17 @@ static void *helper_thread(void *arg)
     return NULL; /* nobody is left to ask for a copy: the next daemon ends it like any stray */
 }
 
+/* glibc takes the main thread's id for what it will be in every copy, before anybody owns a mutex.
+ */
+static int rename_main_thread(void)
+{
+    int *word = NULL;
+    if (prctl(PR_GET_TID_ADDRESS, &word, 0, 0, 0) < 0 || word == NULL || *word != getpid())
+        return -1;
+    *word = COPY_PID;
+    return 0;
+}
+
 /* glibc gives constructors what it gives main(). */
 __attribute__((constructor)) static void begin(int argc, char **argv)
 {
@@ -723,7 +837,8 @@ __attribute__((constructor)) static void begin(int argc, char **argv)
     sigset_t old;
     (void)sigfillset(&all);
     (void)syscall(SYS_rt_sigprocmask, SIG_SETMASK, &all, &old, _NSIG / 8);
-    if (fcntl(control, F_SETFD, FD_CLOEXEC) < 0 || sigaction(park_signal(), &act, NULL) < 0 ||
+    if (rename_main_thread() < 0 || fcntl(control, F_SETFD, FD_CLOEXEC) < 0 ||
+        sigaction(park_signal(), &act, NULL) < 0 ||
         pthread_create(&t, NULL, helper_thread, NULL) != 0)
         _exit(125);
     (void)syscall(SYS_rt_sigprocmask, SIG_SETMASK, &old, NULL, _NSIG / 8);

@@ -14,9 +14,6 @@
 
 #define FORK_FD_VARIABLE "ASPIS_FORK_FD"
 #define FORK_MAX_FDS 16
-/* A copy's thread is named after the one that it stands for, whose id QEMU still says in QMP:
- * followed by that id, in decimal. */
-#define FORK_THREAD_NAME "was "
 
 struct fork_request {
     uint32_t uid; /* of the child; 0: it stays who it is, and a child of the process */

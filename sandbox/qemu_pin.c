@@ -1,7 +1,6 @@
 /*
  * Which of the host's CPUs each vCPU's thread runs on. QEMU names its threads by their ids in its
- * own process namespace, so they are looked up among those that /proc shows of it. A copy of the
- * zygote still names those that it has been copied from, as their copies are named (qemu_fork.h).
+ * own process namespace, so they are looked up among those that /proc shows of it.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -16,11 +15,7 @@
 #include "base/fs.h"
 #include "base/limits.h"
 #include "base/str.h"
-#include "sandbox/qemu_fork.h"
 #include "sandbox/qemu_vm.h"
-
-/* How the status of a copied thread begins. */
-static const char copied[] = "Name:\t" FORK_THREAD_NAME;
 
 /* The innermost id of the line "NSpid: 4711 12". */
 static int64_t inner_id(const char *status)
@@ -37,39 +32,22 @@ static int64_t inner_id(const char *status)
     return id;
 }
 
-/* -1: QEMU has no such thread. `taken`: one that was copied has been found by this id. */
-static pid_t find_thread(pid_t qemu, int64_t inner, bool taken)
+/* -1: QEMU has no such thread. */
+static pid_t find_thread(pid_t qemu, int64_t inner)
 {
     auto_free char *tasks = fs_format("/proc/%d/task", (int)qemu);
-    auto_free char *name = fs_format("%s%" PRId64 "\n", copied, inner);
     auto_closedir DIR *d = opendir(tasks);
     const struct dirent *e;
-    pid_t found = -1;
     while (d != NULL && (e = readdir(d)) != NULL) {
         auto_free char *path = fs_format("%s/%s/status", tasks, e->d_name);
         int64_t outer;
         if (str_to_i64(e->d_name, &outer) < 0)
             continue;
         auto_free char *text = fs_read(path, KiB(16), NULL, NULL);
-        if (text == NULL)
-            continue;
-        if (!taken && strncmp(text, name, strlen(name)) == 0)
+        if (inner_id(text) == inner)
             return (pid_t)outer;
-        if (inner_id(text) == inner && strncmp(text, copied, strlen(copied)) != 0)
-            found = (pid_t)outer;
     }
-    return found;
-}
-
-/* Does a vCPU before this one have its thread's id? That one is a copy, and this one is newer. */
-static bool is_taken(const json_t *cpus, size_t at, int64_t inner)
-{
-    for (size_t i = 0; i < at; i++) {
-        const json_t *cpu = json_array_get(cpus, i);
-        if (json_integer_value(json_object_get(cpu, "thread-id")) == inner)
-            return true;
-    }
-    return false;
+    return -1;
 }
 
 /* "" is all there are: what the control group allows. */
@@ -108,8 +86,7 @@ int qemu_pin_vcpus(struct hv *hv, char *const *lists, size_t n, struct cancel *c
     {
         int64_t index = json_integer_value(json_object_get(cpu, "cpu-index"));
         int64_t inner = json_integer_value(json_object_get(cpu, "thread-id"));
-        pid_t thread =
-            inner > 0 ? find_thread(hv->watch.proc.pid, inner, is_taken(cpus, i, inner)) : -1;
+        pid_t thread = inner > 0 ? find_thread(hv->watch.proc.pid, inner) : -1;
         if (thread < 0 || index < 0)
             return err_set(err, ERR_INTERNAL, "qemu's vcpu %" PRId64 " has no thread", index);
         if (pin(thread, lists != NULL && (size_t)index < n ? lists[index] : "", err) < 0)

@@ -40,6 +40,11 @@ def zygote(d):
     return pid
 
 
+def thread_ids(pid):
+    """In the process's own namespace."""
+    return {status_of(f"{pid}/task/{t.name}")["NSpid"].split()[-1] for t in Path(f"/proc/{pid}/task").iterdir()}
+
+
 def is_copy(d, p):
     t = timeline(d, p.id)
     return "copy: qemu" in t or "spare taken" in t
@@ -90,6 +95,9 @@ def test_copies_are_confined(make, images):
             assert len(ids) == 1 and "0" not in ids
             assert not st["Groups"].split() or set(st["Groups"].split()) <= ids
             uids |= ids
+            assert os.readlink(task / "ns/mnt") == os.readlink(f"/proc/{pid}/ns/mnt")
+        # mutexes know their owners by these
+        assert "1" in thread_ids(pid) and len(thread_ids(pid) & thread_ids(mother)) >= 3
         for ns in ("mnt", "pid", "ipc", "net", "uts", "cgroup"):
             there = os.readlink(f"/proc/{pid}/ns/{ns}")
             assert there not in (os.readlink(f"/proc/self/ns/{ns}"), os.readlink(f"/proc/{mother}/ns/{ns}")), ns
