@@ -16,8 +16,10 @@
  * does. reboot=t with -no-reboot ends QEMU at a panic. lsm: those that programs of a pod can use;
  * AppArmor and Tomoyo have no policy in a guest and look up the path of each file all the same. The
  * tables of names and inodes are hashed into, so that each new one makes another of their pages the
- * clone's own: a quarter of what the kernel would take. No virtio-rng: the processor has RDRAND,
- * and the daemon sends entropy before anything of the pod runs. */
+ * clone's own: a quarter of what the kernel would take. A guest of one or two vCPUs, one pod's,
+ * need not wait for RCU to be convenient: cgroups are joined and namespaces left sooner. No
+ * virtio-rng: the processor has RDRAND, and the daemon sends entropy before anything of the pod
+ * runs. */
 static const struct qemu_arch table[] = {
     {
         .name = "x86_64",
@@ -25,7 +27,8 @@ static const struct qemu_arch table[] = {
         .cpu_tcg = "max,la57=off,erms=off,fsrm=off,smap=off",
         .console = "ttyS0",
         .kernel_args = "quiet reboot=t panic=-1 swiotlb=noforce cryptomgr.notests "
-                       "lsm=landlock,yama audit=0 dhash_entries=8192 ihash_entries=4096",
+                       "lsm=landlock,yama audit=0 rcupdate.rcu_expedited=1 dhash_entries=8192 "
+                       "ihash_entries=4096",
         .kernel_args_tcg = "no_timer_check noreplace-smp mitigations=off init_on_alloc=0 "
                            "clearcpuid=rep_good",
         .tsc = true,
