@@ -5,6 +5,7 @@
  * Stop: the other way round; pods run on, and the next aspisd adopts them.
  */
 #include <getopt.h>
+#include <malloc.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
@@ -30,6 +31,7 @@
 
 /* Descriptors per pod: QMP, two channels, streams, tap, disks; and some per call. */
 #define WANTED_FDS 65536
+#define ARENAS 2 /* heaps of malloc */
 
 /* Everything between start and stop. Freed by shut_down(), which accepts it half made. */
 struct parts {
@@ -324,6 +326,8 @@ int main(int argc, char **argv)
         usage(stderr);
         return 2;
     }
+    /* gRPC's threads and ours are many, and none allocates much: not a heap for each */
+    (void)mallopt(M_ARENA_MAX, ARENAS);
     auto_err struct err err = ERR_INIT;
     auto_config struct config *config = config_load(file, &err);
     if (config == NULL) {

@@ -1,6 +1,7 @@
 #include "cri/runtime.h"
 
 #include <dirent.h>
+#include <malloc.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -24,6 +25,7 @@
 /* A VM of an earlier daemon that does not answer in this time is given up. */
 #define ADOPT_NS (15LL * 1000000000)
 #define CLEAN_NS (150LL * 1000000000)
+#define TRIM_NS (20LL * 1000000000)
 
 static void *run_worker(void *arg)
 {
@@ -102,6 +104,7 @@ void runtime_free(struct runtime *rt)
     heartbeat_free(rt->heartbeat);
     stats_free(rt->stats);
     forget_sandboxes(rt);
+    loop_remove(rt->trim);
     if (rt->worker != NULL) {
         loop_stop(rt->worker);
         (void)pthread_join(rt->worker_thread, NULL);
@@ -119,8 +122,19 @@ void runtime_free(struct runtime *rt)
     free(rt);
 }
 
+/* What many calls at a time have left in the heaps of their threads is the host's again. */
+static void trim(struct loop_source *src, void *arg)
+{
+    (void)arg;
+    (void)malloc_trim(0);
+    (void)loop_set_timer(src, TRIM_NS);
+}
+
 int runtime_watch(struct runtime *rt, struct err *err)
 {
+    rt->trim = loop_add_timer(rt->worker, TRIM_NS, trim, NULL, err);
+    if (rt->trim == NULL)
+        return -1;
     rt->heartbeat = heartbeat_new(rt, rt->deps.control, rt->deps.guest_silence_ns, err);
     return rt->heartbeat == NULL ? -1 : 0;
 }
