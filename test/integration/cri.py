@@ -3,12 +3,16 @@
 Messages come from proto/cri/v1/api.proto, compiled for Python once per session.
 """
 import importlib
+import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import grpc
+
+# Its handlers around fork() wait for ever now and then; children here only execute programs.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 ROOT = Path(__file__).resolve().parents[2]
 MAX_MESSAGE = 16 << 20
