@@ -129,7 +129,6 @@ struct runtime {
     struct stats *stats;
     struct events *events;
     struct heartbeat *heartbeat;
-    struct loop_source *trim; /* on the worker */
 };
 
 /* --- sandboxes --- */

@@ -104,7 +104,6 @@ void runtime_free(struct runtime *rt)
     heartbeat_free(rt->heartbeat);
     stats_free(rt->stats);
     forget_sandboxes(rt);
-    loop_remove(rt->trim);
     if (rt->worker != NULL) {
         loop_stop(rt->worker);
         (void)pthread_join(rt->worker_thread, NULL);
@@ -132,8 +131,7 @@ static void trim(struct loop_source *src, void *arg)
 
 int runtime_watch(struct runtime *rt, struct err *err)
 {
-    rt->trim = loop_add_timer(rt->worker, TRIM_NS, trim, NULL, err);
-    if (rt->trim == NULL)
+    if (loop_add_timer(rt->worker, TRIM_NS, trim, NULL, err) == NULL) /* it goes with the worker */
         return -1;
     rt->heartbeat = heartbeat_new(rt, rt->deps.control, rt->deps.guest_silence_ns, err);
     return rt->heartbeat == NULL ? -1 : 0;

@@ -118,10 +118,12 @@ static void destroy(struct spares *p, struct spare *s)
     auto_err struct err err = ERR_INIT;
     auto_cancel struct cancel *limit = cancel_new(mono_ns() + DESTROY_NS, NULL);
     if (s->machine != NULL && machine_destroy(s->machine, limit, &err) < 0)
-        log_error("cannot remove a spare vm", LOG_STR("error", err_msg(&err)));
+        log_error("cannot remove a spare vm", LOG_STR("sandbox", s->id),
+                  LOG_STR("error", err_msg(&err)));
     machine_free(s->machine);
     if (!str_empty(s->netns) && netns_remove(s->netns, &err) < 0)
-        log_error("cannot remove a spare vm's network", LOG_STR("error", err_msg(&err)));
+        log_error("cannot remove a spare vm's network", LOG_STR("sandbox", s->id),
+                  LOG_STR("error", err_msg(&err)));
     else
         netns_note_drop(p->notes, s->id);
     spare_free(s);

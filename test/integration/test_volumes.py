@@ -212,14 +212,15 @@ def test_kubelet_flips_a_config_map(daemon, pod, src):
     (src / "key").symlink_to("..data/key")
     c = pod.start("x", "sleep", "1000", mounts=[mount(src, "/etc/config", readonly=True)])
     assert out(daemon, c, "cat /etc/config/key") == "value 1\n"
-    slowest = 0
+    took = []
     for version in range(2, 6):
         begin = time.monotonic()
         publish(version)
         within(10, lambda: daemon.exec(c, "cat", "/etc/config/key").stdout == f"value {version}\n".encode())
-        slowest = max(slowest, time.monotonic() - begin)
+        took.append(time.monotonic() - begin)
         subprocess.run(["rm", "-r", str(src / f"..v{version - 1}")], check=True)
-    print("slowest flip", slowest)
+    # seen by an exec, which takes its own time on a busy machine
+    assert sorted(took)[len(took) // 2] < 1, took
 
 
 def test_user_attributes(daemon, pod, src):
